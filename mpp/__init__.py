@@ -1,0 +1,49 @@
+"""Masked patch prediction: pre-train Vision Transformers without labels, and measure what that is worth.
+
+The names below are imported when they are first used, so that `import mpp` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mpp.encoder.build import create_encoder, load_encoder
+    from mpp.objective.corruption import Corruption
+    from mpp.objective.masked_patch import MaskedPatchPrediction
+    from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
+    from mpp.recipe import load_recipe
+
+__version__ = "0.1.0"
+__all__ = [
+    "Corruption",
+    "DownsizedPatch",
+    "FullPatch",
+    "MaskedPatchPrediction",
+    "MeanColor",
+    "create_encoder",
+    "load_encoder",
+    "load_recipe",
+]
+
+_ROOMS = {
+    "Corruption": "mpp.objective.corruption",
+    "DownsizedPatch": "mpp.objective.targets",
+    "FullPatch": "mpp.objective.targets",
+    "MaskedPatchPrediction": "mpp.objective.masked_patch",
+    "MeanColor": "mpp.objective.targets",
+    "create_encoder": "mpp.encoder.build",
+    "load_encoder": "mpp.encoder.build",
+    "load_recipe": "mpp.recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'mpp' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,49 @@
+"""What all commands share: reading the command line, telling mistakes, exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mpp.recipe import COMMANDS, RecipeError, help_text, load_recipe
+
+MISTAKE = 2
+"""Exit code for what the user can mend."""
+FAILED = 1
+"""Exit code for a run that could not go on."""
+TRACEBACK = "MPP_TRACEBACK"
+"""Set this in the environment to see where an error comes from."""
+
+
+def run_command(name: str, summary: str, work: Callable[[Any], int], arguments: list[str] | None = None) -> int:
+    """Read `RECIPE [key=value …]`, run `work` on the recipe, and give the exit code.
+
+    Mistakes of the user and runs that cannot go on end in one message on stderr, without a traceback.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+        usage = f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{summary.strip()}\n"
+        print(usage + ("\n" + help_text(COMMANDS[name]) if arguments else "Every setting: --help"))
+        return 0 if arguments else MISTAKE
+    path, *overrides = arguments
+    try:
+        return work(load_recipe(path, overrides, command=name))
+    except RecipeError as error:
+        return _tell(error, MISTAKE)
+    except ValueError as error:
+        return _tell(error, MISTAKE)
+    except (RuntimeError, OSError) as error:
+        return _tell(error, FAILED)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+def _tell(error: Exception, code: int) -> int:
+    if os.environ.get(TRACEBACK):
+        raise error
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}" if not isinstance(error, RecipeError) else error, file=sys.stderr, flush=True)
+    return code

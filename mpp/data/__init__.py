@@ -1,0 +1,1 @@
+"""Where images come from, in which order, and how they become pixels."""

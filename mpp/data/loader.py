@@ -1,0 +1,97 @@
+"""Batches of crops: for training in the run's order, for evaluation row by row."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mpp import randomness
+from mpp.data.images import Images, Loaded
+from mpp.data.order import Numbers, Order
+from mpp.data.pixels import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.settings import DataSettings
+
+
+class Batch(NamedTuple):
+    """Crops as the encoder sees them, in uint8 until they are on the device."""
+
+    pixels: Tensor
+    """uint8 `(b, 3, h, w)`."""
+    samples: Tensor
+    """int64 `(b,)`: the numbers that decided crop and flip, and will decide the corruption."""
+    labels: Tensor | None
+    """int64 `(b,)`, where the data has labels."""
+    damaged: tuple[tuple[int, str], ...] = ()
+    """Rows that could not be decoded, and why; a neighbour stands in for each."""
+
+
+class TrainingCrops(Dataset[Batch]):
+    """Random crops; one item is a whole micro-batch, asked for by its sample numbers."""
+
+    def __init__(self, images: Images, settings: DataSettings, seed: int) -> None:
+        self.images, self.settings = images, settings
+        self.order = Order(len(images), seed)
+        self.key = randomness.key(seed, "crop")
+
+    def __getitem__(self, samples: Numbers) -> Batch:
+        words = randomness.words(self.key, samples[:, None], np.arange(WORDS_PER_CROP, dtype=np.int64)[None, :])
+        draws = np.stack(words, axis=-1)
+        loaded = [self.images.load(int(row)) for row in self.order.rows(samples)]
+        crops = []
+        for image, draw in zip(loaded, draws, strict=True):
+            _, height, width = image.pixels.shape
+            crops.append(cut(image.pixels, random_crop(draw, height, width, self.settings), self.settings))
+        damaged = tuple(bad for image in loaded for bad in image.damaged)
+        return Batch(torch.stack(crops), torch.from_numpy(samples), _labels(self.images, loaded), damaged)
+
+
+class EvaluationCrops(Dataset[Batch]):
+    """Centre crops; one item is a batch, asked for by row numbers, which are its sample numbers too."""
+
+    def __init__(self, images: Images, settings: DataSettings) -> None:
+        self.images, self.settings = images, settings
+
+    def __getitem__(self, rows: Numbers) -> Batch:
+        loaded = [self.images.load(int(row)) for row in rows]
+        crops = [centre(image.pixels, self.settings) for image in loaded]
+        return Batch(torch.stack(crops), torch.from_numpy(rows), _labels(self.images, loaded))
+
+
+def _labels(images: Images, loaded: list[Loaded]) -> Tensor | None:
+    labels = images.rows.labels
+    return None if labels is None else torch.from_numpy(labels[[image.row for image in loaded]])
+
+
+def batches(
+    crops: Dataset[Batch], numbers: Iterable[Numbers], *, workers: int = 0, pin: bool = False
+) -> Iterator[Batch]:
+    """The batches of `crops` that `numbers` asks for, in that order, whatever the number of workers.
+
+    Args:
+        crops: what a batch is made of.
+        numbers: int64 `(b,)` for each batch; walked through once, so the workers live as long as the run.
+        workers: loader processes; 0 loads here.
+        pin: put the batches in pinned memory, for a GPU.
+    """
+    loader = DataLoader(
+        crops,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A signal to the whole process group must not take the workers away from a step that is to be finished."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,73 @@
+"""Which row each sample number stands for, and which samples make a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpp import randomness
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Order:
+    """The order of training: sample number → row, a pure function of the seed.
+
+    Every epoch is a permutation of all rows; sample `s` is place `s % rows` of epoch `s // rows`. Nothing is
+    dropped at the end of an epoch: batches run across.
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        key = randomness.key(seed, "order")
+        self.size = rows
+        self._epoch = lru_cache(maxsize=2)(lambda epoch: randomness.permutation(key, epoch, rows))
+
+    def rows(self, samples: Numbers) -> Numbers:
+        """int64 `(n,)` sample numbers → int64 `(n,)` row numbers."""
+        epochs, places = np.divmod(samples, self.size)
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = self._epoch(int(epoch))[places[here]]
+        return rows
+
+
+class Share(NamedTuple):
+    """One process's part of every step: step `s` holds the samples `[s · batch_size, (s + 1) · batch_size)`."""
+
+    batch_size: int
+    micro_batch_size: int
+    rank: int
+    processes: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one step in this process."""
+        return self.batch_size // (self.micro_batch_size * self.processes)
+
+    def micro_batches(self, first_step: int, last_step: int) -> Iterator[Numbers]:
+        """The sample numbers of this process's micro-batches, from one step to before another."""
+        for step in range(first_step, last_step):
+            for part in range(self.accumulation):
+                start = step * self.batch_size + (part * self.processes + self.rank) * self.micro_batch_size
+                yield np.arange(start, start + self.micro_batch_size, dtype=np.int64)
+
+
+def share(batch_size: int, micro_batch_size: int | None, *, rank: int = 0, processes: int = 1) -> Share:
+    """Divide the global batch among processes and micro-batches.
+
+    Raises:
+        ValueError: if it does not divide.
+    """
+    if batch_size % processes:
+        raise ValueError(f"training.batch_size {batch_size} is not a multiple of the {processes} processes")
+    micro = micro_batch_size or batch_size // processes
+    if batch_size % (micro * processes):
+        raise ValueError(
+            f"training.batch_size {batch_size} is not a multiple of micro_batch_size {micro} × {processes} processes "
+            f"= {micro * processes}"
+        )
+    return Share(batch_size, micro, rank, processes)

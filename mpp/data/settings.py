@@ -1,0 +1,72 @@
+"""What the `data:` part of a recipe can say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mpp.settings import Settings
+
+
+class DataSettings(Settings):
+    """Where images come from and how they become pixels."""
+
+    source: str = "embedded"
+    """`embedded` or `embedded:b` (drawn by this package), a folder of images, a Parquet or webdataset
+    file or folder, or the id of a data set on the Hugging Face Hub."""
+
+    subset: str | None = None
+    """The configuration of a Hub data set that has several."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set."""
+
+    split: str = "train"
+    """The split to train on; slices such as `train[:10%]` work."""
+
+    validation_split: str | None = None
+    """The held-out split; null takes `validation`, else `test`, else a seeded tenth of the training split."""
+
+    image_column: str | None = None
+    """The column that holds the images; null takes the only image column."""
+
+    label_column: str | None = None
+    """The column that holds the labels; null takes the only class-label column, if there is one."""
+
+    image_size: int = Field(default=224, ge=1)
+    """Height and width, in pixels, of what the encoder sees."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the image's area that a random crop covers, from and to (the 'inception crop')."""
+
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a random crop, from and to."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+
+    crop_pct: float = Field(default=1.0, gt=0, le=1)
+    """In evaluation: the share of the resized image's shorter side that the centre crop keeps."""
+
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How crops are resized (always antialiased)."""
+
+    workers: int = Field(default=2, ge=0)
+    """Loader processes beside each training process; 0 loads in the training process itself."""
+
+    cache: bool = False
+    """Decode every image once and keep the pixels in memory: for small data sets."""
+
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
+    """The run stops when more than this share of the images cannot be decoded."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DataSettings:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale must satisfy 0 < from <= to <= 1; found {low:g}, {high:g}")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio must satisfy 0 < from <= to; found {low:g}, {high:g}")
+        return self

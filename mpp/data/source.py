@@ -1,0 +1,245 @@
+"""Opening a data set: embedded, a folder of images, Parquet, webdataset, or an id on the Hub."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+
+from mpp import randomness
+from mpp.data import embedded
+from mpp.data.settings import DataSettings
+
+HOLD_OUT = 10
+"""One row in this many is held out of train where a data set has no other split."""
+
+
+class ImageRows:
+    """The rows of one split: encoded images, and labels where there are any.
+
+    Attributes:
+        name: what a person would call it, for messages.
+        class_names: of the labels, or None for unlabelled data.
+        fingerprint: changes when the data changes.
+    """
+
+    def __init__(self, table: datasets.Dataset, image: str, label: str | None, classes: Classes | None, name: str):
+        self.name, self.fingerprint = name, table._fingerprint
+        self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
+        self._image = image
+        self.class_names = classes.names if classes else None
+        self.labels = classes.numbers(table, label, name) if classes and label else None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def encoded(self, row: int) -> bytes:
+        """The encoded image of a row.
+
+        Raises:
+            ValueError: if the row holds none.
+            OSError: if its file cannot be read.
+        """
+        value: dict[str, Any] | None = self._images[row][self._image]
+        if value is None:
+            raise ValueError("the row holds no image")
+        if value["bytes"] is not None:
+            return value["bytes"]
+        return Path(value["path"]).read_bytes()
+
+    def where(self, row: int) -> str:
+        """What to call a row in a message: its number, and its path if it has one."""
+        try:
+            path = (self._images[row][self._image] or {}).get("path")
+        except Exception:
+            path = None
+        return f"row {row}" + (f" ({path})" if path else "")
+
+
+class Classes(NamedTuple):
+    """How the values of a label column become class numbers."""
+
+    names: list[str]
+    strings: bool
+
+    def numbers(self, table: datasets.Dataset, column: str, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Class numbers int64 `(rows,)`.
+
+        Raises:
+            ValueError: for labels outside the range.
+        """
+        values = table.with_format("arrow")[:][column].to_pylist() if len(table) else []
+        if self.strings:
+            index = {label: number for number, label in enumerate(self.names)}
+            values = [index.get(value, -1) for value in values]
+        labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.names)))
+        if len(wrong):
+            raise ValueError(
+                f"{name}: {len(wrong)} of {len(labels)} labels in column {column!r} lie outside the "
+                f"{len(self.names)} classes; the first is row {wrong[0]} with {values[wrong[0]]!r}"
+            )
+        return labels
+
+
+class Splits(NamedTuple):
+    """The rows to train on and the held-out rows."""
+
+    train: ImageRows
+    validation: ImageRows
+
+
+def open_splits(settings: DataSettings, seed: int, *, labelled: bool = False) -> Splits:
+    """Open the training and the validation split of a data set.
+
+    Args:
+        settings: which data set, splits and columns.
+        seed: decides the hold-out where the data set has no second split.
+        labelled: whether labels are needed.
+
+    Raises:
+        ValueError: for a source, split, column or label that is not there, or an empty split.
+    """
+    tables = _tables(settings)
+    train = _slice(tables, settings.split, "data.split")
+    name = settings.split.split("[")[0]
+    other = settings.validation_split or next((s for s in ("validation", "test") if s in tables and s != name), None)
+    if other is not None:
+        validation = _slice(tables, other, "data.validation_split")
+    else:
+        train, validation = _held_out(train, seed)
+    image = _image_column(train, settings)
+    label = _label_column(train, settings, required=labelled)
+    classes = _classes(train, label) if label else None
+    splits = {f"{settings.source}, training split": train, f"{settings.source}, validation split": validation}
+    return Splits(*(_rows(table, image, label, classes, name) for name, table in splits.items()))
+
+
+def _tables(settings: DataSettings) -> datasets.DatasetDict:
+    """All splits of the source, prepared by `datasets` once and cached by it."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    family, _, variant = settings.source.partition(":")
+    if family == "embedded":
+        if (variant or "a") not in embedded.VARIANTS:
+            known = ", ".join(f"embedded:{v}" for v in embedded.VARIANTS)
+            raise ValueError(f"data.source {settings.source!r} does not exist; there are {known}")
+        return embedded.load(variant or "a")
+    source, arguments = _reader(settings)
+    try:
+        return datasets.load_dataset(source, **arguments)
+    except Exception as error:
+        # `datasets` raises whatever its readers raise; each of them means that this source cannot be read.
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"data.source {settings.source!r} cannot be opened: {reason}\n"
+            "It can be embedded or embedded:b, a folder of images, a .parquet or .tar file, a folder of them, "
+            "or the id of a data set on the Hugging Face Hub (which needs a network)"
+        ) from error
+
+
+def _reader(settings: DataSettings) -> tuple[str, dict[str, Any]]:
+    """What `datasets` calls the source: a reader or a path, and its arguments."""
+    path = Path(settings.source).expanduser()
+    if path.is_file():
+        readers = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+        if path.suffix not in readers:
+            raise ValueError(
+                f"data.source {settings.source} is a file of another kind than {', '.join(readers)}; "
+                "give one of these, or a folder"
+            )
+        return readers[path.suffix], {"data_files": {"train": str(path)}}
+    if path.is_dir():
+        if not any(path.iterdir()):
+            raise ValueError(f"data.source {settings.source} is an empty folder")
+        return str(path), {"name": settings.subset} if settings.subset else {}
+    if settings.source.startswith((".", "/", "~")) or settings.source.count("/") > 1:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ValueError(f"data.source {settings.source} does not exist{hint}")
+    return settings.source, {"name": settings.subset, "revision": settings.revision}
+
+
+def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> datasets.Dataset:
+    """A split, or a part of one such as `train[:10%]`."""
+    sizes = {name: len(table) for name, table in tables.items()}
+    try:
+        parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+    except Exception as error:
+        raise ValueError(
+            f"{setting} {spec!r} cannot be taken: {str(error).strip() or type(error).__name__}; "
+            f"there are {', '.join(f'{name} ({size} rows)' for name, size in sizes.items())}"
+        ) from error
+    tables_of_parts = [
+        tables[p.splitname].select(range(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to)) for p in parts
+    ]
+    return tables_of_parts[0] if len(parts) == 1 else datasets.concatenate_datasets(tables_of_parts)
+
+
+def _held_out(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Train and validation, where a data set has but one split: a seeded tenth is held out."""
+    if len(train) < 2:
+        raise ValueError(f"a training split of {len(train)} rows cannot be divided; name a data.validation_split")
+    order = randomness.permutation(randomness.key(seed, "hold-out"), 0, len(train))
+    held = max(len(train) // HOLD_OUT, 1)
+    return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
+
+
+def _image_column(table: datasets.Dataset, settings: DataSettings) -> str:
+    if settings.image_column is not None:
+        return settings.image_column
+    found = [name for name, feature in table.features.items() if _holds_images(feature)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{settings.source} has {len(found) or 'no'} image columns"
+            + (f" ({', '.join(found)})" if found else "")
+            + f" among {', '.join(table.column_names)}; name one with data.image_column"
+        )
+    return found[0]
+
+
+def _holds_images(feature: Any) -> bool:
+    """Image columns, and the structs of bytes and path that they are stored as."""
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def _label_column(table: datasets.Dataset, settings: DataSettings, *, required: bool) -> str | None:
+    if settings.label_column is not None:
+        return settings.label_column
+    found = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(found) == 1:
+        return found[0]
+    if required:
+        raise ValueError(
+            f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed; "
+            f"name one of {', '.join(table.column_names)} with data.label_column"
+        )
+    return None
+
+
+def _classes(table: datasets.Dataset, column: str) -> Classes:
+    """The classes of a label column: a ClassLabel's own, or those that integers or strings show in train."""
+    feature = table.features.get(column)
+    if isinstance(feature, datasets.ClassLabel):
+        return Classes(list(feature.names), strings=False)
+    values = table.unique(column) if feature is not None and len(table) else []
+    if all(isinstance(value, str) for value in values):
+        return Classes(sorted(values), strings=True)
+    if not all(isinstance(value, int) for value in values):
+        raise ValueError(f"column {column!r} holds no labels: expected integers or strings, found {feature}")
+    return Classes([str(number) for number in range(max(values) + 1)], strings=False)
+
+
+def _rows(table: datasets.Dataset, image: str, label: str | None, classes: Classes | None, name: str) -> ImageRows:
+    for column in filter(None, (image, label)):
+        if column not in table.column_names:
+            near = difflib.get_close_matches(column, table.column_names, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name} has no column {column!r} among {', '.join(table.column_names)}{hint}")
+    if len(table) == 0:
+        raise ValueError(f"{name} is empty: it has no rows")
+    return ImageRows(table, image, label, classes, name)

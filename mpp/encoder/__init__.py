@@ -1,0 +1,1 @@
+"""The shared Vision Transformer: built, opened at one seam, exported."""

@@ -1,0 +1,1 @@
+"""What the encoder is asked to do: masked patch prediction, or supervised classification beside it."""

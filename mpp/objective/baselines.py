@@ -1,0 +1,139 @@
+"""What a model must beat to have learnt anything: predictions that need no network.
+
+*Histogram*: how often each label occurs in train, whatever the image shows.
+*Visible neighbours*: how often it occurs given the mean colour of the visible patches around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpp.objective.patches import bins_of_sums, pack, patchify
+from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
+
+if TYPE_CHECKING:
+    from mpp.objective.masked_patch import MaskedPatchPrediction
+
+Images = Iterable[tuple[Tensor, Tensor]]
+"""Batches of uint8 pixels `(b, 3, h, w)` and int64 sample numbers `(b,)`."""
+
+
+def masked_patch_baselines(objective: MaskedPatchPrediction, train: Images, validation: Images) -> dict[str, float]:
+    """The losses of both baselines over the corrupted patches of `validation`, counted on those of `train`.
+
+    For colours: cross-entropies in nats, counts add-one, each cell of a downsized patch with a table of its own.
+    For full patches: the squared error of the mean training patch, and of the neighbours' colour; with
+    per-patch normalisation the latter carries no information and is left out.
+    """
+    target = objective.target
+    if isinstance(target, FullPatch):
+        return _of_pixels(objective, target, train, validation)
+    return _of_colours(objective, target, train, validation)
+
+
+def neighbour_colours(pixels: Tensor, positions: Tensor, patch_size: int, bits: int) -> tuple[Tensor, Tensor]:
+    """The mean colour of the visible patches around each corrupted one, of all visible ones where there are none.
+
+    Args:
+        pixels: uint8 `(b, 3, h, w)`.
+        positions: int64 `(b, K)`, the corrupted patches.
+        patch_size: P.
+        bits: of the colour class.
+
+    Returns:
+        The colour class, int64 `(b, K)`, and the colour itself, float64 `(b, K, 3)` in 0…255. If no patch of the
+        image is visible, both are 0.
+    """
+    patches = patchify(pixels, patch_size)
+    rows, columns = pixels.shape[2] // patch_size, pixels.shape[3] // patch_size
+    visible = torch.ones(patches.shape[:2], dtype=torch.int64).scatter(1, positions, 0)
+    sums = patches.sum((2, 3), dtype=torch.int64) * visible[..., None]
+    # The count of visible patches rides along as a fourth channel; sums over 3×3 windows are exact in float64.
+    table = torch.cat([sums, visible[..., None]], dim=-1).double()
+    image = table.transpose(1, 2).unflatten(2, (rows, columns))
+    around = F.avg_pool2d(image, 3, stride=1, padding=1, divisor_override=1).flatten(2).transpose(1, 2) - table
+    everywhere = table.sum(1, keepdim=True).expand_as(table)
+    chosen = torch.where(around[..., 3:] > 0, around, everywhere).round().long()
+    chosen = chosen.gather(1, positions[..., None].expand(-1, -1, 4))
+    count = (chosen[..., 3:] * patch_size**2).clamp(min=1)
+    return pack(bins_of_sums(chosen[..., :3], count, bits), bits), chosen[..., :3].double() / count
+
+
+def _batches(objective: MaskedPatchPrediction, images: Images) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    for pixels, samples in images:
+        positions = objective.corruption.draw(objective.key, samples, objective.encoder.num_patches).positions
+        yield pixels, positions, objective.target.labels(objective.patches(pixels, positions))
+
+
+def _of_colours(
+    objective: MaskedPatchPrediction, target: MeanColor | DownsizedPatch, train: Images, validation: Images
+) -> dict[str, float]:
+    classes = target.classes
+    cells = target.cells**2
+
+    def columns(images: Images) -> tuple[Tensor, Tensor]:
+        """Labels and neighbour colours, each with its cell packed on top: int64 `(n,)`."""
+        labels, pairs = [], []
+        for pixels, positions, truth in _batches(objective, images):
+            colour, _ = neighbour_colours(pixels, positions, objective.encoder.patch_size, target.bits)
+            cell = torch.arange(cells)
+            labels.append((cell * classes + truth.unflatten(1, (-1, 1)).flatten(2)).flatten())
+            pairs.append((cell * classes + colour[..., None]).flatten())
+        return torch.cat(labels), torch.cat(pairs)
+
+    seen_labels, seen_contexts = columns(train)
+    labels, contexts = columns(validation)
+    histogram = _cross_entropy(seen_labels // classes, seen_labels, labels // classes, labels, classes)
+    neighbours = _cross_entropy(seen_contexts, seen_labels, contexts, labels, classes)
+    return {"histogram": histogram, "neighbours": neighbours}
+
+
+def _cross_entropy(seen_context: Tensor, seen_label: Tensor, context: Tensor, label: Tensor, classes: int) -> float:
+    """−log P(label | context) in nats, averaged; P counted on what was seen, add-one over the classes.
+
+    Contexts and labels are non-negative integers; a label implies its cell, and so does a context.
+    """
+    span = int(max(seen_label.max(), label.max())) + 1
+    pairs, pair_counts = torch.unique(seen_context * span + seen_label, return_counts=True)
+    contexts, context_counts = torch.unique(seen_context, return_counts=True)
+    together = _count(pairs, pair_counts, context * span + label)
+    alone = _count(contexts, context_counts, context)
+    return float(((alone + classes).log() - (together + 1).log()).mean())
+
+
+def _count(keys: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
+    """How often each wanted key was counted, 0 for those never seen: float64, of the shape of `wanted`."""
+    place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return torch.where(keys[place] == wanted, counts[place], 0).double()
+
+
+def _of_pixels(
+    objective: MaskedPatchPrediction, target: FullPatch, train: Images, validation: Images
+) -> dict[str, float]:
+    total, count = torch.zeros(target.outputs(objective.encoder.patch_size), dtype=torch.float64), 0
+    for _, _, labels in _batches(objective, train):
+        total += labels.double().sum((0, 1))
+        count += labels.shape[0] * labels.shape[1]
+    mean = total / count
+    errors, neighbour_errors, patches = 0.0, 0.0, 0
+    for pixels, positions, labels in _batches(objective, validation):
+        _, colour = neighbour_colours(pixels, positions, objective.encoder.patch_size, bits=1)
+        guess = (colour / 255).tile(objective.encoder.patch_size**2)
+        errors += float((labels.double() - mean).square().mean(-1).sum())
+        neighbour_errors += float((labels.double() - guess).square().mean(-1).sum())
+        patches += labels.shape[0] * labels.shape[1]
+    baselines = {"histogram": errors / patches}
+    return baselines if target.normalize else {**baselines, "neighbours": neighbour_errors / patches}
+
+
+def label_baseline(train: Tensor, validation: Tensor, num_classes: int) -> dict[str, float]:
+    """For classification: the cross-entropy of the label frequencies of train on validation, add-one."""
+    counts = torch.bincount(train, minlength=num_classes).double() + 1
+    frequency = counts / (len(train) + num_classes)
+    return {"histogram": float(-frequency[validation].log().mean()), "chance": math.log(num_classes)}

@@ -1,0 +1,86 @@
+"""Pixels of an image as patches, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from einops import rearrange
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def patchify(pixels: Tensor, patch_size: int) -> Tensor:
+    """`(b, c, rows·P, columns·P)` → `(b, N, P, P, c)`; patches row by row, values ordered (row column channel)."""
+    return rearrange(pixels, "b c (h p) (w q) -> b (h w) p q c", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches: Tensor, rows: int) -> Tensor:
+    """The inverse of `patchify`: `(b, N, P, P, c)` → `(b, c, rows·P, N / rows·P)`."""
+    return rearrange(patches, "b (h w) p q c -> b c (h p) (w q)", h=rows)
+
+
+def cell_edges(patch_size: int, cells: int) -> list[tuple[int, int]]:
+    """Start and end of each of `cells` cells along a side of `patch_size` pixels.
+
+    The edges of adaptive average pooling: where the size is no multiple of the number of cells, they overlap.
+
+    Raises:
+        ValueError: if there are more cells than pixels.
+    """
+    if cells > patch_size:
+        raise ValueError(
+            f"objective.target.cells is {cells}, but a patch is only {patch_size} pixels a side; "
+            f"use at most {patch_size} cells or a larger patch size"
+        )
+    return [(i * patch_size // cells, -(-(i + 1) * patch_size // cells)) for i in range(cells)]
+
+
+def colour_classes(patches: Tensor, cells: int, bits: int) -> Tensor:
+    """The class of the mean colour of each cell of each patch, in integers throughout.
+
+    For a cell of n pixels whose channel sums to S, `bin = (S · 2**bits) // (256 · n)`; the class packs the bins
+    of the three channels, the first one most significant.
+
+    Args:
+        patches: uint8 `(b, N, P, P, 3)`.
+        cells: cells along a side of the patch.
+        bits: bits a channel.
+
+    Returns:
+        int64 `(b, N, cells²)`, cells row by row; values in [0, 2**(3·bits)).
+    """
+    return pack(colour_bins(patches, cells, bits), bits)
+
+
+def colour_bins(patches: Tensor, cells: int, bits: int) -> Tensor:
+    """The bins before packing: int64 `(b, N, cells², 3)`; arguments as in `colour_classes`."""
+    import torch  # late: recipes are read without it
+
+    edges = cell_edges(patches.shape[2], cells)
+    # A cell is a sum of whole rows and columns: sums of sums, int32 (255 · P² < 2**31 for any patch there is).
+    rows = torch.stack([patches[:, :, top:bottom].sum(2, dtype=torch.int32) for top, bottom in edges], dim=2)
+    sums = torch.stack([rows[:, :, :, left:right].sum(3, dtype=torch.int32) for left, right in edges], dim=3)
+    sides = torch.tensor([end - start for start, end in edges], device=patches.device)
+    pixels = sides[:, None] * sides[None, :]
+    return rearrange(bins_of_sums(sums, pixels[..., None], bits), "b n r s c -> b n (r s) c")
+
+
+def bins_of_sums(sums: Tensor, pixels: Tensor, bits: int) -> Tensor:
+    """Channel sums over so many pixels → bins, `(S · 2**bits) // (256 · n)`, in int64."""
+    return (sums.long() << bits) // (256 * pixels)
+
+
+def pack(bins: Tensor, bits: int) -> Tensor:
+    """Bins `(…, 3)` → classes `(…)`: `r · 4**bits + g · 2**bits + b`."""
+    red, green, blue = bins.unbind(-1)
+    return (red << (2 * bits)) | (green << bits) | blue
+
+
+def unpack(classes: Tensor, bits: int) -> Tensor:
+    """Classes `(…)` → the colours at the middle of their bins, float32 `(…, 3)` in [0, 1]."""
+    import torch
+
+    top = (1 << bits) - 1
+    bins = torch.stack([(classes >> (2 * bits)) & top, (classes >> bits) & top, classes & top], dim=-1)
+    return (bins.float() + 0.5) / (top + 1)

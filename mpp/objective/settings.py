@@ -1,0 +1,43 @@
+"""What the `objective:` part of a recipe can say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mpp.objective.corruption import Corruption
+from mpp.objective.targets import MeanColor, Target
+from mpp.settings import Settings
+
+
+class MaskedPatchSettings(Settings):
+    """Masked patch prediction: corrupt patch embeddings, predict what was there."""
+
+    kind: Literal["masked_patch"] = "masked_patch"
+    """Masked patch prediction, without labels."""
+
+    head: Literal["linear", "mlp"] = "linear"
+    """From an encoder's token to a prediction: one linear layer, or two with a GELU between them."""
+
+    corruption: Corruption = Corruption()
+    """Which patch embeddings are corrupted, and how."""
+
+    target: Target = MeanColor()
+    """What is predicted for each corrupted patch."""
+
+
+class SupervisedSettings(Settings):
+    """Classification with labels, for comparison."""
+
+    kind: Literal["supervised"] = "supervised"
+    """Classification of the data set's labels."""
+
+    head: Literal["linear", "mlp"] = "linear"
+    """From the pooled feature to the classes: one linear layer, or two with a GELU between them."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the probability that is spread over all classes."""
+
+
+ObjectiveSettings = Annotated[MaskedPatchSettings | SupervisedSettings, Field(discriminator="kind")]

@@ -1,0 +1,191 @@
+"""What is predicted for a corrupted patch (ViT paper, appendix B.1.2): three targets.
+
+Each class is at once what a recipe says (`target: {kind: mean_color, bits: 3}`) and the object that does it.
+All labels come from the uint8 pixels that the encoder sees, before any normalisation.
+
+Every target offers the same: `outputs` (numbers predicted a patch), `shape` (head outputs → logits), `labels`,
+`losses` and `loss`, `errors` with the `metric` they add up to, and `picture` (what a prediction looks like).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from einops import rearrange, repeat
+from pydantic import Field
+
+from mpp.objective.patches import cell_edges, colour_classes, unpack
+from mpp.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Target(Settings):
+    """What all targets share: the loss is the mean of the losses of the patches."""
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each patch, float32 `(b, K)`."""
+        raise AssertionError
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean over all corrupted patches, a float32 scalar."""
+        return self.losses(logits, labels).mean()
+
+
+class _Colours(_Target):
+    """What the two targets of quantised colours share: each cell is one of `8**bits` classes."""
+
+    bits: int = Field(default=3, ge=1, le=4)
+    """Bits a channel; 3 make 512 colours."""
+
+    metric: ClassVar[str] = "accuracy"
+
+    @property
+    def classes(self) -> int:
+        """Number of colours, `8**bits`."""
+        return 1 << (3 * self.bits)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy in nats, averaged over the cells of a patch: float32 `(b, K)`."""
+        import torch.nn.functional as F
+
+        losses = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none")
+        return losses.view(*labels.shape[:2], -1).mean(-1)
+
+    def errors(self, logits: Tensor, labels: Tensor, patches: Tensor) -> Tensor:
+        """Share of wrong cells of each patch: float32 `(b, K)`; `patches` uint8 `(b, K, P, P, 3)` are not needed."""
+        return (logits.argmax(-1) != labels).float().view(*labels.shape[:2], -1).mean(-1)
+
+    def summary(self, error: float) -> float:
+        """Accuracy (per cell) from a mean error."""
+        return 1 - error
+
+
+class MeanColor(_Colours):
+    """The mean colour of the patch: one of 512 classes at 3 bits a channel."""
+
+    kind: Literal["mean_color"] = "mean_color"
+    """Predict the mean colour of each corrupted patch."""
+
+    @property
+    def cells(self) -> int:
+        """Cells along a side: the patch is one cell."""
+        return 1
+
+    def outputs(self, patch_size: int) -> int:
+        """Numbers predicted for a patch."""
+        return self.classes
+
+    def shape(self, outputs: Tensor) -> Tensor:
+        """Head outputs `(b, K, 8^bits)` as logits: themselves."""
+        return outputs
+
+    def labels(self, patches: Tensor) -> Tensor:
+        """int64 `(b, K)` from uint8 patches `(b, K, P, P, 3)`."""
+        return colour_classes(patches, 1, self.bits).squeeze(-1)
+
+    def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
+        """The likeliest colour over the whole patch: float32 `(b, K, P, P, 3)` in [0, 1]."""
+        side = patches.shape[2]
+        return repeat(unpack(logits.argmax(-1), self.bits), "b k c -> b k p q c", p=side, q=side)
+
+
+class DownsizedPatch(_Colours):
+    """The patch downsized to 4×4 cells: 16 colours, predicted in parallel."""
+
+    kind: Literal["downsized"] = "downsized"
+    """Predict the colours of the patch downsized to a few cells."""
+
+    cells: int = Field(default=4, ge=1)
+    """Cells along a side of the patch."""
+
+    def outputs(self, patch_size: int) -> int:
+        """Numbers predicted for a patch.
+
+        Raises:
+            ValueError: if there are more cells than pixels.
+        """
+        return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
+
+    def shape(self, outputs: Tensor) -> Tensor:
+        """Head outputs `(b, K, cells²·8^bits)` → logits `(b, K, cells², 8^bits)`."""
+        return rearrange(outputs, "b k (s c) -> b k s c", c=self.classes)
+
+    def labels(self, patches: Tensor) -> Tensor:
+        """int64 `(b, K, cells²)`, cells row by row, from uint8 patches `(b, K, P, P, 3)`."""
+        return colour_classes(patches, self.cells, self.bits)
+
+    def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
+        """Tiles of the likeliest colours: float32 `(b, K, P, P, 3)` in [0, 1]."""
+        import torch
+
+        side = patches.shape[2]
+        nearest = torch.arange(side, device=logits.device) * self.cells // side
+        colours = rearrange(unpack(logits.argmax(-1), self.bits), "b k (r s) c -> b k r s c", r=self.cells)
+        return colours[:, :, nearest][:, :, :, nearest]
+
+
+class FullPatch(_Target):
+    """The pixels of the patch, by L2 regression on the 3 RGB channels."""
+
+    kind: Literal["full_patch"] = "full_patch"
+    """Predict the pixels of each corrupted patch."""
+
+    normalize: bool = False
+    """Normalise the pixels of each patch to mean 0 and variance 1, as in MAE."""
+
+    metric: ClassVar[str] = "psnr"
+
+    def outputs(self, patch_size: int) -> int:
+        """Numbers predicted for a patch."""
+        return 3 * patch_size**2
+
+    def shape(self, outputs: Tensor) -> Tensor:
+        """Head outputs `(b, K, 3·P²)` as predictions: themselves."""
+        return outputs
+
+    def labels(self, patches: Tensor) -> Tensor:
+        """float32 `(b, K, 3·P²)`, ordered (row column channel), from uint8 patches `(b, K, P, P, 3)`.
+
+        In [0, 1]; with `normalize`, of mean 0 and (sample) variance 1 in each patch.
+        """
+        values = rearrange(patches, "b k p q c -> b k (p q c)").float() / 255
+        if not self.normalize:
+            return values
+        mean, deviation = _moments(values)
+        return (values - mean) / deviation
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error over the values of a patch: float32 `(b, K)`."""
+        return (logits.float() - labels).square().mean(-1)
+
+    def errors(self, logits: Tensor, labels: Tensor, patches: Tensor) -> Tensor:
+        """Mean squared error of the clipped pixels of each patch `(b, K)`; `patches` uint8 `(b, K, P, P, 3)`."""
+        truth = patches.float() / 255
+        return (self.picture(logits, patches) - truth).square().mean((-1, -2, -3))
+
+    def summary(self, error: float) -> float:
+        """PSNR in dB from a mean squared error of values in [0, 1]."""
+        return -10 * math.log10(max(error, 1e-12))
+
+    def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
+        """The predicted pixels, clipped: float32 `(b, K, P, P, 3)`.
+
+        With `normalize` the mean and deviation are the true patch's, as MAE shows it.
+        """
+        values = logits.float()
+        if self.normalize:
+            mean, deviation = _moments(rearrange(patches, "b k p q c -> b k (p q c)").float() / 255)
+            values = values * deviation + mean
+        side = patches.shape[2]
+        return rearrange(values.clamp(0, 1), "b k (p q c) -> b k p q c", p=side, q=side)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and `√(sample variance + 1e-6)` of each patch, as in MAE."""
+    return values.mean(-1, keepdim=True), (values.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
+Target = Annotated[MeanColor | DownsizedPatch | FullPatch, Field(discriminator="kind")]

@@ -1,0 +1,32 @@
+"""Recipes: YAML files and `key=value` overrides in, one tree of checked settings out; and everything about the tree.
+
+    commands.py      the tree itself: which rooms a recipe has
+    dialect.py       the YAML of recipes
+    reading.py       file → values that remember their lines
+    overriding.py    key=value → values
+    checking.py      values → settings, or all mistakes at once
+    problems.py      how a mistake is told
+    schema.py        what may stand at a dotted path, in words
+    help.py          every setting, for --help
+    writing.py       settings → YAML; what differs between two
+
+Nothing here imports torch: help and errors come at once.
+"""
+
+from mpp.recipe.commands import COMMANDS, PretrainRecipe
+from mpp.recipe.help import help_text
+from mpp.recipe.loading import load_recipe, load_settings
+from mpp.recipe.problems import RecipeError
+from mpp.recipe.writing import differences, recipe_text, write_recipe
+
+__all__ = [
+    "COMMANDS",
+    "PretrainRecipe",
+    "RecipeError",
+    "differences",
+    "help_text",
+    "load_recipe",
+    "load_settings",
+    "recipe_text",
+    "write_recipe",
+]

@@ -1,0 +1,46 @@
+"""The base class of every settings class, and the one way to state how long something lasts."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Immutable, typed settings of one room; unknown keys are refused, docstrings become the help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class Duration(Settings):
+    """A length or an interval, in exactly one of three units: `{steps: 100}`, `{epochs: 3}`, `{images: 5e4}`."""
+
+    steps: int | None = Field(default=None, ge=0)
+    """Optimiser steps."""
+
+    epochs: float | None = Field(default=None, ge=0)
+    """Passes over the training images; fractions are allowed."""
+
+    images: int | None = Field(default=None, ge=0)
+    """Training images seen, repeats counted."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Duration:
+        given = [unit for unit in ("steps", "epochs", "images") if getattr(self, unit) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "nothing"
+            raise ValueError(f"a duration needs exactly one of steps, epochs or images; found {found}")
+        return self
+
+    def in_steps(self, *, batch_size: int, rows: int) -> int:
+        """The duration in optimiser steps, `ceil(images / batch_size)`, for a train set of `rows` images."""
+        if self.steps is not None:
+            return self.steps
+        images = self.images if self.images is not None else math.ceil((self.epochs or 0) * rows)
+        return math.ceil(images / batch_size)
+
+    def __str__(self) -> str:
+        return next(f"{getattr(self, u):g} {u}" for u in ("steps", "epochs", "images") if getattr(self, u) is not None)

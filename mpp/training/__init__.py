@@ -1,0 +1,1 @@
+"""The one loop, optimiser and schedule, checkpoints, journal."""

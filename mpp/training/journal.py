@@ -1,0 +1,107 @@
+"""What a run says: `metrics.jsonl`, the terminal, and any of Accelerate's trackers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from mpp.files import write_text
+
+
+class Journal:
+    """One line of JSON a logged step; on a terminal a progress bar, elsewhere a plain line.
+
+    Args:
+        path: `metrics.jsonl`.
+        accelerator: its trackers are written to; only the main process writes.
+        steps: of the whole run.
+        step: where it starts; lines later than that are cut, since those steps are run again.
+    """
+
+    def __init__(self, path: Path, accelerator: Accelerator, *, steps: int, step: int) -> None:
+        self.path, self.accelerator, self.steps = path, accelerator, steps
+        self._writes = accelerator.is_main_process
+        self._bar: tqdm | None = None
+        if not self._writes:
+            return
+        if path.exists():
+            write_text(path, "".join(f"{line}\n" for line in _lines_until(path, step)))
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def advance(self, loss: float) -> None:
+        """One more step was done."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self._bar.update()
+
+    def write(self, step: int, samples: int, values: dict[str, Any]) -> None:
+        """Write the values of a step everywhere."""
+        if not self._writes:
+            return
+        line = json.dumps({"step": step, "samples": samples, **{k: _short(v) for k, v in values.items()}})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        if self.accelerator.trackers:
+            self.accelerator.log(numbers, step=step)
+        self.say(_sentence(step, self.steps, numbers))
+
+    def say(self, text: str) -> None:
+        """Tell the person who watches, without disturbing the progress bar."""
+        if not self._writes:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Finish the bar and the trackers."""
+        if self._bar is not None:
+            self._bar.close()
+        if self.accelerator.trackers:
+            self.accelerator.end_training()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that was cut by a kill is left out."""
+    return [json.loads(line) for line in _lines_until(path, None)]
+
+
+def _lines_until(path: Path, step: int | None) -> list[str]:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if step is None or entry["step"] <= step:
+            kept.append(line)
+    return kept
+
+
+def _short(value: Any) -> Any:
+    """Floats to nine significant digits, which is every bit of a float32."""
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def _sentence(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """The step in one line of at most 80 columns."""
+    parts = [f"step {step:>{len(str(steps))}}/{steps}"]
+    shown = (
+        ("loss", "loss {:.4f}"), ("loss_mask", "masked {:.4f}"), ("accuracy", "acc {:.1%}"), ("psnr", "{:.1f} dB"),
+        ("lr", "lr {:.1e}"), ("images_per_second", "{:.0f} img/s"),
+    )  # fmt: skip
+    parts += [form.format(values[name]) for name, form in shown if name in values]
+    if "seconds_left" in values:
+        parts.append(f"{tqdm.format_interval(values['seconds_left'])} left")
+    line = "  ".join(parts)
+    held_out = [f"{n.removeprefix('validation/')} {v:.4f}" for n, v in values.items() if n.startswith("validation/")]
+    return line + ("\n  held out: " + ", ".join(held_out) if held_out else "")

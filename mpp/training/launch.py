@@ -1,0 +1,119 @@
+"""The processes of a run: how many, on what, in which precision; and who may use a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import LoggerType, broadcast_object_list
+
+from mpp.training.settings import TrainingSettings
+
+T = TypeVar("T")
+LOCK = ".lock"
+
+
+def start_processes(settings: TrainingSettings, *, folder: Path, trackers: tuple[str, ...]) -> Accelerator:
+    """Find out where this process runs, and among how many.
+
+    Raises:
+        ValueError: for unknown or missing trackers, or a launch in which each process thinks that it is alone.
+    """
+    known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
+    if unknown := [name for name in trackers if name not in known]:
+        raise ValueError(f"journal.trackers {', '.join(unknown)} unknown; Accelerate has {', '.join(known)}")
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision(settings) == "bfloat16" else "no",
+        log_with=list(trackers) or None,
+        project_dir=str(folder),
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"the launcher started {launched} processes, but each thinks that it is one of "
+            f"{accelerator.num_processes}: they would write over each other. To run {launched} processes on CPU:\n"
+            f"  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {launched} --num_machines 1 "
+            "--mixed_precision no --dynamo_backend no -m mpp.pretrain RECIPE"
+        )
+    if missing := [name for name in trackers if name not in [str(kind) for kind in accelerator.log_with]]:
+        raise ValueError(f"journal.trackers {', '.join(missing)} not installed: pip install {' '.join(missing)}")
+    return accelerator
+
+
+def precision(settings: TrainingSettings) -> str:
+    """`float32` or `bfloat16`; `auto` decides by what the device's instructions can do."""
+    if settings.precision != "auto":
+        return settings.precision
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    if torch.cuda.is_available() and not use_cpu:
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do something in the main process, and give the result, or the user's mistake, to all of them.
+
+    Raises:
+        ValueError, RuntimeError: what `work` raised, in every process, so that none waits for another.
+    """
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [(True, work())]
+        except (ValueError, RuntimeError, OSError) as error:
+            outcome = [(False, error)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    good, value = outcome[0]
+    if not good:
+        raise value
+    return value
+
+
+class FolderLock:
+    """The right to write to a run's folder, held until the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take it.
+
+        Raises:
+            ValueError: if another process holds it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / LOCK).open("a+", encoding="utf-8")
+        try:
+            # A record lock: unlike flock's, loader processes that outlive a killed run do not inherit it.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            raise ValueError(
+                f"{folder} is in use by another run (process {holder}): wait until it has ended (a run that was "
+                "asked to stop is still saving), or choose another output_dir"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Move all of a run, the lock apart, to a numbered folder beside it, and say where; None if there is nothing."""
+    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
+    if not entries:
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    aside.mkdir()
+    for entry in entries:
+        entry.rename(aside / entry.name)
+    return aside

@@ -1,0 +1,78 @@
+"""The optimiser, by name from timm, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from timm import optim
+from torch import nn
+
+from mpp.training.settings import OptimizerSettings
+
+LearningRate = Callable[[int], float]
+FUSED = ("adam", "adamw", "sgd")
+
+
+class _Decaying(Protocol):
+    def no_weight_decay(self) -> set[str]: ...
+
+
+def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimiser of a recipe over the trainable parameters of a module.
+
+    Biases, norms and whatever the module's `no_weight_decay()` names (positions, tokens) do not decay.
+
+    Raises:
+        ValueError: for an unknown name, arguments it does not take, or `adam` with weight decay.
+    """
+    known = [str(name) for name in optim.list_optimizers()]  # pyright: ignore[reportPrivateImportUsage]
+    if settings.name not in known:
+        near = difflib.get_close_matches(settings.name, known, n=3)
+        raise ValueError(
+            f"optimizer.name {settings.name!r} is not one of timm's optimisers"
+            + (f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(known)}")
+        )
+    if settings.name == "adam" and settings.weight_decay:
+        raise ValueError(
+            f"optimizer.name adam with weight_decay {settings.weight_decay:g} would mix the decay into the moments; "
+            "use adamw, which decouples it, or set optimizer.weight_decay=0"
+        )
+    exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # pyright: ignore
+    groups = optim.param_groups_weight_decay(module, settings.weight_decay, exempt)  # pyright: ignore
+    arguments: dict[str, Any] = dict(settings.arguments)
+    if settings.betas is not None:
+        arguments.setdefault("betas", settings.betas)
+    if settings.name in FUSED:
+        arguments.setdefault("fused", True)
+    try:
+        return optim.create_optimizer_v2(  # pyright: ignore[reportPrivateImportUsage]
+            groups, opt=settings.name, lr=settings.lr, weight_decay=0.0, filter_bias_and_bn=False, **arguments
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"optimizer {settings.name} does not take its arguments ({error}); "
+            "see optimizer.arguments, and set optimizer.betas=null for an optimiser without moments"
+        ) from error
+
+
+def learning_rate(settings: OptimizerSettings, *, steps: int, warmup: int, batch_size: int) -> LearningRate:
+    """The learning rate of step 0, 1, …, steps − 1.
+
+    It rises linearly over `warmup` steps (the first step already moves), then falls from the peak to
+    `final_lr` times the peak at the end of the run.
+    """
+    scale = batch_size / settings.base_batch_size
+    peak = settings.lr * {"none": 1.0, "linear": scale, "sqrt": math.sqrt(scale)}[settings.lr_scaling]
+
+    def at(step: int) -> float:
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        done = (step - warmup) / max(steps - warmup, 1)
+        left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[settings.schedule]
+        return peak * (settings.final_lr + (1 - settings.final_lr) * left)
+
+    return at

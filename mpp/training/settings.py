@@ -1,0 +1,121 @@
+"""What the training parts of a recipe can say: optimizer, training, validation, checkpoint and journal."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mpp.settings import Duration, Settings
+
+
+class OptimizerSettings(Settings):
+    """The optimiser and its learning rate, which is a function of the step alone."""
+
+    name: str = "adamw"
+    """Any optimiser of timm by name: adamw, sgd, lamb, lion, adafactor, …"""
+
+    lr: float = Field(default=2e-4, gt=0)
+    """Peak learning rate, before any scaling by batch size."""
+
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Multiply `lr` by batch_size / base_batch_size (linear), by its root (sqrt), or by nothing."""
+
+    base_batch_size: int = Field(default=256, ge=1)
+    """The batch size at which `lr` is meant, where it is scaled."""
+
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Decay of the weights, but never of biases, norms, position embeddings and tokens."""
+
+    betas: tuple[float, float] | None = None
+    """Decay rates of the moments; null takes the optimiser's own, (0.9, 0.999) for Adam's family."""
+
+    arguments: dict[str, Any] = {}
+    """Further arguments of the optimiser, e.g. `{momentum: 0.9}`."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+
+    warmup: Duration = Duration(steps=0)
+    """The learning rate rises linearly over this long."""
+
+    final_lr: float = Field(default=0.0, ge=0, le=1)
+    """Where the schedule ends, as a share of the peak."""
+
+
+class TrainingSettings(Settings):
+    """The loop: batches, length, precision."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Images of one optimiser step, over all processes."""
+
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Images that one process takes through the network at once; null takes its whole share of the batch.
+    Gradients are accumulated, exactly."""
+
+    duration: Duration = Duration(epochs=1)
+    """Length of the run."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; `auto` is bfloat16 where the processor or GPU has instructions for it.
+    Weights, optimiser and loss stay float32."""
+
+    compile: bool = False
+    """Compile the network with torch.compile, as one graph; needs a C++ compiler on CPU."""
+
+    deterministic: bool = False
+    """On GPUs: deterministic algorithms, so that a resumed run is bit for bit the same. CPU runs always are."""
+
+    clip_grad: float | None = Field(default=1.0, gt=0)
+    """Largest global norm of the gradient; null does not clip."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    max_skipped: int = Field(default=10, ge=1)
+    """The run stops after this many steps in a row whose loss or gradient is not finite (each is skipped)."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainingSettings:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class ValidationSettings(Settings):
+    """How the held-out split is looked at during training."""
+
+    every: Duration = Duration(steps=500)
+    """How often; the end of the run counts too. 0 means only at the end."""
+
+    images: int = Field(default=1000, ge=1)
+    """Images of the held-out split that are used, from its start."""
+
+    baseline_images: int = Field(default=2000, ge=1)
+    """Training images on which the two baselines (colour histogram, visible neighbours) are counted."""
+
+
+class CheckpointSettings(Settings):
+    """When the run is saved, and what a second start does."""
+
+    every: Duration = Duration(steps=500)
+    """How often; 0 means only at the end."""
+
+    keep: int = Field(default=2, ge=2)
+    """How many of the newest checkpoints stay on disk (the final one always does)."""
+
+    resume: bool = True
+    """Go on from the newest good checkpoint in the output folder; false starts afresh and moves what was
+    there aside."""
+
+
+class JournalSettings(Settings):
+    """What is written down, and where."""
+
+    every: Duration = Duration(steps=10)
+    """How often a line is written to metrics.jsonl."""
+
+    trackers: tuple[str, ...] = ()
+    """Accelerate's trackers to write to as well: tensorboard, wandb, mlflow, …"""

@@ -1,0 +1,48 @@
+"""Being asked to stop: by a signal, or by the death of the launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+PATIENCE = 3
+"""A Ctrl-C this many times over stops at once, without saving."""
+
+
+class StopRequest:
+    """Remembers that the run was asked to stop; the loop looks at it between steps.
+
+    `kill PID` and Ctrl-C often reach the launcher only, or the launcher and every process at once. A run that was
+    started by a launcher takes the launcher's death as a SIGTERM of its own.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._interrupts = 0
+        self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+
+    def listen(self) -> None:
+        """Take over SIGTERM and SIGINT."""
+        signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGINT, self._note)
+
+    def asked(self) -> int | None:
+        """The signal that asked for a stop, if any did."""
+        if self.signal is None and self._launcher is not None and os.getppid() != self._launcher:
+            self.signal = signal.SIGTERM
+        return self.signal
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts >= PATIENCE:
+                sys.exit(128 + number)
+        if self.signal is None:
+            self.signal = number
+
+
+def exit_code(number: int) -> int:
+    """What a shell shows for a program ended by this signal: 143 for SIGTERM, 130 for Ctrl-C."""
+    return 128 + number

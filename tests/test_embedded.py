@@ -1,0 +1,202 @@
+"""The embedded images: the same pixels everywhere, statistics of photographs, nothing to be had from mean colour."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpp.data import embedded
+
+Array = np.ndarray[Any, Any]
+
+# If these change, so must `embedded.VERSION`: without that, caches keep the old pixels.
+PIXELS = {
+    "a": "78e3e8cd98da1443825a3f96d3f633fae5748badc8d5739a1f1b5a2f7136de2a",
+    "b": "77d9a03f8d3926d3d4b2fd5e42b2b2fba5cc2f866935fbf71813c8e53eaee270",
+}
+
+
+def draw(variant: str, count: int, start: int = 0) -> tuple[Array, Array]:
+    parts = [
+        embedded.scenes(variant, np.arange(at, min(at + embedded.CHUNK, start + count)))
+        for at in range(start, start + count, embedded.CHUNK)
+    ]
+    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+@pytest.fixture(scope="module", params=embedded.VARIANTS)
+def sample(request: pytest.FixtureRequest) -> tuple[str, Array, Array, Array, Array]:
+    """A variant, 3,000 of its train images with labels and 1,000 of its test images with labels."""
+    train, test = draw(request.param, 3000), draw(request.param, 1000, embedded.TEST.start)
+    return request.param, *train, *test
+
+
+def statistics(images: Array) -> dict[str, float]:
+    """Of uint8 `(n, 64, 64, 3)`: nats of the 3-bit mean colours of 4 × 4 patches at 32 × 32, and the spectrum's slope.
+
+    The slope is that of log power of the luminance against log frequency, averaged over directions, 2 … 31 cycles.
+    """
+    small = images.reshape(-1, 32, 2, 32, 2, 3).astype(np.int64).sum((2, 4)) // 4
+    bins = small.reshape(-1, 8, 4, 8, 4, 3).sum((2, 4)) * 8 // (256 * 16)
+    shares = np.bincount((bins @ np.array([64, 8, 1])).ravel(), minlength=512) / bins[..., 0].size
+    shares = shares[shares > 0]
+    light = images @ np.array([0.299, 0.587, 0.114])
+    window = np.hanning(64)[:, None] * np.hanning(64)
+    power = (np.abs(np.fft.fft2((light - light.mean((1, 2), keepdims=True)) * window)) ** 2).mean(0)
+    frequency = np.fft.fftfreq(64) * 64
+    radius = np.rint(np.hypot(frequency[:, None], frequency))
+    rings = np.arange(2, 32)
+    means = [power[radius == ring].mean() for ring in rings]
+    return {
+        "entropy": float(-(shares * np.log(shares)).sum()),
+        "slope": float(np.polyfit(np.log(rings), np.log(means), 1)[0]),
+    }
+
+
+@pytest.mark.parametrize("variant", embedded.VARIANTS)
+def test_the_same_pixels_on_every_machine(variant: str) -> None:
+    train, test = draw(variant, 64), draw(variant, 16, embedded.TEST.start)
+    pixels = np.concatenate((train[0], test[0]))
+    assert pixels.shape == (80, 64, 64, 3)
+    assert pixels.dtype == np.uint8
+    labels = np.concatenate((train[1], test[1])).astype(np.uint8)
+    assert hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest() == PIXELS[variant]
+
+
+@pytest.mark.parametrize("variant", embedded.VARIANTS)
+def test_an_image_depends_on_its_number_alone(variant: str) -> None:
+    numbers = np.array([7, 1_000_000_003, 3, 2**40 + 5, 7])
+    images, labels = embedded.scenes(variant, numbers)
+    for number, image, label in zip(numbers, images, labels, strict=True):
+        alone, alone_label = embedded.scene(variant, int(number))
+        np.testing.assert_array_equal(alone, image)
+        assert alone_label == label
+    assert len(np.unique(images.reshape(5, -1), axis=0)) == 4
+
+
+def test_variants_differ_in_shapes_and_pixels() -> None:
+    assert not set(embedded.class_names("a")) & set(embedded.class_names("b"))
+    assert min(len(embedded.class_names(variant)) for variant in embedded.VARIANTS) >= 8
+    assert not np.array_equal(embedded.scene("a", 0)[0], embedded.scene("b", 0)[0])
+    with pytest.raises(ValueError, match="no variant 'c'; it has 'a' and 'b'"):
+        embedded.class_names("c")
+
+
+def test_splits_share_no_image_and_hold_each_label_equally_often(
+    sample: tuple[str, Array, Array, Array, Array],
+) -> None:
+    variant, train, train_labels, test, test_labels = sample
+    assert not set(embedded.TRAIN) & set(embedded.TEST)
+    assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
+    classes = len(embedded.class_names(variant))
+    assert np.bincount(train_labels).tolist() == [3000 // classes] * classes
+    assert np.bincount(test_labels).tolist() == [1000 // classes] * classes
+    assert len(np.unique(train_labels.reshape(-1, classes), axis=0)) > 250  # the order is drawn, block by block
+
+
+@pytest.mark.parametrize(
+    "shape", [shape for shapes in embedded.SHAPES.values() for shape in shapes], ids=lambda s: s.name
+)
+def test_shapes_state_their_area_and_reach(shape: embedded.Shape) -> None:
+    across = (np.arange(1600) + 0.5) / 500 - 1.6
+    x, y = across[None], across[:, None]
+    inside = shape.inside(x, y)
+    assert inside.sum() / 500**2 == pytest.approx(shape.area, rel=0.005)
+    assert np.sqrt(x * x + y * y)[inside].max() <= shape.reach < 1.1 * np.sqrt(x * x + y * y)[inside].max()
+
+
+@pytest.mark.parametrize("variant", embedded.VARIANTS)
+def test_small_windows_paint_what_large_ones_do(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, _ = draw(variant, 10)
+    monkeypatch.setattr(embedded, "WINDOWS", (embedded.SIZE,))
+    np.testing.assert_array_equal(draw(variant, 10)[0], images)
+
+
+@pytest.mark.parametrize("variant", embedded.VARIANTS)
+def test_the_label_is_the_shape_on_top(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing covers the top leaf: of its area no more is missing than juts out of the image."""
+    painted = []
+    shade = embedded._shade
+    monkeypatch.setattr(embedded, "_shade", lambda *args: (painted.append(args), shade(*args))[1])
+    _, labels = embedded.scenes(variant, np.arange(50))
+    _, _, leaves, seen = painted[0]
+    np.testing.assert_array_equal(leaves.shape[:, -1], labels)
+    visible = (seen == embedded.LEAVES + 1).sum((1, 2)) / (np.pi * leaves.radius[:, -1] ** 2)
+    assert visible.min() > 0.8
+    assert np.median(visible) == pytest.approx(1.0, abs=0.02)
+    assert np.mean(seen > 0) > 0.8  # hardly any ground is left
+
+
+def test_mean_colour_does_not_give_the_label_away(sample: tuple[str, Array, Array, Array, Array]) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    variant, train, train_labels, test, test_labels = sample
+    means = [images.mean((1, 2)) for images in (train, test)]
+    both = [np.concatenate((images.mean((1, 2)), images.std((1, 2))), axis=1) for images in (train, test)]
+    chance = 1 / len(embedded.class_names(variant))
+    for features in (means, both):
+        for classifier in (LogisticRegression(max_iter=1000), KNeighborsClassifier(20)):
+            fitted = make_pipeline(StandardScaler(), classifier).fit(features[0], train_labels)
+            assert fitted.score(features[1], test_labels) < chance + 0.05
+
+
+def test_statistics_are_those_of_photographs(sample: tuple[str, Array, Array, Array, Array]) -> None:
+    # CIFAR-10 has 4.22 nats and (at 32 pixels) a slope of −3.14, Imagenette at 64 pixels 4.21 nats and −2.71.
+    measured = statistics(sample[1][:2000])
+    assert 4.0 < measured["entropy"] < 4.4
+    assert -3.3 < measured["slope"] < -2.6
+
+
+LOAD = """
+    import hashlib
+    from mpp.data import embedded
+    embedded.TRAIN, embedded.TEST = range(200), range(1_000_000_000, 1_000_000_040)
+    data = embedded.load("b")
+    digest = hashlib.sha256(b"".join(row["image"].tobytes() for split in data.values() for row in split)).hexdigest()
+    print(digest, data["train"]._fingerprint, *data["train"][:20]["label"])
+"""
+
+
+def test_load_draws_once_for_all_processes(tmp_path: Path) -> None:
+    """Three processes at once and one later see the same rows, and no more than one of them draws."""
+
+    def load(_: int) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+        environment.pop("HF_DATASETS_CACHE", None)
+        command = [sys.executable, "-c", textwrap.dedent(LOAD)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(load, range(3)))
+    said = "drawing the images of embedded:b (once, about 20 s) …\n"
+    assert sum(run.stderr.count(said) for run in runs) == 1
+    assert len({run.stdout for run in runs}) == 1
+    digest, _, *labels = runs[0].stdout.split()
+    train, test = draw("b", 200), draw("b", 40, embedded.TEST.start)
+    assert digest == hashlib.sha256(train[0].tobytes() + test[0].tobytes()).hexdigest()
+    assert labels == [str(label) for label in train[1][:20]]
+
+
+def test_rows_are_png_files_of_the_scenes() -> None:
+    from PIL import Image
+
+    rows = list(embedded._examples("a", [range(5, 8)], embedded.VERSION))
+    for number, row in zip(range(5, 8), rows, strict=True):
+        image = Image.open(io.BytesIO(row["image"]["bytes"]))
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        pixels, label = embedded.scene("a", number)
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+        assert row["label"] == label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from mpp.training.settings import TrainingSettings
 
 T = TypeVar("T")
 LOCK = ".lock"
+PATIENCE = 2.0
+"""Seconds to wait for a folder: a process that was just killed takes a moment to vanish."""
 
 
 def start_processes(settings: TrainingSettings, *, folder: Path, trackers: tuple[str, ...]) -> Accelerator:
@@ -83,26 +86,36 @@ class FolderLock:
     """The right to write to a run's folder, held until the process ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Take it.
+        """Take it, and make the folder if there is none.
 
         Raises:
-            ValueError: if another process holds it.
+            ValueError: if another process holds it, or there can be no such folder.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / LOCK).open("a+", encoding="utf-8")
         try:
-            # A record lock: unlike flock's, loader processes that outlive a killed run do not inherit it.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            raise ValueError(
-                f"{folder} is in use by another run (process {holder}): wait until it has ended (a run that was "
-                "asked to stop is still saving), or choose another output_dir"
-            ) from error
+            raise ValueError(f"output_dir {folder} cannot be written to: {error.strerror}") from error
+        deadline = time.monotonic() + PATIENCE
+        while not self._taken():
+            if time.monotonic() > deadline:
+                self._file.seek(0)
+                raise ValueError(
+                    f"{folder} is in use by another run (process {self._file.read().strip() or 'unknown'}): wait until "
+                    "it has ended (a run that was asked to stop is still saving), or choose another output_dir"
+                )
+            time.sleep(0.1)
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
+
+    def _taken(self) -> bool:
+        try:
+            # A record lock: unlike flock's, loader processes that outlive a killed run do not inherit it.
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
 
 def move_aside(folder: Path) -> Path | None:

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.forkserver import ForkServer
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images; a test that needs it is skipped, visibly, where there is none."""
+    folder = Path(os.environ.get("MPP_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}: set MPP_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Parquet data set of 96 + 32 blotchy 20×24 images with 3 classes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    for split, rows in (("train", 96), ("test", 32)):
+        coarse = rng.integers(0, 256, (rows, 5, 6, 3), dtype=np.uint8)
+        images = [Image.fromarray(np.kron(blotch, np.ones((4, 4, 1), np.uint8))) for blotch in coarse]
+        table = datasets.Dataset.from_dict(
+            {"image": images, "label": [row % 3 for row in range(rows)]}, features=features
+        )
+        table.to_parquet(str(folder / f"{split}.parquet"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Runs commands as processes of their own."""
+    server = ForkServer(tmp_path_factory.mktemp("commands"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path, tiny_data: Path) -> Path:
+    """A recipe whose steps take milliseconds; it runs in `tmp_path / "run"`."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(f"""\
+command: pretrain
+output_dir: {tmp_path / "run"}
+data: {{source: {tiny_data}, image_size: 16, crop_scale: [0.3, 1.0], workers: 0}}
+encoder:
+  name: vit_tiny_patch16_224
+  patch_size: 4
+  arguments: {{embed_dim: 32, depth: 2, num_heads: 2, drop_path_rate: 0.1}}
+objective: {{kind: masked_patch, target: {{kind: mean_color}}}}
+optimizer: {{lr: 1.0e-3, warmup: {{steps: 2}}}}
+training: {{batch_size: 16, duration: {{steps: 12}}, precision: float32}}
+validation: {{every: {{steps: 6}}, images: 16, baseline_images: 32}}
+checkpoint: {{every: {{steps: 4}}}}
+journal: {{every: {{steps: 1}}}}
+reconstructions: {{every: {{steps: 0}}, images: 2}}
+""")
+    return path

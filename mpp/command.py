@@ -17,21 +17,23 @@ TRACEBACK = "MPP_TRACEBACK"
 """Set this in the environment to see where an error comes from."""
 
 
-def run_command(name: str, summary: str, work: Callable[[Any], int], arguments: list[str] | None = None) -> int:
+def run_command(
+    name: str, summary: str, work: Callable[[Any], int], arguments: list[str] | None = None, *, reads: str | None = None
+) -> int:
     """Read `RECIPE [key=value …]`, run `work` on the recipe, and give the exit code.
+
+    `reads` is the command whose recipes are read, where a command has none of its own.
 
     Mistakes of the user and runs that cannot go on end in one message on stderr, without a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         usage = f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{summary.strip()}\n"
-        print(usage + ("\n" + help_text(COMMANDS[name]) if arguments else "Every setting: --help"))
+        print(usage + ("\n" + help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help"))
         return 0 if arguments else MISTAKE
     path, *overrides = arguments
     try:
-        return work(load_recipe(path, overrides, command=name))
-    except RecipeError as error:
-        return _tell(error, MISTAKE)
+        return work(load_recipe(path, overrides, command=reads or name))
     except ValueError as error:
         return _tell(error, MISTAKE)
     except (RuntimeError, OSError) as error:

@@ -56,7 +56,7 @@ def pretrain(recipe: PretrainRecipe) -> int:
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
         return 0
 
-    splits = _open(recipe, accelerator, checkpoint)
+    splits = prepare_data(recipe, accelerator, checkpoint)
     part = share(recipe.training.batch_size, recipe.training.micro_batch_size,
                  rank=accelerator.process_index, processes=accelerator.num_processes)  # fmt: skip
     rows = len(splits.train)
@@ -65,7 +65,7 @@ def pretrain(recipe: PretrainRecipe) -> int:
         return duration.in_steps(batch_size=recipe.training.batch_size, rows=rows)
 
     steps = max(steps_of(recipe.training.duration), 1)
-    objective = _objective(recipe, splits.train)
+    objective = make_objective(recipe, splits.train)
     encoder: Encoder = objective.encoder  # pyright: ignore[reportAssignmentType]
     objective.to(accelerator.device)
     crops = TrainingCrops(Images(splits.train, cache=recipe.data.cache), recipe.data, recipe.seed)
@@ -74,8 +74,8 @@ def pretrain(recipe: PretrainRecipe) -> int:
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
         accelerator, lambda: _baselines(recipe, objective, splits, held_out, held_out_rows)
     )  # fmt: skip
+    encoder.use_fused_attention(uses_fused_attention(recipe, accelerator))
     flops = _probe(objective, crops, accelerator)
-    encoder.use_fused_attention(_fused(recipe, accelerator))
     if recipe.training.gradient_checkpointing:
         encoder.vit.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
 
@@ -158,7 +158,7 @@ def _claim(recipe: PretrainRecipe, folder: Path, locks: list[FolderLock]) -> Che
     return checkpoint
 
 
-def _open(recipe: PretrainRecipe, accelerator: Accelerator, checkpoint: Checkpoint | None) -> Splits:
+def prepare_data(recipe: PretrainRecipe, accelerator: Accelerator, checkpoint: Checkpoint | None) -> Splits:
     """Open the data: first in one process, which may have to prepare it for all."""
 
     def open_() -> Splits:
@@ -186,7 +186,7 @@ def _content(rows: ImageRows) -> dict[str, Any]:
     return {"rows": len(rows), "sha256": digest.hexdigest()}
 
 
-def _objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPrediction | SupervisedClassification:
+def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPrediction | SupervisedClassification:
     """The module to train; its random weights are decided by the seed."""
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
@@ -222,7 +222,8 @@ def _probe(objective: nn.Module, crops: TrainingCrops, accelerator: Accelerator)
     return flops_per_image(objective, pixels, torch.zeros(1, dtype=torch.int64, device=accelerator.device))
 
 
-def _fused(recipe: PretrainRecipe, accelerator: Accelerator) -> bool:
+def uses_fused_attention(recipe: PretrainRecipe, accelerator: Accelerator) -> bool:
+    """Whether to train with the fused attention kernel, which is slower than plain products on processors."""
     choice = recipe.encoder.attention
     return accelerator.device.type == "cuda" if choice == "auto" else choice == "fused"
 
@@ -258,7 +259,8 @@ def _farewell(run: Run, progress: Progress, folder: Path, baselines: dict[str, f
     if progress.step < run.steps:
         number = run.stop.asked() or 15
         if main:
-            print(f"stopped after step {progress.step} of {run.steps}, saved. The same command goes on from there.")
+            print(f"stopped after step {progress.step} of {run.steps}, saved.")
+            print("Give the same command again to go on from there.")
         return exit_code(number)
     if not main:
         return 0

@@ -103,7 +103,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     command.kill(number)
     assert command.wait() == 128 + number, command.text
     stopped = steps_said(command)[-1]
-    assert f"stopped after step {stopped} of {STEPS}, saved. The same command goes on" in command.text
+    assert f"stopped after step {stopped} of {STEPS}, saved.\nGive the same command again to go on" in command.text
     assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:09d}").is_dir()
     again = commands.run("mpp.pretrain", tiny_recipe, *arguments)
     assert again.code == 0

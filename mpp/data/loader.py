@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mpp import randomness
-from mpp.data.images import Images, Loaded
+from mpp.data.images import Images, Loaded, TooManyDamagedError
 from mpp.data.order import Numbers, Order
 from mpp.data.pixels import WORDS_PER_CROP, centre, cut, random_crop
 from mpp.data.settings import DataSettings
@@ -78,20 +83,44 @@ def batches(
         numbers: int64 `(b,)` for each batch; walked through once, so the workers live as long as the run.
         workers: loader processes; 0 loads here.
         pin: put the batches in pinned memory, for a GPU.
+
+    Raises:
+        TooManyDamagedError: when there is no good image near a damaged one.
     """
+    leaving = multiprocessing.RawValue(ctypes.c_bool, False)
     loader = DataLoader(
-        crops,
+        _Guarded(crops),
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=partial(_leave_signals_to_the_main_process, leaving=leaving),
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
+    atexit.register(setattr, leaving, "value", True)  # registered late, so done before the workers are terminated
+    for batch in loader:
+        if isinstance(batch, TooManyDamagedError):
+            raise batch
+        yield batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A signal to the whole process group must not take the workers away from a step that is to be finished."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+class _Guarded(Dataset[Any]):
+    """Hands a hopeless data set over as a result: an exception from a worker would drag its traceback along."""
+
+    def __init__(self, crops: Dataset[Batch]) -> None:
+        self.crops = crops
+
+    def __getitem__(self, numbers: Numbers) -> Batch | TooManyDamagedError:
+        try:
+            return self.crops[numbers]
+        except TooManyDamagedError as error:
+            return TooManyDamagedError(*error.args)
+
+
+def _leave_signals_to_the_main_process(worker: int, leaving: Any) -> None:
+    """A signal to all processes of a run must not take the workers away from a step that is to be finished.
+
+    Only when the main process is `leaving` do they end at a SIGTERM, which is how it ends them.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

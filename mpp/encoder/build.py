@@ -151,7 +151,8 @@ def _source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str, Any
 
 def _known(name: str) -> None:
     if not is_model(name):
-        close = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
+        begin_alike = [known for known in list_models() if known.startswith(name)][:3]
+        close = begin_alike or difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
 

@@ -94,7 +94,8 @@ class Corruption(Settings):
         to_swap = to_mask + round(self.swap * 2**32) if self.keep > 0 else 2**32
         kinds = (kind >= to_mask).long() + (kind >= to_swap).long()
         others = randomness.below(other, max(num_patches - 1, 1))
-        return Draw(positions, kinds, others + (others >= positions).long())
+        others = (others + (others >= positions).long()).clamp(max=num_patches - 1)  # in a single patch: itself, unused
+        return Draw(positions, kinds, others)
 
 
 def corrupt(embeddings: Tensor, mask_token: Tensor, draw: Draw) -> Tensor:

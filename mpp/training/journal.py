@@ -103,5 +103,12 @@ def _sentence(step: int, steps: int, values: Mapping[str, float]) -> str:
     if "seconds_left" in values:
         parts.append(f"{tqdm.format_interval(values['seconds_left'])} left")
     line = "  ".join(parts)
-    held_out = [f"{n.removeprefix('validation/')} {v:.4f}" for n, v in values.items() if n.startswith("validation/")]
-    return line + ("\n  held out: " + ", ".join(held_out) if held_out else "")
+    held_out = {n.removeprefix("validation/"): v for n, v in values.items() if n.startswith("validation/")}
+    shown = (
+        ("loss_mask", "masked {:.3f}"), ("accuracy", "acc {:.1%}"), ("psnr", "{:.1f} dB"),
+        ("histogram", "(histogram {:.3f})"), ("neighbours", "(neighbours {:.3f})"),
+    )  # fmt: skip
+    if held_out:
+        shown = shown if "loss_mask" in held_out else (("loss", "loss {:.3f}"), *shown)
+        line += "\n  held out: " + "  ".join(form.format(held_out[name]) for name, form in shown if name in held_out)
+    return line

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType, broadcast_object_list
@@ -17,6 +18,8 @@ from mpp.training.settings import TrainingSettings
 
 T = TypeVar("T")
 LOCK = ".lock"
+LAUNCHED = "ACCELERATE_MIXED_PRECISION"
+"""Set in the environment by `accelerate launch`, and by nothing else."""
 PATIENCE = 2.0
 """Seconds to wait for a folder: a process that was just killed takes a moment to vanish."""
 
@@ -38,6 +41,8 @@ def start_processes(settings: TrainingSettings, *, folder: Path, trackers: tuple
         log_with=list(trackers) or None,
         project_dir=str(folder),
     )
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(threads(settings))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
@@ -60,6 +65,21 @@ def precision(settings: TrainingSettings) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+
+
+def threads(settings: TrainingSettings) -> int:
+    """Threads of this process on CPU.
+
+    `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise, which would leave all cores but one idle, and
+    make its runs differ in rounding from those of `python -m`: a 1 from there is not taken for a wish.
+    """
+    wished = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    if settings.threads is not None:
+        return settings.threads
+    if wished > 1 or (wished == 1 and LAUNCHED not in os.environ):
+        return wished
+    cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:

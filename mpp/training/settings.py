@@ -60,6 +60,9 @@ class TrainingSettings(Settings):
     """Arithmetic of the network; `auto` is bfloat16 where the processor or GPU has instructions for it.
     Weights, optimiser and loss stay float32."""
 
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each process on CPU; null shares the cores among the processes, or takes OMP_NUM_THREADS."""
+
     compile: bool = False
     """Compile the network with torch.compile, as one graph; needs a C++ compiler on CPU."""
 

@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from mpp.training.launch import LAUNCHED
+
 PATIENCE = 3
 """A Ctrl-C this many times over stops at once, without saving."""
 
@@ -21,7 +23,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._interrupts = 0
-        self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+        self._launcher = os.getppid() if LAUNCHED in os.environ else None
 
     def listen(self) -> None:
         """Take over SIGTERM and SIGINT."""

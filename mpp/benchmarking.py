@@ -134,11 +134,12 @@ def _step(
     module.train()
     if recipe.training.compile:
         module.compile(fullgraph=True)
-    model: nn.Module = accelerator.prepare_model(module)
     optimizer = make_optimizer(module, recipe.optimizer)
 
     def step() -> None:
-        loss(model).backward()
+        with accelerator.autocast():
+            value = loss(module)
+        value.backward()
         if recipe.training.clip_grad is not None:
             nn.utils.clip_grad_norm_(module.parameters(), recipe.training.clip_grad)
         optimizer.step()

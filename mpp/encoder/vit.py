@@ -107,7 +107,7 @@ class Encoder(nn.Module):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 `(b, 3, h, w)` → float32 `(pixels / 255 − mean) / std`, in torchvision's order of operations."""
-        return (pixels.float() / 255 - self.mean[:, None, None]) / self.std[:, None, None]
+        return pixels.float().div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
     def forward(self, pixels: Tensor, edit: Edit | None = None) -> Tensor:
         """All tokens after the last block and norm, as timm's `forward_features` gives them.
@@ -131,8 +131,9 @@ class Encoder(nn.Module):
 
     def patch_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The tokens of some patches: `(b, prefix + N, d)` and int64 `(b, K)` → `(b, K, d)`."""
-        index = (positions + self.layout.num_prefix_tokens)[..., None].expand(-1, -1, tokens.shape[-1])
-        return tokens.gather(1, index)
+        images, count, width = tokens.shape
+        first = torch.arange(images, device=tokens.device)[:, None] * count + self.layout.num_prefix_tokens
+        return tokens.reshape(-1, width).index_select(0, (positions + first).flatten()).view(images, -1, width)
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The feature `(b, d)` of each image, pooled by timm itself: what `vit(x)` returns."""

@@ -13,6 +13,8 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType, broadcast_object_list
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mpp.training.settings import TrainingSettings
 
@@ -65,6 +67,18 @@ def precision(settings: TrainingSettings) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+
+
+def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
+    """The module as it is trained: itself, or in DDP where there are several processes.
+
+    Not `accelerator.prepare`, which would copy every logit into float32 on its way out: the loss is computed in
+    float32 inside `forward`, and nothing else needs it.
+    """
+    if accelerator.num_processes == 1:
+        return module
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices)
 
 
 def threads(settings: TrainingSettings) -> int:

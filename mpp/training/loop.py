@@ -22,6 +22,7 @@ from mpp.objective import scores as sums
 from mpp.objective.scores import Scores
 from mpp.training.checkpoint import Checkpoint, Checkpoints
 from mpp.training.journal import Journal
+from mpp.training.launch import distribute
 from mpp.training.optimizer import LearningRate
 from mpp.training.signals import StopRequest
 
@@ -110,7 +111,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     """
     if run.compile:
         run.objective.compile(fullgraph=True)
-    model: nn.Module = run.accelerator.prepare_model(run.objective)
+    model = distribute(run.accelerator, run.objective)
     if run.accelerator.num_processes > 1:
         _settle_buckets(run, model)
     progress = Progress()
@@ -193,7 +194,8 @@ def _gradients(
         samples = batch.samples.to(device, non_blocking=pin)
         labels = None if batch.labels is None else batch.labels.to(device, non_blocking=pin)
         with run.accelerator.no_sync(model) if part < parts - 1 else nullcontext():
-            prediction = model(pixels, samples, labels)
+            with run.accelerator.autocast():
+                prediction = model(pixels, samples, labels)
             (prediction.loss / parts).backward()
         losses.append(prediction.loss.detach())
         if score:
@@ -279,7 +281,9 @@ def _settle_buckets(run: Run, model: nn.Module) -> None:
     size = run.crops.settings.image_size
     pixels = torch.zeros(run.share.micro_batch_size, 3, size, size, dtype=torch.uint8, device=run.accelerator.device)
     zeros = torch.zeros(len(pixels), dtype=torch.int64, device=run.accelerator.device)
-    model(pixels, zeros, zeros).loss.backward()
+    with run.accelerator.autocast():
+        loss = model(pixels, zeros, zeros).loss
+    loss.backward()
     run.objective.zero_grad()
     for name, buffer in run.objective.named_buffers():
         buffer.copy_(buffers[name])

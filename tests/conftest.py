@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+import signal
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,21 @@ import pytest
 from PIL import Image
 
 from tests.forkserver import ForkServer
+from tests.runs import (
+    RECIPES,
+    Process,
+    Result,
+    Stopped,
+    alone,
+    arguments,
+    assert_succeeds,
+    checkpoints,
+    pretrain,
+    scene,
+    server,
+)
 
+STEPS = "training.duration.steps=120"
 ROOT = Path(__file__).parent.parent
 
 
@@ -40,11 +55,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+def commands() -> ForkServer:
     """Runs commands as processes of their own."""
-    server = ForkServer(tmp_path_factory.mktemp("commands"))
-    yield server
-    server.close()
+    return server()
 
 
 @pytest.fixture
@@ -68,3 +81,39 @@ journal: {{every: {{steps: 1}}}}
 reconstructions: {{every: {{steps: 0}}, images: 2}}
 """)
     return path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """22 labelled training images in a folder a class, so that batches of 8 run across epoch borders."""
+    folder = tmp_path_factory.mktemp("images")
+    for split, count, offset in (("train", 22, 0), ("test", 8, 500)):
+        for i in range(count):
+            place = folder / split / ("red", "green", "blue")[i % 3]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(scene(offset + i)).save(place / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, images):
+    """(folder, settings, result) of a run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    settings = arguments(run, images, STEPS)
+    result = pretrain("mean_color.yaml", settings, run.parent)
+    assert_succeeds(result)
+    return run, settings, result
+
+
+@pytest.fixture(scope="session")
+def stopped(tmp_path_factory, images):
+    """The same run, stopped by SIGTERM when three checkpoints were there."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    settings = arguments(run, images, STEPS)
+    process = Process([*alone(), str(RECIPES / "mean_color.yaml"), *settings], run.parent)
+    process.until(lambda: len(checkpoints(run)) >= 3)
+    process.popen.send_signal(signal.SIGTERM)
+    result = Result(process.wait(), process.output)
+    snapshot = run.parent / "snapshot"
+    shutil.copytree(run, snapshot)
+    return Stopped(run, settings, result, snapshot)

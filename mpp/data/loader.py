@@ -96,6 +96,7 @@ def batches(
         pin_memory=pin,
         worker_init_fn=partial(_leave_signals_to_the_main_process, leaving=leaving),
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # its own: it would draw from the one that seeds each step
     )
     atexit.register(setattr, leaving, "value", True)  # registered late, so done before the workers are terminated
     for batch in loader:

@@ -186,22 +186,32 @@ def _divides(name: str, size: int, patch_size: int) -> None:
 
 
 def _pooling(name: str, pool: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
-    """timm's arguments for pooling after the final norm, so that every token that is pooled is normalised."""
+    """timm's arguments for pooling after the final norm, so that every token that is pooled is normalised.
+
+    An architecture that has its norm behind the pooling in any case is left as it is.
+    """
     arguments = {key: value for key, value in arguments.items() if key not in ("fc_norm", "use_fc_norm")}
     has_class_token = getattr(_skeleton(name, **arguments), "cls_token", None) is not None
     if pool is None:
         pool = "token" if has_class_token else "avg"
     elif pool == "token" and not has_class_token:
         raise ValueError(f"pool token does not fit {name}, which has no class token; use pool avg")
+    if _norm_after_pooling(name, arguments | {"global_pool": ""}):
+        return {"global_pool": pool}
     for extra in ({}, {"fc_norm": False}, {"use_fc_norm": False}):
         choice: dict[str, Any] = {"global_pool": pool, **extra}
-        try:
-            vit = _skeleton(name, **arguments | choice)
-        except ValueError:
-            continue
-        if isinstance(getattr(vit, "fc_norm", nn.Identity()), nn.Identity):
+        if _norm_after_pooling(name, arguments | choice) is False:
             return choice
     raise ValueError(f"timm's {name} cannot normalise its tokens before pooling with pool {pool}; try another pool")
+
+
+def _norm_after_pooling(name: str, arguments: dict[str, Any]) -> bool | None:
+    """Whether the final norm stands behind the pooling; None if timm does not take these arguments."""
+    try:
+        vit = _skeleton(name, **arguments)
+    except ValueError:
+        return None
+    return not isinstance(getattr(vit, "fc_norm", nn.Identity()), nn.Identity)
 
 
 def _layout(name: str, vit: Any, image_size: int | None = None) -> Layout:

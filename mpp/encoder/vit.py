@@ -130,10 +130,14 @@ class Encoder(nn.Module):
             self._edit = None
 
     def patch_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """The tokens of some patches: `(b, prefix + N, d)` and int64 `(b, K)` → `(b, K, d)`."""
+        """The tokens of some patches: `(b, prefix + N, d)` and int64 `(b, K)` → `(b, K, d)`.
+
+        Where an architecture has its final norm behind the pooling, each token goes through it here.
+        """
         images, count, width = tokens.shape
         first = torch.arange(images, device=tokens.device)[:, None] * count + self.layout.num_prefix_tokens
-        return tokens.reshape(-1, width).index_select(0, (positions + first).flatten()).view(images, -1, width)
+        chosen = tokens.reshape(-1, width).index_select(0, (positions + first).flatten()).view(images, -1, width)
+        return self.vit.fc_norm(chosen) if hasattr(self.vit, "fc_norm") else chosen
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The feature `(b, d)` of each image, pooled by timm itself: what `vit(x)` returns."""
@@ -154,4 +158,8 @@ class Encoder(nn.Module):
     def _seam(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if self._edit is None:
             return None
-        return self._edit(output.flatten(1, -2)).view_as(output)  # from (b, N, d) or (b, rows, columns, d)
+        edited = self._edit(output.flatten(1, -2)).view_as(output)  # from (b, N, d) or (b, rows, columns, d)
+        if output.is_contiguous():
+            return edited
+        # timm's embeddings are a transposed view, and kernels round by layout: keep it, to stay equal to the last bit.
+        return torch.empty_like(output).copy_(edited)

@@ -1,0 +1,256 @@
+"""A user's mistake gets one clear message, a non-zero exit and no traceback; nothing is lost."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from pyarrow import parquet
+
+import mpp
+from tests.runs import (
+    RECIPES,
+    arguments,
+    assert_refused,
+    assert_succeeds,
+    encoded,
+    journal,
+    losses,
+    parquet_folder,
+    pretrain_all,
+    scene,
+    scenes,
+)
+
+FEW = "training.duration.steps=2"
+
+
+# recipes, in this process
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(path, *overrides):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  callers look at the message
+        mpp.load_recipe(path, overrides=list(overrides))
+    return str(caught.value)
+
+
+def shipped(tmp_path, *extra):
+    """A shipped recipe with lines at its end, and the number of the first of these."""
+    text = (RECIPES / "mean_color.yaml").read_text().rstrip("\n") + "\n"
+    return write(tmp_path, text + "\n".join(extra) + "\n"), text.count("\n") + 1
+
+
+def test_every_mistake_is_listed_at_once_with_file_line_path_and_suggestion(tmp_path):
+    path = write(
+        tmp_path,
+        "command: pretrain\n"
+        "seed: zero\n"
+        "data:\n"
+        "  source: embedded\n"
+        "  image_sise: 32\n"
+        "training:\n"
+        "  batch_size: -4\n"
+        "objective:\n"
+        "  kind: masked_patch\n"
+        "  target: {kind: mean_colour}\n",
+    )
+    message = refusal(path)
+    for line, dotted, words in (
+        (2, "seed", ["zero"]),
+        (5, "data.image_sise", ["image_size"]),
+        (7, "training.batch_size", ["-4"]),
+        (10, "objective.target", ["mean_colour", "mean_color", "downsized", "full_patch"]),
+    ):
+        assert f"mine.yaml:{line}" in message
+        assert dotted in message
+        assert all(word in message for word in words)
+
+
+def test_an_unknown_top_level_key_is_refused_with_its_line(tmp_path):
+    path, line = shipped(tmp_path, "trianing: {}")
+    message = refusal(path)
+    assert f"mine.yaml:{line}" in message
+    assert "training" in message
+
+
+def test_a_key_written_twice_is_refused(tmp_path):
+    path, line = shipped(tmp_path, "seed: 1", "seed: 2")
+    message = refusal(path)
+    assert f":{line + 1}" in message or f":{line}" in message
+    assert "seed" in message
+
+
+def test_a_nested_key_written_twice_is_refused(tmp_path):
+    path = write(tmp_path, "command: pretrain\ntraining:\n  batch_size: 8\n  batch_size: 16\n")
+    assert "batch_size" in refusal(path)
+    assert ":4" in refusal(path)
+
+
+def test_an_unknown_override_is_refused_with_a_suggestion():
+    assert "training.batch_size" in refusal(RECIPES / "mean_color.yaml", "training.batch_sise=8")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "checkpoint.keep=1",
+        "training.batch_size=0",
+        "training.batch_size=many",
+        "objective.corruption.fraction=1.5",
+        "objective.target.bits=5",
+        "objective.kind=nonsense",
+        "objective.head=resnet",
+        "encoder.pool=max",
+        "optimizer.lr=-1",
+        "training.duration.steps=-1",
+        "training.duration.hours=1",
+        "seed",
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_its_name(override):
+    assert override.split("=")[0].split(".")[-1] in refusal(RECIPES / "mean_color.yaml", override)
+
+
+def test_two_units_of_one_duration_are_refused(tmp_path):
+    path = write(tmp_path, "command: pretrain\ntraining:\n  duration: {steps: 1, epochs: 1}\n")
+    message = refusal(path)
+    assert "training.duration" in message
+    assert "mine.yaml:3" in message
+
+
+def test_shares_that_do_not_add_up_are_refused():
+    assert "objective.corruption" in refusal(RECIPES / "mean_color.yaml", "objective.corruption.mask=0.9")
+
+
+def test_a_setting_of_another_target_is_refused():
+    assert "cells" in refusal(RECIPES / "mean_color.yaml", "objective.target.cells=4")
+
+
+def test_broken_yaml_is_named(tmp_path):
+    assert "mine.yaml" in refusal(write(tmp_path, "command: pretrain\nseed: [1, 2\ndata: {source: embedded}\n"))
+
+
+def test_scientific_notation_is_a_number_in_files_and_on_the_command_line(tmp_path):
+    assert mpp.load_recipe(RECIPES / "mean_color.yaml", overrides=["optimizer.lr=3e-4"]).optimizer.lr == 3e-4
+    recipe = yaml.safe_load((RECIPES / "mean_color.yaml").read_text())
+    recipe.setdefault("optimizer", {})["lr"] = "PLACE"
+    path = write(tmp_path, yaml.safe_dump(recipe).replace("PLACE", "5e-5"))
+    assert mpp.load_recipe(path).optimizer.lr == 5e-5
+
+
+# whole commands
+
+LACKING = {  # what does not exist or fit: the setting, and words the message must hold
+    "encoder.name=vit_tinny_patch16_224": ("vit_tinny_patch16_224", "vit_tiny_patch16_224"),
+    "encoder.source=/no/such/run": ("/no/such/run",),
+    "data.image_column=picture": ("picture", "image"),
+    "data.label_column=klass": ("klass", "label"),
+    "data.split=trian": ("trian", "train"),
+    "data.source=/no/such/place/images.parquet": ("/no/such/place/images.parquet",),
+    "training.micro_batch_size=3": ("8", "3"),
+    "optimizer.name=adamm": ("adamm",),
+}
+
+
+def halved(image):
+    name, content = image
+    return name, content[: len(content) // 2]
+
+
+def broken(images, every=4):
+    return [halved(image) if i % every else image for i, image in enumerate(images)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, images):
+    """Every command of this file, two at a time: folder of the runs and results by name."""
+    folder = tmp_path_factory.mktemp("bad-input")
+    jobs = {}
+
+    def job(name, source, *changes, recipe="mean_color.yaml"):
+        jobs[name] = (recipe, arguments(folder / name, source, *changes))
+
+    for number, change in enumerate(LACKING):
+        jobs[change] = ("mean_color.yaml", arguments(folder / f"lacking-{number}", images, FEW, change))
+    job("adam with decay", images, FEW, "optimizer.name=adam", "optimizer.weight_decay=0.1")
+    job("missing recipe", images, recipe="no_such_recipe.yaml")
+    job("no labels", parquet_folder(folder / "unlabelled", scenes(10)), FEW, recipe="supervised.yaml")
+
+    empty = parquet_folder(folder / "empty", scenes(1), labelled=True)
+    for path in empty.glob("*.parquet"):
+        parquet.write_table(parquet.read_table(path).slice(0, 0), path)
+    job("no rows", empty, FEW)
+
+    dot = ("dot.png", encoded(Image.fromarray(np.full((1, 1, 3), 90, np.uint8))))
+    job("one pixel", parquet_folder(folder / "dot", [*scenes(9), dot]), "training.duration.epochs=1")
+
+    many = [(f"scene-{i:03d}.png", encoded(Image.fromarray(scene(i, 12, 12)))) for i in range(400)]
+    many[200] = halved(many[200])
+    changes = ("training.batch_size=40", "training.micro_batch_size=40", "training.duration.epochs=1")
+    job("one truncated", parquet_folder(folder / "one", many), *changes)
+    job("most truncated", parquet_folder(folder / "most", broken(scenes(40))), "training.duration.epochs=2")
+
+    changes = ("optimizer.lr=1e30", "training.duration.steps=400", "checkpoint.every.steps=1")
+    job("not finite", images, *changes)
+    return folder, pretrain_all(jobs, folder)
+
+
+@pytest.mark.parametrize("change", LACKING)
+def test_what_does_not_exist_or_fit_is_named(results, change):
+    assert_refused(results[1][change], *LACKING[change])
+
+
+def test_adam_with_decay_is_refused_and_points_to_adamw(results):
+    assert_refused(results[1]["adam with decay"], "adamw")
+
+
+def test_a_missing_recipe_is_named(results):
+    assert_refused(results[1]["missing recipe"], "no_such_recipe.yaml")
+
+
+def test_a_data_set_without_rows_is_refused(results):
+    assert_refused(results[1]["no rows"])
+    assert re.search(r"empty|no images|no rows|\b0 (images|rows)", results[1]["no rows"].output, re.IGNORECASE)
+
+
+def test_supervised_training_without_labels_is_refused(results):
+    assert_refused(results[1]["no labels"], "label")
+
+
+def test_an_image_of_one_pixel_trains_or_is_named_but_never_crashes(results):
+    folder, by_name = results
+    if by_name["one pixel"].returncode == 0:
+        assert_succeeds(by_name["one pixel"])
+        assert losses(folder / "one pixel")
+    else:
+        assert_refused(by_name["one pixel"], "dot.png")
+
+
+def test_one_truncated_file_in_four_hundred_is_replaced_counted_and_named(results):
+    folder, by_name = results
+    assert_succeeds(by_name["one truncated"])
+    assert "scene-200.png" in (folder / "one truncated" / "metrics.jsonl").read_text()
+    assert max(losses(folder / "one truncated")) == 10
+
+
+def test_a_data_set_of_broken_files_stops_the_run_with_examples(results):
+    result = results[1]["most truncated"]
+    assert_refused(result)
+    assert any(f"scene-{i:03d}.png" in result.output for i in range(40) if i % 4)
+
+
+def test_a_loss_that_stays_non_finite_stops_the_run_and_a_checkpoint_stands(results):
+    folder, by_name = results
+    assert_refused(by_name["not finite"], "finite")
+    run = folder / "not finite"
+    assert journal(run)[-1]["step"] < 400
+    state = mpp.load_encoder(run).vit.state_dict()
+    assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())

@@ -1,0 +1,245 @@
+"""Prediction, loss and gradient, and that the objective leaves the encoder as it found it."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import mpp
+from tests.reference import (
+    at,
+    cross_entropy,
+    embeddings,
+    full_patch_labels,
+    inputs_of,
+    normalized_as_in_mae,
+    outputs_of,
+    random_pixels,
+    scramble,
+)
+
+SIZE, PATCH, N, K = 32, 4, 64, 32
+TARGETS = {
+    "mean colour": mpp.MeanColor(bits=3),
+    "downsized": mpp.DownsizedPatch(cells=4, bits=2),
+    "full patch": mpp.FullPatch(),
+    "normalised": mpp.FullPatch(normalize=True),
+}
+
+
+def build(target=TARGETS["mean colour"], encoder=None, seed=0, **corruption):
+    torch.manual_seed(0)
+    encoder = encoder or mpp.create_encoder("test_vit", image_size=SIZE, patch_size=PATCH)
+    objective = mpp.MaskedPatchPrediction(encoder, target=target, corruption=mpp.Corruption(**corruption), seed=seed)
+    scramble(objective, encoder.vit)
+    return objective, encoder
+
+
+@pytest.mark.parametrize("target", [TARGETS["mean colour"], TARGETS["downsized"]], ids=["mean colour", "downsized"])
+def test_loss_is_the_mean_cross_entropy_over_corrupted_patches_and_cells(target):
+    objective, _ = build(target)
+    prediction = objective(random_pixels(8, SIZE), samples=torch.arange(8))
+    assert prediction.loss.shape == ()
+    assert prediction.loss.dtype == torch.float32
+    expected = cross_entropy(prediction.logits, prediction.labels)
+    assert float(prediction.loss) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_loss_of_the_full_patch_is_the_mean_squared_error(normalize):
+    objective, _ = build(mpp.FullPatch(normalize=normalize))
+    pixels = random_pixels(8, SIZE)
+    prediction = objective(pixels, samples=torch.arange(8))
+    expected = full_patch_labels(pixels.numpy(), PATCH)
+    expected = at(normalized_as_in_mae(expected) if normalize else expected, prediction.positions)
+    squared = (prediction.logits.detach().double().numpy() - expected) ** 2
+    assert prediction.logits.shape == expected.shape == (8, K, 3 * PATCH**2)
+    assert float(prediction.loss.detach()) == pytest.approx(float(np.mean(squared)), rel=2e-6)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_loss_stays_float32_under_bfloat16(name):
+    objective, _ = build(TARGETS[name])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        prediction = objective(random_pixels(4, SIZE), samples=torch.arange(4))
+    assert prediction.loss.dtype == torch.float32
+    logits, labels = prediction.logits.detach().float(), prediction.labels
+    if labels.is_floating_point():
+        assert labels.dtype == torch.float32
+        expected = float(((logits.double() - labels.double()) ** 2).mean())
+    else:
+        expected = cross_entropy(logits, labels)
+    assert float(prediction.loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_corruption_and_labels_are_the_same_under_bfloat16():
+    objective, _ = build()
+    pixels, samples = random_pixels(4, SIZE), torch.arange(4)
+    full = objective(pixels, samples=samples)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = objective(pixels, samples=samples)
+    for field in ("positions", "kinds", "labels"):
+        assert torch.equal(getattr(full, field), getattr(half, field))
+
+
+def test_kept_patches_are_predicted_too():
+    objective, _ = build(mask=0.0, swap=0.0, keep=1.0)
+    prediction = objective(random_pixels(4, SIZE), samples=torch.arange(4))
+    assert (prediction.kinds == 2).all()
+    assert prediction.logits.shape == (4, K, 512)
+    assert float(prediction.loss.detach()) == pytest.approx(
+        cross_entropy(prediction.logits, prediction.labels), rel=1e-6
+    )
+
+
+def test_each_prediction_is_a_linear_map_of_its_own_final_token():
+    objective, encoder = build()
+    with torch.no_grad(), outputs_of(encoder.vit.norm) as final:
+        prediction = objective(random_pixels(32, SIZE), samples=torch.arange(32))
+    tokens = final[0][:, encoder.vit.num_prefix_tokens :].double()
+
+    def misfit(shift):
+        places = ((prediction.positions + shift) % N)[..., None].expand(-1, -1, tokens.shape[-1])
+        rows = tokens.gather(1, places).reshape(-1, tokens.shape[-1]).numpy()
+        rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+        logits = prediction.logits.double().reshape(len(rows), -1).numpy()
+        solution = np.linalg.lstsq(rows, logits, rcond=None)[0]
+        return np.abs(rows @ solution - logits).max() / np.abs(logits).max()
+
+    assert misfit(0) < 1e-5
+    assert misfit(1) > 1e-2, "the fit would notice tokens of other places"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_only_corrupted_positions_get_a_gradient_through_the_head(name):
+    objective, encoder = build(TARGETS[name])
+    with outputs_of(encoder.vit.norm) as final:
+        prediction = objective(random_pixels(4, SIZE), samples=torch.arange(4))
+    final[0].retain_grad()
+    prediction.loss.backward()
+    has_gradient = final[0].grad.abs().amax(-1) > 0
+    prefix = encoder.vit.num_prefix_tokens
+    expected = torch.zeros_like(has_gradient).scatter_(1, prediction.positions + prefix, True)
+    assert torch.equal(has_gradient, expected)
+
+
+def test_the_class_token_learns_through_attention_alone():
+    objective, encoder = build()
+    objective(random_pixels(4, SIZE), samples=torch.arange(4)).loss.backward()
+    assert encoder.vit.cls_token.grad.abs().max() > 0
+
+
+def test_with_nothing_changed_the_encoder_is_timm_s_forward_features():
+    objective, encoder = build(mask=0.0, swap=0.0, keep=1.0)
+    with torch.no_grad():
+        with inputs_of(encoder.vit.patch_embed) as door, outputs_of(encoder.vit.norm) as final:
+            objective(random_pixels(4, SIZE), samples=torch.arange(4))
+        assert torch.equal(final[0], encoder.vit.forward_features(door[0]))
+
+
+def test_corruption_does_change_what_the_encoder_sees():
+    objective, encoder = build()
+    with torch.no_grad():
+        with inputs_of(encoder.vit.patch_embed) as door, outputs_of(encoder.vit.norm) as final:
+            objective(random_pixels(4, SIZE), samples=torch.arange(4))
+        assert not torch.equal(final[0], encoder.vit.forward_features(door[0]))
+
+
+def test_evaluation_mode_is_corrupted_alike():
+    objective, _ = build()
+    pixels, samples = random_pixels(4, SIZE), torch.arange(4)
+    training = objective.train()(pixels, samples=samples).logits
+    assert torch.equal(training, objective.eval()(pixels, samples=samples).logits)
+
+
+def test_class_labels_are_accepted_and_change_nothing():
+    objective, _ = build()
+    pixels, samples = random_pixels(4, SIZE), torch.arange(4)
+    plain = objective(pixels, samples=samples)
+    labelled = objective(pixels, samples=samples, labels=torch.tensor([3, 1, 2, 0]))
+    assert torch.equal(plain.loss, labelled.loss)
+    assert torch.equal(plain.labels, labelled.labels)
+
+
+def test_the_encoder_stays_clean_through_forward_backward_and_errors():
+    torch.manual_seed(0)
+    encoder = mpp.create_encoder("test_vit", image_size=SIZE, patch_size=PATCH)
+    images = torch.randn(2, 3, SIZE, SIZE)
+    expected = encoder.vit(images).detach()
+    objective, _ = build(encoder=encoder)
+    assert torch.equal(encoder.vit(images), expected)
+    objective(random_pixels(2, SIZE), samples=torch.arange(2)).loss.backward()
+    assert torch.equal(encoder.vit(images), expected)
+
+    def explode(*_):
+        raise RuntimeError("in the middle of the encoder")
+
+    handle = encoder.vit.blocks[2].register_forward_pre_hook(explode)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        objective(random_pixels(2, SIZE), samples=torch.arange(2))
+    handle.remove()
+    assert torch.equal(encoder.vit(images), expected)
+    with pytest.raises(ValueError, match="uint8"):
+        objective(torch.rand(2, 3, SIZE, SIZE))
+    assert torch.equal(encoder.vit(images), expected)
+
+
+def test_two_objectives_on_one_encoder_do_not_stack():
+    first, encoder = build(mask=1.0, swap=0.0, keep=0.0)
+    pixels, samples = random_pixels(4, SIZE), torch.arange(4)
+    alone, clean, corrupted_alone = embeddings(first, encoder.vit, pixels, samples)
+    second, _ = build(encoder=encoder, seed=1, mask=1.0, swap=0.0, keep=0.0)
+    other, _, corrupted_other = embeddings(second, encoder.vit, pixels, samples)
+    again, _, corrupted_again = embeddings(first, encoder.vit, pixels, samples)
+    assert torch.equal(alone.logits, again.logits)
+    assert torch.equal(corrupted_alone, corrupted_again)
+    assert not torch.equal(alone.positions, other.positions)
+    replaced = (corrupted_other != clean).any(-1)
+    assert torch.equal(replaced, torch.zeros_like(replaced).scatter_(1, other.positions, True))
+
+
+def test_graphs_of_two_objectives_may_be_open_at_once():
+    first, encoder = build()
+    second, _ = build(mpp.FullPatch(), encoder=encoder, seed=1)
+    pixels, samples = random_pixels(4, SIZE), torch.arange(4)
+
+    def gradient(*losses):
+        encoder.vit.zero_grad()
+        sum(losses).backward()
+        return encoder.vit.patch_embed.proj.weight.grad.clone()
+
+    together = gradient(first(pixels, samples=samples).loss, second(pixels, samples=samples).loss)
+    one, two = gradient(first(pixels, samples=samples).loss), gradient(second(pixels, samples=samples).loss)
+    assert (together - one - two).abs().max() < 1e-5 * together.abs().max()
+
+
+def test_a_deep_copy_has_an_encoder_of_its_own():
+    objective, encoder = build()
+    pixels, samples = random_pixels(4, SIZE), torch.arange(4)
+    expected = objective(pixels, samples=samples).logits
+    twin = copy.deepcopy(objective)
+    assert torch.equal(twin(pixels, samples=samples).logits, expected)
+    twin_vit = next(module for module in twin.modules() if type(module) is type(encoder.vit))
+    assert twin_vit is not encoder.vit
+    with torch.no_grad():
+        twin_vit.patch_embed.proj.weight.mul_(-3)
+    assert torch.equal(objective(pixels, samples=samples).logits, expected)
+    assert not torch.equal(twin(pixels, samples=samples).logits, expected)
+
+
+def test_training_moves_the_encoder_and_the_loss_falls():
+    objective, encoder = build()
+    before = encoder.vit.patch_embed.proj.weight.detach().clone()
+    pixels = torch.full((8, 3, SIZE, SIZE), 40, dtype=torch.uint8)
+    pixels[4:] = 200
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=5e-3)
+    first = None
+    for step in range(40):
+        loss = objective(pixels, samples=torch.arange(8 * step, 8 * step + 8)).loss
+        first = first or float(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < first / 4
+    assert not torch.equal(encoder.vit.patch_embed.proj.weight, before)

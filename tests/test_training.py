@@ -1,0 +1,222 @@
+"""The loop's promises that need no kill: accumulation, optimisers, trackers, a full disk, compilation, learning."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import mpp
+from mpp.settings import Duration
+from mpp.training.checkpoint import Checkpoints
+from mpp.training.optimizer import learning_rate, make_optimizer
+from mpp.training.settings import OptimizerSettings
+from tests.forkserver import ForkServer
+
+ROOT = Path(__file__).parent.parent
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# Schedule and durations
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [({"steps": 7}, 7), ({"images": 100}, 4), ({"images": 96}, 3), ({"epochs": 1}, 4), ({"epochs": 2.5}, 8),
+     ({"images": 0}, 0)],
+)  # fmt: skip
+def test_steps_are_images_over_batch_size_rounded_up(duration: dict[str, float], steps: int):
+    assert Duration(**duration).in_steps(batch_size=32, rows=100) == steps
+
+
+def test_the_cosine_schedule_is_the_paper_s():
+    settings = OptimizerSettings(lr=0.1, lr_scaling="linear", base_batch_size=256)
+    lr = learning_rate(settings, steps=110, warmup=10, batch_size=512)
+    assert [lr(step) for step in range(10)] == pytest.approx([0.2 * (step + 1) / 10 for step in range(10)])
+    for step in range(10, 110):
+        assert lr(step) == pytest.approx(0.1 * (1 + math.cos(math.pi * (step - 10) / 100)))
+    linear = learning_rate(OptimizerSettings(lr=1, schedule="linear", final_lr=0.1), steps=10, warmup=0, batch_size=8)
+    assert [linear(step) for step in (0, 5)] == pytest.approx([1, 0.55])
+
+
+# Optimisers
+
+
+def small_objective(pool: str = "token") -> mpp.MaskedPatchPrediction:
+    torch.manual_seed(0)
+    encoder = mpp.create_encoder(
+        "vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, reg_tokens=2, pool=pool
+    )
+    return mpp.MaskedPatchPrediction(encoder)
+
+
+def test_biases_norms_positions_and_tokens_do_not_decay():
+    objective = small_objective()
+    optimizer = make_optimizer(objective, OptimizerSettings(weight_decay=0.3))
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    decays = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    spared = {names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert decays | spared == set(names.values())
+    assert all(group["weight_decay"] in (0, 0.3) for group in optimizer.param_groups)
+    assert {"mask_token", "encoder.vit.pos_embed", "encoder.vit.cls_token", "encoder.vit.reg_token"} <= spared
+    matrices = {
+        name for name, p in objective.named_parameters() if p.ndim > 1 and "token" not in name and "pos" not in name
+    }
+    assert decays == matrices
+
+
+def steps(module: nn.Module, optimizer: torch.optim.Optimizer, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
+        module(pixels, torch.arange(4)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("adamw", {}), ("sgd", {"momentum": 0.9}), ("lamb", {}), ("lion", {}), ("adafactor", {}), ("nadamw", {}),
+     ("muon", {}), ("madgrad", {})],
+)  # fmt: skip
+def test_every_optimiser_comes_back_from_a_checkpoint_bit_for_bit(tmp_path: Path, name: str, arguments: dict[str, Any]):
+    settings = OptimizerSettings(name=name, lr=1e-3, arguments=arguments)
+    straight = small_objective()
+    optimizer = make_optimizer(straight, settings)
+    steps(straight, optimizer, 3, seed=1)
+    Checkpoints(tmp_path, keep=2).save(3, straight, optimizer, {})
+    steps(straight, optimizer, 2, seed=2)
+
+    resumed = small_objective()
+    checkpoint = Checkpoints(tmp_path, keep=2).newest()
+    assert checkpoint is not None
+    optimizer = make_optimizer(resumed, settings)
+    checkpoint.load_into(resumed, optimizer)
+    steps(resumed, optimizer, 2, seed=2)
+    for (key, left), right in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(left, right), key
+
+
+# Whole runs
+
+
+def test_four_times_sixteen_accumulated_is_one_times_sixty_four(
+    commands: ForkServer, tiny_recipe: Path, tmp_path: Path
+):
+    for micro in (64, 16):
+        command = commands.run(
+            "mpp.pretrain", tiny_recipe, f"output_dir={tmp_path / str(micro)}", "training.batch_size=64",
+            f"training.micro_batch_size={micro}", "encoder.arguments={embed_dim: 32, depth: 2, num_heads: 2}",
+        )  # fmt: skip
+        assert command.code == 0, command.text
+    one, four = (lines(tmp_path / str(micro)) for micro in (64, 16))
+    assert len(one) == 12
+    for left, right in zip(one, four, strict=True):
+        assert right["loss"] == pytest.approx(left["loss"], rel=1e-6)
+        assert right["gradient_norm"] == pytest.approx(left["gradient_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["training.gradient_checkpointing=true", "objective.head=mlp", "training.clip_grad=null",
+     "objective={kind: masked_patch, target: {kind: downsized}}", "objective.target.kind=full_patch",
+     "objective={kind: masked_patch, target: {kind: full_patch, normalize: true}}", "objective.kind=supervised",
+     "optimizer={name: sgd, lr: 0.01, arguments: {momentum: 0.9}}", "encoder.pool=avg", "encoder.attention=fused",
+     "data.interpolation=bicubic"],
+)  # fmt: skip
+def test_every_switch_trains_to_the_end(commands: ForkServer, tiny_recipe: Path, tmp_path: Path, change: str):
+    command = commands.run("mpp.pretrain", tiny_recipe, change)
+    assert command.code == 0, command.text
+    assert "Traceback" not in command.text
+    assert all(math.isfinite(line["loss"]) for line in lines(tmp_path / "run") if "loss" in line)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(commands: ForkServer, tiny_recipe: Path, tmp_path: Path):
+    for name in ("false", "true"):
+        change = f"training.gradient_checkpointing={name}"
+        assert commands.run("mpp.pretrain", tiny_recipe, change, f"output_dir={tmp_path / name}").code == 0
+    losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("false", "true")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_tensorboard_gets_what_the_journal_gets(commands: ForkServer, tiny_recipe: Path, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    command = commands.run("mpp.pretrain", tiny_recipe, "journal.trackers=[tensorboard]")
+    assert command.code == 0, command.text
+    events = next(path for path in (tmp_path / "run").rglob("events.out.tfevents*") if path.parent.name == "mpp")
+    board = EventAccumulator(str(events.parent))
+    board.Reload()
+    written = {event.step: event.value for event in board.Scalars("loss")}
+    assert written == pytest.approx({line["step"]: line["loss"] for line in lines(tmp_path / "run")}, rel=1e-6)
+    assert "validation/loss_mask" in board.Tags()["scalars"]
+
+
+def test_an_unknown_tracker_is_refused_with_the_known_ones(commands: ForkServer, tiny_recipe: Path):
+    command = commands.run("mpp.pretrain", tiny_recipe, "journal.trackers=[tensorbord]")
+    assert command.code == 2
+    assert "journal.trackers tensorbord unknown" in command.text
+    assert "tensorboard" in command.text
+
+
+def test_a_warm_up_as_long_as_the_run_is_shortened_with_a_word(commands: ForkServer, tiny_recipe: Path):
+    command = commands.run("mpp.pretrain", tiny_recipe, "optimizer.warmup.steps=50", "training.duration.steps=20")
+    assert command.code == 0
+    assert "optimizer.warmup of 50 steps is as long as the run; it is shortened to 2" in command.text
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_are_there(tmp_path: Path):
+    objective = small_objective()
+    optimizer = make_optimizer(objective, OptimizerSettings())
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    steps(objective, optimizer, 1, seed=0)
+    first = checkpoints.save(1, objective, optimizer, {"good": True})
+    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(RuntimeError, match=r"step 2 could not be written[\s\S]*step-000000001 stands"):
+            checkpoints.save(2, objective, optimizer, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest.step == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+def test_compiled_training_is_one_graph_with_the_same_loss(commands: ForkServer, tiny_recipe: Path, tmp_path: Path):
+    for name in ("false", "true"):
+        command = commands.run(
+            "mpp.pretrain", tiny_recipe, f"training.compile={name}", f"output_dir={tmp_path / name}",
+            "encoder.arguments={embed_dim: 32, depth: 1, num_heads: 2}", "training.duration.steps=4",
+        )  # fmt: skip
+        assert command.code == 0, command.text
+    eager, compiled = ([line["loss"] for line in lines(tmp_path / name)] for name in ("false", "true"))
+    assert compiled == pytest.approx(eager, rel=1e-4)
+    names = [set(load_file(tmp_path / name / "encoder" / "model.safetensors")) for name in ("false", "true")]
+    assert names[0] == names[1]
+
+
+def test_the_model_learns_more_than_histogram_and_neighbours_know(commands: ForkServer, tmp_path: Path):
+    command = commands.run(
+        "mpp.pretrain", ROOT / "recipes" / "mean_color.yaml", f"output_dir={tmp_path}", "training.duration.steps=150",
+        "reconstructions.images=0",
+    )  # fmt: skip
+    assert command.code == 0, command.text
+    last = lines(tmp_path)[-1]
+    assert last["validation/loss_mask"] < last["validation/neighbours"] - 0.05
+    assert last["validation/neighbours"] < last["validation/histogram"] - 0.5

@@ -87,13 +87,14 @@ def pretrain(recipe: PretrainRecipe) -> int:
     if warmup >= steps:
         journal.say(f"optimizer.warmup of {warmup} steps is as long as the run; it is shortened to {steps // 10}")
         warmup = steps // 10
-    pictures = next(on_device(held_out, held_out_rows[: recipe.reconstructions.images], recipe.reconstructions.images))
     callbacks = [
         validation(accelerator, held_out, held_out_rows, batch_size=part.micro_batch_size,
-                   baselines=baselines, every=steps_of(recipe.validation.every)),
-        reconstructions(accelerator, pictures[0], pictures[1], folder / "reconstructions",
-                        every=steps_of(recipe.reconstructions.every)),
+                   baselines=baselines, every=steps_of(recipe.validation.every))
     ]  # fmt: skip
+    if recipe.reconstructions.images and isinstance(objective, MaskedPatchPrediction):
+        shown = held_out[held_out_rows[: recipe.reconstructions.images]]
+        every = steps_of(recipe.reconstructions.every)
+        callbacks.append(reconstructions(accelerator, shown, folder / "reconstructions", every=every))
     stop = StopRequest()
     run = Run(
         objective=objective,

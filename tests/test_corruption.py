@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mpp
+from mpp import randomness
 from tests.reference import embeddings, inputs_of, random_pixels, scramble, swap_sources, without_positions
 
 SIZE, PATCH, N, K = 32, 4, 64, 32
@@ -340,3 +341,13 @@ def test_wrongly_shaped_pixels_are_refused_with_found_and_expected(small, shape)
     with pytest.raises(ValueError, match=str(SIZE)) as refusal:
         objective(torch.zeros(shape, dtype=torch.uint8))
     assert all(str(number) in str(refusal.value) for number in shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_draws_what_the_processor_draws():
+    samples = torch.arange(1000) * 12345678901
+    corruption, key = mpp.Corruption(), randomness.key(7, "corruption")
+    here, there = (corruption.draw(key, samples.to(device), 196) for device in ("cpu", "cuda"))
+    for left, right in zip(here, there, strict=True):
+        assert torch.equal(left, right.cpu())

@@ -8,6 +8,7 @@ import timm
 import torch
 
 import mpp
+from mpp.encoder.export import export_encoder
 from tests.reference import (
     at,
     embeddings,
@@ -175,3 +176,26 @@ def test_the_model_s_own_sizes_are_the_default():
 def test_a_source_that_is_neither_run_nor_folder_nor_name_is_refused():
     with pytest.raises((ValueError, OSError), match="no_such_model_at_all"):
         mpp.load_encoder("no_such_model_at_all")
+
+
+def test_a_trained_step_exports_and_timm_reloads_the_same_features(family, tmp_path):
+    objective = build(family)
+    before = {name: value.clone() for name, value in family.vit.state_dict().items()}
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    try:
+        objective(family.pixels, samples=torch.arange(3)).loss.backward()
+        assert all(parameter.grad is not None for parameter in objective.parameters() if parameter.requires_grad)
+        optimizer.step()
+        export_encoder(family.encoder, tmp_path)
+        reloaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        again = mpp.load_encoder(tmp_path).eval()
+        images = family.encoder.normalize(family.pixels)
+        with torch.no_grad():
+            features = family.vit(images)
+            assert not torch.equal(features, 0 * features)
+            assert torch.equal(reloaded(images), features)
+            assert torch.equal(reloaded.forward_features(images), family.vit.forward_features(images))
+            assert torch.equal(again.pooled(again(family.pixels)), features)
+    finally:
+        family.vit.load_state_dict(before)
+        objective.zero_grad()

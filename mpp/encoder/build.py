@@ -98,7 +98,10 @@ def load_encoder(
     if pool is not None and pool != arguments.get("global_pool"):
         arguments |= _pooling(name, pool, arguments)
     layout = _layout(name, _skeleton(name, **arguments), size)
-    vit = timm.create_model(origin, pretrained=True, num_classes=0, **arguments)
+    try:
+        vit = timm.create_model(origin, pretrained=True, num_classes=0, **arguments)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"the weights of {source} cannot be loaded: {str(error).splitlines()[0]}") from error
     mean, std = mean or tuple(config["mean"]), std or tuple(config["std"])
     return Encoder(vit, layout, name=name, arguments=arguments, mean=mean, std=std)
 
@@ -136,17 +139,22 @@ def _source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str, Any
         raise ValueError(
             f"{source} holds no encoder: expected config.json and model.safetensors in it or in its encoder/ folder"
         )
-    if not str(source).startswith("timm:"):
+    name = str(source).removeprefix("timm:")
+    architecture = name.split(".")[0]
+    if not str(source).startswith("timm:") and not is_model(architecture):
         raise ValueError(
             f"encoder source {str(source)!r} does not exist; give a run, an exported encoder folder, "
             "or timm:NAME for timm's pretrained weights"
         )
-    name = str(source).removeprefix("timm:")
-    _known(name.split(".")[0])
-    config = timm.get_pretrained_cfg(name)
+    _known(architecture)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ValueError(f"timm has no pretrained weights {name}; for {architecture} there are: {tags}") from error
     if config is None or not config.has_weights:
         raise ValueError(f"timm has no pretrained weights for {name}")
-    return name, name.split(".")[0], {}, config.to_dict()
+    return name, architecture, {}, config.to_dict()
 
 
 def _known(name: str) -> None:

@@ -61,12 +61,17 @@ def colour_bins(patches: Tensor, cells: int, bits: int) -> Tensor:
     # A cell is a sum of whole rows and columns: sums of sums, int32 (255 · P² < 2**31 for any patch there is).
     rows = torch.stack([patches[:, :, top:bottom].sum(2, dtype=torch.int32) for top, bottom in edges], dim=2)
     sums = torch.stack([rows[:, :, :, left:right].sum(3, dtype=torch.int32) for left, right in edges], dim=3)
-    sides = torch.tensor([end - start for start, end in edges], device=patches.device)
-    pixels = sides[:, None] * sides[None, :]
-    return rearrange(bins_of_sums(sums, pixels[..., None], bits), "b n r s c -> b n (r s) c")
+    sides = [end - start for start, end in edges]
+    if len(set(sides)) == 1:
+        bins = bins_of_sums(sums, sides[0] ** 2, bits)
+    else:  # the sizes stay on the host: a tensor of them would have to be copied to the device at every step
+        rows = [torch.stack([bins_of_sums(sums[:, :, r, s], a * b, bits) for s, b in enumerate(sides)], dim=2)
+                for r, a in enumerate(sides)]  # fmt: skip
+        bins = torch.stack(rows, dim=2)
+    return rearrange(bins, "b n r s c -> b n (r s) c")
 
 
-def bins_of_sums(sums: Tensor, pixels: Tensor, bits: int) -> Tensor:
+def bins_of_sums(sums: Tensor, pixels: Tensor | int, bits: int) -> Tensor:
     """Channel sums over so many pixels → bins, `(S · 2**bits) // (256 · n)`, in int64."""
     return (sums.long() << bits) // (256 * pixels)
 

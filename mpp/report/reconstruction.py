@@ -11,6 +11,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from mpp.data.loader import Batch
 from mpp.files import replacing
 from mpp.objective.corruption import KEEP, SWAP
 from mpp.objective.masked_patch import MaskedPatchPrediction
@@ -66,17 +67,18 @@ def grid(columns: list[Tensor], titles: Iterable[str], panel: int = PANEL) -> Im
     return picture
 
 
-def reconstructions(accelerator: Accelerator, pixels: Tensor, samples: Tensor, folder: Path, *, every: int) -> Callback:
-    """A callback that draws the held-out `pixels`, uint8 `(b, 3, h, w)`, as `folder/step-….png`."""
+def reconstructions(accelerator: Accelerator, shown: Batch, folder: Path, *, every: int) -> Callback:
+    """A callback that draws some held-out images as `folder/step-….png`, for masked patch prediction."""
+    pixels, samples = shown.pixels, shown.samples
 
     def call(step: int, objective: nn.Module) -> Iterable[tuple[str, str]]:
-        if not accelerator.is_main_process or not isinstance(objective, MaskedPatchPrediction):
+        if not accelerator.is_main_process:
             return
+        assert isinstance(objective, MaskedPatchPrediction)
         was_training = objective.training
         objective.eval()
-        device = accelerator.device
         with torch.no_grad(), accelerator.autocast():
-            seen, predicted = reconstruct(objective, pixels.to(device), samples.to(device))
+            seen, predicted = reconstruct(objective, pixels.to(accelerator.device), samples.to(accelerator.device))
         objective.train(was_training)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{step:09d}.png"

@@ -42,7 +42,7 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
             "use adamw, which decouples it, or set optimizer.weight_decay=0"
         )
     exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # pyright: ignore
-    groups = optim.param_groups_weight_decay(module, settings.weight_decay, exempt)  # pyright: ignore
+    groups = optim.param_groups_weight_decay(module, settings.weight_decay, no_weight_decay_list=exempt)  # pyright: ignore
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.betas is not None:
         arguments.setdefault("betas", settings.betas)

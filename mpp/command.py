@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,9 @@ def run_command(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
-        usage = f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{summary.strip()}\n"
-        print(usage + ("\n" + help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help"))
+        said = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
+        rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"
+        print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{said}\n\n{rest}", end="")
         return 0 if arguments else MISTAKE
     path, *overrides = arguments
     try:

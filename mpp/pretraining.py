@@ -23,7 +23,7 @@ from mpp.objective.baselines import label_baseline, masked_patch_baselines
 from mpp.objective.masked_patch import MaskedPatchPrediction
 from mpp.objective.settings import MaskedPatchSettings
 from mpp.objective.supervised import SupervisedClassification
-from mpp.recipe import PretrainRecipe, differences, load_recipe, write_recipe
+from mpp.recipe import PretrainRecipe, differences, write_recipe
 from mpp.report.reconstruction import reconstructions
 from mpp.training.checkpoint import Checkpoint, Checkpoints
 from mpp.training.journal import Journal, read_metrics
@@ -79,6 +79,8 @@ def pretrain(recipe: PretrainRecipe) -> int:
     if recipe.training.gradient_checkpointing:
         encoder.vit.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
 
+    optimizer = make_optimizer(objective, recipe.optimizer)
+    on_main(accelerator, lambda: _begin(recipe, folder))
     step = checkpoint.step if checkpoint else 0
     journal = Journal(folder / "metrics.jsonl", accelerator, steps=steps, step=step)
     if recipe.journal.trackers:
@@ -102,7 +104,7 @@ def pretrain(recipe: PretrainRecipe) -> int:
         share=part,
         steps=steps,
         seed=recipe.seed,
-        optimizer=make_optimizer(objective, recipe.optimizer),
+        optimizer=optimizer,
         learning_rate=learning_rate(
             recipe.optimizer, steps=steps, warmup=warmup, batch_size=recipe.training.batch_size
         ),
@@ -116,7 +118,12 @@ def pretrain(recipe: PretrainRecipe) -> int:
         on_save=lambda: export_encoder(
             encoder, folder / "encoder", interpolation=recipe.data.interpolation, crop_pct=recipe.data.crop_pct
         ),
-        state={"steps": steps, "baselines": baselines, "data": _content(splits.train)},
+        state={
+            "steps": steps,
+            "recipe": recipe.model_dump(mode="json"),
+            "data": _content(splits.train),
+            "baselines": baselines,
+        },
         workers=recipe.data.workers,
         compile=recipe.training.compile,
         clip_grad=recipe.training.clip_grad,
@@ -135,18 +142,18 @@ def pretrain(recipe: PretrainRecipe) -> int:
 
 
 def _claim(recipe: PretrainRecipe, folder: Path, locks: list[FolderLock]) -> Checkpoint | None:
-    """Lock the run's folder, and find where to go on from.
+    """Lock the run's folder, and find where to go on from. Nothing in it is changed yet.
 
     Raises:
         ValueError: if the folder is in use, or holds a run of another recipe.
         CheckpointError: if it holds checkpoints, but none that is whole.
     """
     locks.append(FolderLock(folder))
-    if not recipe.checkpoint.resume and (aside := move_aside(folder)):
-        print(f"starting afresh: what was in {folder} lies in {aside} now")
+    if not recipe.checkpoint.resume:
+        return None
     checkpoint = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep).newest(print)
     if checkpoint is not None:
-        before = load_recipe(folder / "recipe.yaml")
+        before = PretrainRecipe.model_validate(checkpoint.state["recipe"])
         changed = [d for d in differences(before, recipe) if not d[0].startswith(MAY_CHANGE)]
         if changed:
             listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)
@@ -155,8 +162,14 @@ def _claim(recipe: PretrainRecipe, folder: Path, locks: list[FolderLock]) -> Che
                 "give the same settings to go on with it, choose another output_dir, or start afresh with "
                 "checkpoint.resume=false"
             )
-    write_recipe(recipe, folder / "recipe.yaml")
     return checkpoint
+
+
+def _begin(recipe: PretrainRecipe, folder: Path) -> None:
+    """Make the folder this run's own, now that everything else was found to be good."""
+    if not recipe.checkpoint.resume and (aside := move_aside(folder)):
+        print(f"starting afresh: what was in {folder} lies in {aside} now")
+    write_recipe(recipe, folder / "recipe.yaml")
 
 
 def prepare_data(recipe: PretrainRecipe, accelerator: Accelerator, checkpoint: Checkpoint | None) -> Splits:

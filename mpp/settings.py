@@ -11,7 +11,7 @@ class Settings(BaseModel):
     """Immutable, typed settings of one room; unknown keys are refused, docstrings become the help."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True, validate_default=True
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
 

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import timm
@@ -400,15 +398,19 @@ def test_the_paper_s_numbers_are_in_the_paper_s_recipes():
     assert {0.5, 0.15} == {r.objective.corruption.fraction for r in masked}
 
 
-def test_cifar10_parquet_trains_out_of_the_box(tmp_path):
-    places = [Path(p) for p in (os.environ.get("MPP_DATA"), RECIPES.parent.parent / "shared" / "data") if p]
-    data = next((p / "cifar10" for p in places if (p / "cifar10").is_dir()), None)
-    if data is None:
-        pytest.skip("no CIFAR-10 under $MPP_DATA or ../shared/data")
-    rows, small = parquet.read_table(data / "test.parquet"), tmp_path / "cifar10"
+@pytest.mark.parametrize(
+    ("name", "size", "changes"),
+    [("cifar10", 32, []), ("imagenette224", 224, ["encoder.name=vit_tiny_patch16_224", "encoder.patch_size=null",
+                                                  "encoder.arguments={}", "data.cache=false"])],
+)  # fmt: skip
+def test_real_parquet_files_train_out_of_the_box(real_data, tmp_path, name, size, changes):
+    rows, small = parquet.read_table(real_data / name / "test.parquet"), tmp_path / name
     small.mkdir()
     parquet.write_table(rows.slice(0, 600), small / "train.parquet")
     parquet.write_table(rows.slice(600, 100), small / "test.parquet")
-    settings = arguments(tmp_path / "run", small, "data.image_size=32", "training.duration.steps=3")
+    settings = arguments(
+        tmp_path / "run", small, f"data.image_size={size}", "training.duration.steps=3", "validation.images=16",
+        "validation.baseline_images=64", *changes,
+    )  # fmt: skip
     assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
-    assert_export_equals_run(tmp_path / "run", 32)
+    assert_export_equals_run(tmp_path / "run", size)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.forkserver import Command, ForkServer
+from tests.runs import Process, launched_twice
 
 STEPS = 90
 KILLS = 12
@@ -109,3 +110,24 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert again.code == 0
     assert steps_said(again)[0] == stopped + 1
     assert fingerprint(tmp_path / "run") == fingerprint(straight)
+
+
+def test_two_processes_killed_together_resume_bit_for_bit(tiny_recipe: Path, tmp_path: Path):
+    """More than one of DDP's buckets, so that the order in which they are reduced shows in the bits."""
+    model = "encoder.arguments={embed_dim: 160, depth: 3, num_heads: 2, drop_path_rate: 0.1}"
+    settings = [str(tiny_recipe), model, f"training.duration.steps={STEPS}", "checkpoint.every.steps=10"]
+
+    def started(run: Path) -> Process:
+        return Process([*launched_twice(), *settings, f"output_dir={run}"], tmp_path)
+
+    straight, broken = started(tmp_path / "straight"), started(tmp_path / "broken")
+    broken.until(lambda: (tmp_path / "broken" / "checkpoints" / "step-000000030").is_dir())
+    broken.kill()  # the launcher and both of its processes
+    steps = [int(step) for step in re.findall(rf"^step +(\d+)/{STEPS}", broken.output, re.MULTILINE)]
+    assert 30 <= steps[-1] < STEPS
+    again = started(tmp_path / "broken")
+    assert straight.wait() == 0, straight.output
+    assert again.wait() == 0, again.output
+    assert "2 × cpu" in again.output
+    assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")

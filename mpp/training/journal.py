@@ -66,8 +66,7 @@ class Journal:
         """Finish the bar and the trackers."""
         if self._bar is not None:
             self._bar.close()
-        if self.accelerator.trackers:
-            self.accelerator.end_training()
+        self.accelerator.end_training()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

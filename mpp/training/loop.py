@@ -146,6 +146,8 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         values: dict[str, Any] = {}
         if any_damaged:
             values |= _note_damaged(run, progress, damaged)
+        if stopped:  # first of all: whoever asked for the stop may not wait for a look at the held-out images
+            _save(run, progress)
         if progress.skipped_in_a_row:
             run.journal.say(f"step {done}: loss {loss:g}, gradient norm {norm:g}: not finite, the step is skipped")
             values["skipped"] = progress.skipped
@@ -157,7 +159,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         if values:
             run.journal.write(done, done * run.share.batch_size, values)
         _stop_if_hopeless(run, progress)
-        if stopped or _due(done, run.save_every, run.steps):
+        if not stopped and _due(done, run.save_every, run.steps):
             _save(run, progress)
     return progress
 

@@ -48,6 +48,8 @@ def run_command(
 def _tell(error: Exception, code: int) -> int:
     if os.environ.get(TRACEBACK):
         raise error
-    if os.environ.get("RANK", "0") == "0":
+    other_process = os.environ.get("RANK", "0") != "0"
+    # A mistake that all processes share is told once.
+    if not getattr(error, "told_elsewhere", other_process and isinstance(error, RecipeError)):
         print(f"error: {error}" if not isinstance(error, RecipeError) else error, file=sys.stderr, flush=True)
     return code

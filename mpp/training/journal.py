@@ -95,8 +95,8 @@ def _sentence(step: int, steps: int, values: Mapping[str, float]) -> str:
     """The step in one line of at most 80 columns."""
     parts = [f"step {step:>{len(str(steps))}}/{steps}"]
     shown = (
-        ("loss", "loss {:.4f}"), ("loss_mask", "masked {:.4f}"), ("accuracy", "acc {:.1%}"), ("psnr", "{:.1f} dB"),
-        ("lr", "lr {:.1e}"), ("images_per_second", "{:.0f} img/s"),
+        ("loss", "loss {:.3f}"), ("loss_mask", "masked {:.3f}"), ("accuracy", "acc {:.1%}"), ("psnr", "{:.1f} dB"),
+        ("images_per_second", "{:.0f} img/s"),
     )  # fmt: skip
     parts += [form.format(values[name]) for name, form in shown if name in values]
     if "seconds_left" in values:

@@ -112,6 +112,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
         broadcast_object_list(outcome)
     good, value = outcome[0]
     if not good:
+        value.told_elsewhere = not accelerator.is_main_process
         raise value
     return value
 

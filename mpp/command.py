@@ -31,6 +31,7 @@ def run_command(
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         said = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"
+        said += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
         print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{said}\n\n{rest}", end="")
         return 0 if arguments else MISTAKE
     path, *overrides = arguments
@@ -48,8 +49,8 @@ def run_command(
 def _tell(error: Exception, code: int) -> int:
     if os.environ.get(TRACEBACK):
         raise error
-    other_process = os.environ.get("RANK", "0") != "0"
-    # A mistake that all processes share is told once.
-    if not getattr(error, "told_elsewhere", other_process and isinstance(error, RecipeError)):
+    # What the user can mend shows in all processes alike: one of them tells.
+    shared = code == MISTAKE and os.environ.get("RANK", "0") != "0"
+    if not getattr(error, "told_elsewhere", shared):
         print(f"error: {error}" if not isinstance(error, RecipeError) else error, file=sys.stderr, flush=True)
     return code

@@ -12,7 +12,7 @@ from pathlib import Path
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, flushed to disk, when the block ends well."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.draft")  # one that a kill left behind is written over next time
     try:
         yield draft
         draft.chmod(0o644)

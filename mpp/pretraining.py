@@ -46,6 +46,7 @@ def pretrain(recipe: PretrainRecipe) -> int:
         ValueError: for what the user can mend.
         RuntimeError: if the run could not go on.
     """
+    stop = StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)
     accelerator = start_processes(recipe.training, folder=folder, trackers=recipe.journal.trackers)
     locks: list[FolderLock] = []  # held until the process ends
@@ -64,7 +65,9 @@ def pretrain(recipe: PretrainRecipe) -> int:
     def steps_of(duration: Any) -> int:
         return duration.in_steps(batch_size=recipe.training.batch_size, rows=rows)
 
-    steps = max(steps_of(recipe.training.duration), 1)
+    steps = steps_of(recipe.training.duration)
+    if steps == 0:
+        raise ValueError("training.duration is 0 steps long: there is nothing to train")
     objective = make_objective(recipe, splits.train)
     encoder: Encoder = objective.encoder  # pyright: ignore[reportAssignmentType]
     objective.to(accelerator.device)
@@ -97,7 +100,6 @@ def pretrain(recipe: PretrainRecipe) -> int:
         shown = held_out[held_out_rows[: recipe.reconstructions.images]]
         every = steps_of(recipe.reconstructions.every)
         callbacks.append(reconstructions(accelerator, shown, folder / "reconstructions", every=every))
-    stop = StopRequest()
     run = Run(
         objective=objective,
         crops=crops,
@@ -115,7 +117,7 @@ def pretrain(recipe: PretrainRecipe) -> int:
         callbacks=callbacks,
         log_every=steps_of(recipe.journal.every),
         save_every=steps_of(recipe.checkpoint.every),
-        on_save=lambda: export_encoder(
+        before_save=lambda: export_encoder(
             encoder, folder / "encoder", interpolation=recipe.data.interpolation, crop_pct=recipe.data.crop_pct
         ),
         state={
@@ -138,6 +140,7 @@ def pretrain(recipe: PretrainRecipe) -> int:
         progress = train(run, checkpoint)
     finally:
         journal.close()
+    accelerator.end_training()
     return _farewell(run, progress, folder, baselines)
 
 
@@ -153,7 +156,13 @@ def _claim(recipe: PretrainRecipe, folder: Path, locks: list[FolderLock]) -> Che
         return None
     checkpoint = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep).newest(print)
     if checkpoint is not None:
-        before = PretrainRecipe.model_validate(checkpoint.state["recipe"])
+        try:
+            before = PretrainRecipe.model_validate(checkpoint.state["recipe"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{checkpoint.folder} was written by another version of this package, whose recipe cannot be compared; "
+                "go on with that version, choose another output_dir, or start afresh with checkpoint.resume=false"
+            ) from error
         changed = [d for d in differences(before, recipe) if not d[0].startswith(MAY_CHANGE)]
         if changed:
             listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)

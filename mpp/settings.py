@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -39,8 +40,9 @@ class Duration(Settings):
         """The duration in optimiser steps, `ceil(images / batch_size)`, for a train set of `rows` images."""
         if self.steps is not None:
             return self.steps
-        images = self.images if self.images is not None else math.ceil((self.epochs or 0) * rows)
-        return math.ceil(images / batch_size)
+        # Fractions: 0.07 of 100 images are 7, and not a little more.
+        images = self.images if self.images is not None else Fraction(str(self.epochs)) * rows
+        return math.ceil(Fraction(images) / batch_size)
 
     def __str__(self) -> str:
         return next(f"{getattr(self, u):g} {u}" for u in ("steps", "epochs", "images") if getattr(self, u) is not None)

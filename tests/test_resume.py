@@ -6,10 +6,13 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 
 from tests.forkserver import Command, ForkServer
@@ -27,7 +30,7 @@ def fingerprint(run: Path) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
+def metrics(run: Path) -> list[dict[str, Any]]:
     """The journal without what a clock says."""
     timed = ("seconds", "images_per_second", "tflops", "share_of_peak")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -49,7 +52,13 @@ def kill_in_a_step(command: Command, rng: random.Random) -> None:
 
 
 def kill_in_a_save(command: Command, run: Path) -> None:
-    """SIGKILL while a checkpoint is being written: its draft is there before and after."""
+    """SIGKILL while a checkpoint is being written: its draft is there before and after.
+
+    What an earlier kill left behind is gone once this process has done a step.
+    """
+    while not steps_said(command):
+        assert command.alive, command.text
+        time.sleep(0.002)
     while not any((run / "checkpoints").glob(".draft-*/*.safetensors")):
         assert command.alive, command.text
         time.sleep(0.0002)
@@ -131,3 +140,53 @@ def test_two_processes_killed_together_resume_bit_for_bit(tiny_recipe: Path, tmp
     assert "2 × cpu" in again.output
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
+
+
+def test_a_damaged_image_is_counted_and_named_once_however_often_the_run_is_killed(
+    commands: ForkServer, tiny_recipe: Path, tiny_data: Path, tmp_path: Path
+):
+    rows = datasets.load_dataset(str(tiny_data), split="train").cast_column("image", datasets.Image(decode=False))
+    columns: Any = rows.to_dict()
+    columns["image"][7]["bytes"] = columns["image"][7]["bytes"][:90]
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict(columns, features=rows.features).to_parquet(str(tmp_path / "data" / "train.parquet"))
+    shutil.copy(tiny_data / "test.parquet", tmp_path / "data")
+    settings = [f"data.source={tmp_path / 'data'}", "data.max_bad_share=0.02", f"training.duration.steps={STEPS}"]
+    settings += ["checkpoint.every.steps=3"]
+    assert commands.run("mpp.pretrain", tiny_recipe, f"output_dir={tmp_path / 'straight'}", *settings).code == 0
+    rng = random.Random(5)
+    for _ in range(4):
+        command = commands.start("mpp.pretrain", tiny_recipe, f"output_dir={tmp_path / 'broken'}", *settings)
+        kill_in_a_step(command, rng)
+        command.wait()
+    assert commands.run("mpp.pretrain", tiny_recipe, f"output_dir={tmp_path / 'broken'}", *settings).code == 0
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
+    named = [line for line in metrics(tmp_path / "broken") if "damaged_images" in line]
+    assert len(named) == 1
+    assert named[0]["damaged"] == 1
+    assert [image["row"] for image in named[0]["damaged_images"]] == [7]
+    assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
+
+
+def test_fewer_kept_checkpoints_and_two_damaged_ones_cost_no_good_one(
+    commands: ForkServer, tiny_recipe: Path, tmp_path: Path
+):
+    run, arguments = tmp_path / "run", ["training.duration.steps=400", "checkpoint.every.steps=10"]
+    command = commands.start("mpp.pretrain", tiny_recipe, *arguments, "checkpoint.keep=3")
+    while not (run / "checkpoints" / "step-000000040").is_dir():
+        time.sleep(0.002)
+    command.kill()
+    command.wait()
+    newest = sorted((run / "checkpoints").glob("step-*"))[-2:]
+    for folder in newest:
+        (folder / "weights.safetensors").write_bytes(b"damaged")
+    command = commands.start("mpp.pretrain", tiny_recipe, *arguments, "checkpoint.keep=2")
+    while not re.findall(r"^step +\d+/400", command.text, re.MULTILINE):
+        time.sleep(0.002)
+    command.kill(signal.SIGTERM)
+    assert command.wait() == 143, command.text
+    assert "weights.safetensors is cut" in command.text
+    good = [f for f in sorted((run / "checkpoints").glob("step-*")) if (f / "weights.safetensors").stat().st_size > 10]
+    assert len(good) >= 2
+    again = commands.run("mpp.pretrain", tiny_recipe, *arguments, "checkpoint.keep=2")
+    assert again.code == 0, again.text

@@ -213,7 +213,7 @@ def test_compiled_training_is_one_graph_with_the_same_loss(commands: ForkServer,
 
 def test_the_model_learns_more_than_histogram_and_neighbours_know(commands: ForkServer, tmp_path: Path):
     command = commands.run(
-        "mpp.pretrain", ROOT / "recipes" / "mean_color.yaml", f"output_dir={tmp_path}", "training.duration.steps=150",
+        "mpp.pretrain", ROOT / "recipes" / "mean_color.yaml", f"output_dir={tmp_path}", "training.duration.steps=250",
         "reconstructions.images=0",
     )  # fmt: skip
     assert command.code == 0, command.text

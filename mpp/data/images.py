@@ -15,7 +15,7 @@ NEIGHBOURS = 16
 """How many rows after a damaged one are tried in its place."""
 
 
-class TooManyDamagedError(ValueError):
+class TooManyDamagedError(RuntimeError):
     """So many images cannot be decoded that going on makes no sense."""
 
 

@@ -65,7 +65,8 @@ class EvaluationCrops(Dataset[Batch]):
     def __getitem__(self, rows: Numbers) -> Batch:
         loaded = [self.images.load(int(row)) for row in rows]
         crops = [centre(image.pixels, self.settings) for image in loaded]
-        return Batch(torch.stack(crops), torch.from_numpy(rows), _labels(self.images, loaded))
+        damaged = tuple(bad for image in loaded for bad in image.damaged)
+        return Batch(torch.stack(crops), torch.from_numpy(rows), _labels(self.images, loaded), damaged)
 
 
 def _labels(images: Images, loaded: list[Loaded]) -> Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +20,9 @@ class Order:
     """
 
     def __init__(self, rows: int, seed: int) -> None:
-        key = randomness.key(seed, "order")
         self.size = rows
-        self._epoch = lru_cache(maxsize=2)(lambda epoch: randomness.permutation(key, epoch, rows))
+        self._key = randomness.key(seed, "order")
+        self._epochs: dict[int, Numbers] = {}
 
     def rows(self, samples: Numbers) -> Numbers:
         """int64 `(n,)` sample numbers → int64 `(n,)` row numbers."""
@@ -31,8 +30,15 @@ class Order:
         rows = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self._epoch(int(epoch))[places[here]]
+            rows[here] = self._permutation(int(epoch))[places[here]]
         return rows
+
+    def _permutation(self, epoch: int) -> Numbers:
+        """The permutation of an epoch; the last two are kept, since batches run across their border."""
+        if epoch not in self._epochs:
+            self._epochs = {old: self._epochs[old] for old in list(self._epochs)[-1:]}
+            self._epochs[epoch] = randomness.permutation(self._key, epoch, self.size)
+        return self._epochs[epoch]
 
 
 class Share(NamedTuple):

@@ -24,11 +24,10 @@ class ImageRows:
     Attributes:
         name: what a person would call it, for messages.
         class_names: of the labels, or None for unlabelled data.
-        fingerprint: changes when the data changes.
     """
 
     def __init__(self, table: datasets.Dataset, image: str, label: str | None, classes: Classes | None, name: str):
-        self.name, self.fingerprint = name, table._fingerprint
+        self.name = name
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
         self.class_names = classes.names if classes else None
@@ -106,14 +105,16 @@ def open_splits(settings: DataSettings, seed: int, *, labelled: bool = False) ->
     """
     tables = _tables(settings)
     train = _slice(tables, settings.split, "data.split")
-    name = settings.split.split("[")[0]
-    other = settings.validation_split or next((s for s in ("validation", "test") if s in tables and s != name), None)
+    used = {part.split("[")[0] for part in settings.split.split("+")}
+    free = [name for name in ("validation", "test") if name in tables and name not in used]
+    other = settings.validation_split or next(iter(free), None)
     if other is not None:
         validation = _slice(tables, other, "data.validation_split")
     else:
         train, validation = _held_out(train, seed)
     image = _image_column(train, settings)
-    label = _label_column(train, settings, required=labelled)
+    # Labels that nobody asked for need not be in order.
+    label = _label_column(train, settings, required=labelled) if labelled or settings.label_column else None
     classes = _classes(train, label) if label else None
     splits = {f"{settings.source}, training split": train, f"{settings.source}, validation split": validation}
     return Splits(*(_rows(table, image, label, classes, name) for name, table in splits.items()))
@@ -191,6 +192,9 @@ def _held_out(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, dat
 
 def _image_column(table: datasets.Dataset, settings: DataSettings) -> str:
     if settings.image_column is not None:
+        feature = table.features.get(settings.image_column)
+        if feature is not None and not _may_hold_images(feature):
+            raise ValueError(f"column {settings.image_column!r} of {settings.source} holds no images but {feature}")
         return settings.image_column
     found = [name for name, feature in table.features.items() if _holds_images(feature)]
     if len(found) != 1:
@@ -205,6 +209,11 @@ def _image_column(table: datasets.Dataset, settings: DataSettings) -> str:
 def _holds_images(feature: Any) -> bool:
     """Image columns, and the structs of bytes and path that they are stored as."""
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def _may_hold_images(feature: Any) -> bool:
+    """Besides, what a recipe may name as an image column: encoded bytes, or paths."""
+    return _holds_images(feature) or getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
 
 
 def _label_column(table: datasets.Dataset, settings: DataSettings, *, required: bool) -> str | None:
@@ -226,7 +235,13 @@ def _classes(table: datasets.Dataset, column: str) -> Classes:
     feature = table.features.get(column)
     if isinstance(feature, datasets.ClassLabel):
         return Classes(list(feature.names), strings=False)
-    values = table.unique(column) if feature is not None and len(table) else []
+    if feature is None or len(table) == 0:
+        return Classes([], strings=False)  # refused for what it is when the rows are opened
+    if getattr(feature, "dtype", None) is None or _holds_images(feature):
+        raise ValueError(f"column {column!r} holds no labels: expected integers or strings, found {feature}")
+    values = table.unique(column)
+    if None in values:
+        raise ValueError(f"column {column!r} has rows without a label: label them, or leave them out of data.split")
     if all(isinstance(value, str) for value in values):
         return Classes(sorted(values), strings=True)
     if not all(isinstance(value, int) for value in values):

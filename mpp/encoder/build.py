@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import is_model, list_models
 from torch import Tensor, nn
 
@@ -17,6 +18,9 @@ from mpp.encoder.vit import Encoder, Layout
 
 # The ViT paper's: pixels in [−1, 1].
 HALF = (0.5, 0.5, 0.5)
+SETTINGS_OF_THEIR_OWN = frozenset(
+    ("name", "image_size", "img_size", "patch_size", "pool", "global_pool", "mean", "std", "in_chans", "num_classes")
+)
 
 
 def create_encoder(
@@ -100,14 +104,24 @@ def load_encoder(
     layout = _layout(name, _skeleton(name, **arguments), size)
     try:
         vit = timm.create_model(origin, pretrained=True, num_classes=0, **arguments)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights of {source} cannot be loaded: {str(error).splitlines()[0]}") from error
     mean, std = mean or tuple(config["mean"]), std or tuple(config["std"])
     return Encoder(vit, layout, name=name, arguments=arguments, mean=mean, std=std)
 
 
 def build_encoder(settings: EncoderSettings, image_size: int) -> Encoder:
-    """The encoder that a recipe asks for, from random weights or from a source."""
+    """The encoder that a recipe asks for, from random weights or from a source.
+
+    Raises:
+        ValueError: if it cannot be built, or `arguments` say what a setting of its own says.
+    """
+    if taken := SETTINGS_OF_THEIR_OWN & set(settings.arguments):
+        raise ValueError(
+            f"encoder.arguments cannot hold {', '.join(sorted(taken))}: images have 3 channels, the encoder has no "
+            "classes, and the rest is set by data.image_size, encoder.name, encoder.patch_size, encoder.pool, "
+            "encoder.mean and encoder.std"
+        )
     common: dict[str, Any] = {
         "image_size": image_size,
         "patch_size": settings.patch_size,
@@ -121,7 +135,7 @@ def build_encoder(settings: EncoderSettings, image_size: int) -> Encoder:
     return load_encoder(settings.source, **common)
 
 
-def encoder_folder(source: str | Path) -> Path | None:
+def _folder(source: str | Path) -> Path | None:
     """The exported folder that a path stands for: itself, or the `encoder/` of a run; None if it is neither."""
     for folder in (Path(source), Path(source) / "encoder"):
         if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
@@ -131,10 +145,19 @@ def encoder_folder(source: str | Path) -> Path | None:
 
 def _source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """What timm opens, the architecture's name, its saved arguments, and its mean and std."""
-    folder = encoder_folder(source)
+    folder = _folder(source)
     if folder is not None:
-        config = json.loads((folder / "config.json").read_text())
-        return f"local-dir:{folder}", config["architecture"], config.get("model_args", {}), config["pretrained_cfg"]
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            name, norm = config["architecture"], config["pretrained_cfg"]
+            return (
+                f"local-dir:{folder}",
+                name,
+                config.get("model_args", {}),
+                {key: norm[key] for key in ("mean", "std")},
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'config.json'} is not timm's description of a model: {error!r}") from error
     if Path(source).exists():
         raise ValueError(
             f"{source} holds no encoder: expected config.json and model.safetensors in it or in its encoder/ folder"
@@ -173,8 +196,8 @@ def _skeleton(name: str, **arguments: Any) -> Any:
     """
     try:
         with torch.device("meta"):
-            return timm.create_model(name, pretrained=False, num_classes=0, **arguments).eval()
-    except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+            return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    except Exception as error:  # what timm's models raise at arguments they do not like is anything
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
         raise ValueError(f"timm cannot build {name} with {given}: {error}") from error
 
@@ -236,7 +259,7 @@ def _layout(name: str, vit: Any, image_size: int | None = None) -> Layout:
     seen: list[Any] = []
     handle = embedding.register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.no_grad():
-        tokens = vit.forward_features(torch.zeros(1, 3, size, size, device="meta"))
+        tokens = vit.forward_features(torch.zeros(2, 3, size, size, device="meta"))  # in training: nothing is dropped
     handle.remove()
     if not seen or not isinstance(seen[0], Tensor):
         raise ValueError(refusal + "its patch embedding does not give one tensor of patch embeddings")
@@ -249,7 +272,7 @@ def _layout(name: str, vit: Any, image_size: int | None = None) -> Layout:
     if tokens.shape[1] != prefix + num_patches or tokens.shape[2] != width:
         raise ValueError(
             refusal + f"{num_patches} patch embeddings of width {width} go in, but {tokens.shape[1] - prefix} of "
-            f"width {tokens.shape[2]} come out: its token grid changes on the way"
+            f"width {tokens.shape[2]} come out: its token grid changes on the way, or patches are dropped"
         )
     grid = round(num_patches**0.5)
     if grid**2 != num_patches:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mpp.settings import Settings
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class EncoderSettings(Settings):
@@ -32,7 +34,7 @@ class EncoderSettings(Settings):
     mean: tuple[float, float, float] | None = None
     """Channel means that pixels in [0, 1] are normalised with; null takes the source's, or 0.5 without one."""
 
-    std: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     """Channel standard deviations, likewise."""
 
     attention: Literal["auto", "fused", "plain"] = "auto"

@@ -20,11 +20,11 @@ from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
 if TYPE_CHECKING:
     from mpp.objective.masked_patch import MaskedPatchPrediction
 
-Images = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of uint8 pixels `(b, 3, h, w)` and int64 sample numbers `(b,)`."""
 
 
-def masked_patch_baselines(objective: MaskedPatchPrediction, train: Images, validation: Images) -> dict[str, float]:
+def masked_patch_baselines(objective: MaskedPatchPrediction, train: Batches, validation: Batches) -> dict[str, float]:
     """The losses of both baselines over the corrupted patches of `validation`, counted on those of `train`.
 
     For colours: cross-entropies in nats, counts add-one, each cell of a downsized patch with a table of its own.
@@ -65,19 +65,19 @@ def neighbour_colours(pixels: Tensor, positions: Tensor, patch_size: int, bits: 
     return pack(bins_of_sums(chosen[..., :3], count, bits), bits), chosen[..., :3].double() / count
 
 
-def _batches(objective: MaskedPatchPrediction, images: Images) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+def _batches(objective: MaskedPatchPrediction, images: Batches) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
     for pixels, samples in images:
         positions = objective.corruption.draw(objective.key, samples, objective.encoder.num_patches).positions
         yield pixels, positions, objective.target.labels(objective.patches(pixels, positions))
 
 
 def _of_colours(
-    objective: MaskedPatchPrediction, target: MeanColor | DownsizedPatch, train: Images, validation: Images
+    objective: MaskedPatchPrediction, target: MeanColor | DownsizedPatch, train: Batches, validation: Batches
 ) -> dict[str, float]:
     classes = target.classes
     cells = target.cells**2
 
-    def columns(images: Images) -> tuple[Tensor, Tensor]:
+    def columns(images: Batches) -> tuple[Tensor, Tensor]:
         """Labels and neighbour colours, each with its cell packed on top: int64 `(n,)`."""
         labels, pairs = [], []
         for pixels, positions, truth in _batches(objective, images):
@@ -114,7 +114,7 @@ def _count(keys: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _of_pixels(
-    objective: MaskedPatchPrediction, target: FullPatch, train: Images, validation: Images
+    objective: MaskedPatchPrediction, target: FullPatch, train: Batches, validation: Batches
 ) -> dict[str, float]:
     total, count = torch.zeros(target.outputs(objective.encoder.patch_size), dtype=torch.float64), 0
     for _, _, labels in _batches(objective, train):

@@ -10,8 +10,8 @@ Scores = dict[str, Tensor]
 
 
 def total(values: Tensor) -> Tensor:
-    """Sum and count of some values: float64 `(2,)`."""
-    return torch.stack([values.double().sum(), values.new_tensor(values.numel(), dtype=torch.float64)])
+    """Sum and count of some values: float64 `(2,)` in main memory, since not every device has that type."""
+    return torch.tensor([values.detach().cpu().double().sum(), values.numel()], dtype=torch.float64)
 
 
 def add(left: Scores, right: Scores) -> Scores:

@@ -84,7 +84,9 @@ class Checkpoints:
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
                 f"{stands}; make room or mend the disk, then give the same command to go on"
             ) from error
-        for old in self._folders()[self.keep :]:
+        # Damaged checkpoints of later steps do not count: the ones before them are all there is.
+        older = [folder for folder in self._folders() if folder.name < final.name]
+        for old in older[self.keep - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +31,11 @@ class Journal:
         self._bar: tqdm | None = None
         if not self._writes:
             return
+        self._last: dict[str, Any] = {}
         if path.exists():
-            write_text(path, "".join(f"{line}\n" for line in _lines_until(path, step)))
+            lines = _lines_until(path, step)
+            write_text(path, "".join(f"{line}\n" for line in lines))
+            self._last = json.loads(lines[-1]) if lines else {}
         if sys.stderr.isatty():
             self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
@@ -45,9 +49,16 @@ class Journal:
         """Write the values of a step everywhere."""
         if not self._writes:
             return
-        line = json.dumps({"step": step, "samples": samples, **{k: _short(v) for k, v in values.items()}})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        entry = {"step": step, "samples": samples, **{k: _short(v) for k, v in values.items()}}
+        if self._last.get("step") == step:  # the rest of what a stopped run had to say of its last step
+            entry = self._last | entry
+            write_text(
+                self.path, "".join(f"{line}\n" for line in [*_lines_until(self.path, step - 1), json.dumps(entry)])
+            )
+        else:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        self._last = entry
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self.accelerator.trackers:
             self.accelerator.log(numbers, step=step)
@@ -63,10 +74,9 @@ class Journal:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Finish the bar and the trackers."""
+        """Finish the bar."""
         if self._bar is not None:
             self._bar.close()
-        self.accelerator.end_training()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -81,14 +91,18 @@ def _lines_until(path: Path, step: int | None) -> list[str]:
             entry = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            raise ValueError(f"{path} is no journal of this package: it has a line without a step; move it away")
         if step is None or entry["step"] <= step:
             kept.append(line)
     return kept
 
 
 def _short(value: Any) -> Any:
-    """Floats to nine significant digits, which is every bit of a float32."""
-    return float(f"{value:.9g}") if isinstance(value, float) else value
+    """Floats to nine significant digits, which is every bit of a float32; JSON has no word for what is not finite."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.9g}") if math.isfinite(value) else None
 
 
 def _sentence(step: int, steps: int, values: Mapping[str, float]) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import LoggerType, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,7 +24,7 @@ T = TypeVar("T")
 LOCK = ".lock"
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 """Set in the environment by `accelerate launch`, and by nothing else."""
-PATIENCE = 2.0
+LOCK_PATIENCE = 2.0
 """Seconds to wait for a folder: a process that was just killed takes a moment to vanish."""
 
 
@@ -42,6 +44,8 @@ def start_processes(settings: TrainingSettings, *, folder: Path, trackers: tuple
         mixed_precision="bf16" if precision(settings) == "bfloat16" else "no",
         log_with=list(trackers) or None,
         project_dir=str(folder),
+        # The others wait while one process prepares the data, which can take long.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
     )
     if accelerator.device.type == "cpu":
         torch.set_num_threads(threads(settings))
@@ -78,7 +82,7 @@ def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     if accelerator.num_processes == 1:
         return module
     devices = [accelerator.device] if accelerator.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices)
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
 def threads(settings: TrainingSettings) -> int:
@@ -87,12 +91,14 @@ def threads(settings: TrainingSettings) -> int:
     `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise, which would leave all cores but one idle, and
     make its runs differ in rounding from those of `python -m`: a 1 from there is not taken for a wish.
     """
-    wished = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    wished = int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0])  # may be a list, one number a nesting level
     if settings.threads is not None:
         return settings.threads
     if wished > 1 or (wished == 1 and LAUNCHED not in os.environ):
         return wished
-    cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    cores = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        cores = min(cores, len(os.sched_getaffinity(0)))
     return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
@@ -131,7 +137,7 @@ class FolderLock:
             self._file = (folder / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise ValueError(f"output_dir {folder} cannot be written to: {error.strerror}") from error
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LOCK_PATIENCE
         while not self._taken():
             if time.monotonic() > deadline:
                 self._file.seek(0)
@@ -148,13 +154,16 @@ class FolderLock:
         try:
             # A record lock: unlike flock's, loader processes that outlive a killed run do not inherit it.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(f"{self._file.name} cannot be locked: {error.strerror}") from error
             return False
         return True
 
 
 def move_aside(folder: Path) -> Path | None:
     """Move all of a run, the lock apart, to a numbered folder beside it, and say where; None if there is nothing."""
+    folder = folder.resolve()
     entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
     if not entries:
         return None

@@ -18,9 +18,10 @@ from mpp import randomness
 from mpp.data.images import TooManyDamagedError
 from mpp.data.loader import Batch, TrainingCrops, batches
 from mpp.data.order import Share
+from mpp.files import flush
 from mpp.objective import scores as sums
 from mpp.objective.scores import Scores
-from mpp.training.checkpoint import Checkpoint, Checkpoints
+from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from mpp.training.journal import Journal
 from mpp.training.launch import distribute
 from mpp.training.optimizer import LearningRate
@@ -52,6 +53,8 @@ class Progress:
     skipped_in_a_row: int = 0
     seconds: float = 0.0
     damaged: dict[int, str] = field(default_factory=dict)
+    owes_a_look: bool = False
+    """The callbacks of this step were put off, because the run was asked to stop."""
 
     def as_json(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -81,8 +84,8 @@ class Run:
     callbacks: list[Callback]
     log_every: int
     save_every: int
-    on_save: Callable[[], None]
-    """Called by the main process after each save."""
+    before_save: Callable[[], None]
+    """Called by the main process before each save: where there is a checkpoint, this was done."""
     state: dict[str, Any]
     """Goes into every checkpoint as it is."""
     workers: int = 0
@@ -121,6 +124,10 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     numbers = run.share.micro_batches(progress.step, run.steps)
     pin = run.accelerator.device.type == "cuda"
     loader = batches(run.crops, numbers, workers=run.workers, pin=pin)
+    if progress.owes_a_look:
+        progress.owes_a_look = False
+        if seen := _look(run, progress.step):
+            run.journal.write(progress.step, progress.step * run.share.batch_size, seen)
     clock = _Clock(run)
     stopped = False
     while progress.step < run.steps and not stopped:
@@ -146,26 +153,34 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         values: dict[str, Any] = {}
         if any_damaged:
             values |= _note_damaged(run, progress, damaged)
-        if stopped:  # first of all: whoever asked for the stop may not wait for a look at the held-out images
-            _save(run, progress)
         if progress.skipped_in_a_row:
             run.journal.say(f"step {done}: loss {loss:g}, gradient norm {norm:g}: not finite, the step is skipped")
             values["skipped"] = progress.skipped
         if logs:
             values |= _summary(run, scores) | {"gradient_norm": norm, "lr": lr} | clock.speed(progress)
-        for callback in run.callbacks:
-            if _due(done, callback.every, run.steps):
-                values |= dict(callback.call(done, run.objective))
+        if stopped and done < run.steps:  # whoever asked for the stop may not wait for a look at the held-out images
+            progress.owes_a_look = True
+        else:
+            values |= _look(run, done)
         if values:
             run.journal.write(done, done * run.share.batch_size, values)
         _stop_if_hopeless(run, progress)
-        if not stopped and _due(done, run.save_every, run.steps):
+        if stopped or (_due(done, run.save_every, run.steps) and not progress.skipped_in_a_row):
             _save(run, progress)
     return progress
 
 
 def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
+
+
+def _look(run: Run, step: int) -> dict[str, Any]:
+    """What the callbacks that are due after this step say."""
+    seen: dict[str, Any] = {}
+    for callback in run.callbacks:
+        if _due(step, callback.every, run.steps):
+            seen |= dict(callback.call(step, run.objective))
+    return seen
 
 
 def _set_learning_rate(run: Run, step: int) -> float:
@@ -244,7 +259,8 @@ def _stop_if_hopeless(run: Run, progress: Progress) -> None:
         raise NonFiniteError(
             f"{progress.skipped_in_a_row} steps in a row, up to step {progress.step}, had a loss or gradient that is "
             f"not finite. The last good checkpoint stands in {run.checkpoints.folder}. "
-            "Try a smaller optimizer.lr, a longer optimizer.warmup, or training.precision=float32"
+            "Try a smaller optimizer.lr, a longer optimizer.warmup, or training.precision=float32, in another "
+            "output_dir or with checkpoint.resume=false"
         )
     rows = len(run.crops.images)
     judged = max(min(progress.step * run.share.batch_size, rows), min(rows, FEWEST_JUDGED))
@@ -253,14 +269,15 @@ def _stop_if_hopeless(run: Run, progress: Progress) -> None:
         examples = "\n".join(f"  {where(row)}: {reason}" for row, reason in list(progress.damaged.items())[:5])
         raise TooManyDamagedError(
             f"{len(progress.damaged)} of {judged} images cannot be decoded, more than the share of "
-            f"{run.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}"
+            f"{run.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}\n"
+            "mend the files, or allow more in another output_dir or with checkpoint.resume=false"
         )
 
 
 def _summary(run: Run, scores: Scores) -> dict[str, float]:
     """The means of the step's scores over all processes."""
     if run.accelerator.num_processes > 1:
-        stacked = run.accelerator.reduce(torch.stack(list(scores.values())), "sum")
+        stacked = run.accelerator.reduce(torch.stack(list(scores.values())).to(run.accelerator.device), "sum")
         assert isinstance(stacked, Tensor)
         scores = dict(zip(scores, stacked, strict=True))
     return run.objective.summary(sums.means(scores))  # pyright: ignore[reportCallIssue]
@@ -268,9 +285,17 @@ def _summary(run: Run, scores: Scores) -> dict[str, float]:
 
 def _save(run: Run, progress: Progress) -> None:
     if run.accelerator.is_main_process:
+        if run.journal.path.exists():
+            flush(run.journal.path)
+        try:
+            run.before_save()
+        except Exception as error:  # safetensors has errors of its own for a full disk
+            raise CheckpointError(
+                f"the encoder of step {progress.step} could not be written: {error}\n"
+                "make room or mend the disk, then give the same command to go on from the last checkpoint"
+            ) from error
         state = {**run.state, "progress": progress.as_json()}
         run.checkpoints.save(progress.step, run.objective, run.optimizer, state)
-        run.on_save()
     run.accelerator.wait_for_everyone()
 
 

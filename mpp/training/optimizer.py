@@ -52,10 +52,10 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
         return optim.create_optimizer_v2(  # pyright: ignore[reportPrivateImportUsage]
             groups, opt=settings.name, lr=settings.lr, weight_decay=0.0, filter_bias_and_bn=False, **arguments
         )
-    except TypeError as error:
+    except (TypeError, AssertionError, ImportError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"optimizer {settings.name} does not take its arguments ({error}); "
-            "see optimizer.arguments, and set optimizer.betas=null for an optimiser without moments"
+            f"optimizer {settings.name} cannot be made: {error}; see optimizer.arguments, and leave optimizer.betas "
+            "out for an optimiser without moments"
         ) from error
 
 

@@ -9,7 +9,7 @@ from types import FrameType
 
 from mpp.training.launch import LAUNCHED
 
-PATIENCE = 3
+INTERRUPTS = 3
 """A Ctrl-C this many times over stops at once, without saving."""
 
 
@@ -39,7 +39,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self._interrupts += 1
-            if self._interrupts >= PATIENCE:
+            if self._interrupts >= INTERRUPTS:
                 sys.exit(128 + number)
         if self.signal is None:
             self.signal = number

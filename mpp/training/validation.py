@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mpp import randomness
-from mpp.data.loader import EvaluationCrops
+from mpp.data.loader import Batch, EvaluationCrops
 from mpp.data.order import Numbers
 from mpp.objective import scores as sums
 from mpp.training.loop import Callback
@@ -36,22 +37,32 @@ def validation(
     The rows are divided among the processes; their corruption is decided by the row number alone.
     """
 
-    def call(step: int, objective: nn.Module) -> Iterable[tuple[str, float]]:
-        mine = rows[accelerator.process_index :: accelerator.num_processes]
+    def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
+        processes = accelerator.num_processes
+        # Fewer images than processes: all look at all of them, which leaves the means as they are.
+        mine = rows[accelerator.process_index :: processes] if len(rows) >= processes else rows
         totals: sums.Scores = {}
         was_training = objective.training
         objective.eval()
-        for pixels, samples, labels in on_device(crops, mine, batch_size, accelerator.device):
+        damaged: dict[int, str] = {}
+        for part in _parts(mine, batch_size):
+            batch = crops[part]
+            damaged |= dict(batch.damaged)
+            pixels, samples, labels = _moved(batch, accelerator.device)
             with torch.no_grad(), accelerator.autocast():
                 prediction = objective.forward(pixels, samples, labels)
                 totals = sums.add(totals, objective.scores(prediction, pixels))  # pyright: ignore
         objective.train(was_training)
         if accelerator.num_processes > 1:
             names, values = zip(*totals.items(), strict=True)
-            reduced = accelerator.reduce(torch.stack(values), "sum")
+            reduced = accelerator.reduce(torch.stack(values).to(accelerator.device), "sum")
             totals = dict(zip(names, reduced, strict=True))
         means = objective.summary(sums.means(totals))  # pyright: ignore[reportCallIssue]
         yield from ((f"validation/{name}", value) for name, value in (means | baselines).items())
+        if damaged:  # of the main process's share
+            where = crops.images.rows.where
+            listed = [{"where": where(row), "reason": reason} for row, reason in damaged.items()]
+            yield "validation/damaged_images", listed
 
     return Callback(every, call)
 
@@ -60,7 +71,13 @@ def on_device(
     crops: EvaluationCrops, rows: Numbers, batch_size: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Batches of evaluation crops: uint8 pixels `(b, 3, h, w)`, int64 row numbers `(b,)`, labels or None."""
-    for part in np.array_split(rows, max(-(-len(rows) // batch_size), 1)):
-        batch = crops[part]
-        labels = None if batch.labels is None else batch.labels.to(device)
-        yield batch.pixels.to(device), batch.samples.to(device), labels
+    return (_moved(crops[part], device) for part in _parts(rows, batch_size))
+
+
+def _parts(rows: Numbers, batch_size: int) -> list[Numbers]:
+    return np.array_split(rows, max(-(-len(rows) // batch_size), 1))
+
+
+def _moved(batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor | None]:
+    labels = None if batch.labels is None else batch.labels.to(device)
+    return batch.pixels.to(device), batch.samples.to(device), labels

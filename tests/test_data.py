@@ -181,7 +181,7 @@ def settings_of(source: Path | str, **more: object) -> DataSettings:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_workers_or_cache(tiny_data: Path, cache: bool, workers: int):
     settings = settings_of(tiny_data)
-    rows = open_splits(settings, 0).train
+    rows = open_splits(settings, 0, labelled=True).train
     numbers = list(share(20, None).micro_batches(0, 12))  # past the end of two epochs of 96
     plain = TrainingCrops(Images(rows), settings, seed=5)
     loaded = list(batches(TrainingCrops(Images(rows, cache=cache), settings, seed=5), numbers, workers=workers))
@@ -205,7 +205,7 @@ def test_a_crop_depends_on_its_sample_number_alone(tiny_data: Path):
 
 def test_labels_belong_to_their_images(tiny_data: Path):
     settings = settings_of(tiny_data)
-    rows = open_splits(settings, 0).train
+    rows = open_splits(settings, 0, labelled=True).train
     crops = TrainingCrops(Images(rows), settings, seed=0)
     order = Order(96, seed=0).rows(np.arange(96))
     assert torch.equal(crops[np.arange(96)].labels, torch.from_numpy(order % 3))

@@ -298,7 +298,7 @@ def _farewell(run: Run, progress: Progress, folder: Path, baselines: dict[str, f
         f"{subject}, held out: {loss:.3f}\n"
         f"to be compared with: {against}\n"
         f"encoder: {folder / 'encoder'}\n"
-        f'use it: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'
+        f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'
         + (f"\nlook at: {folder / last['reconstructions']}" if "reconstructions" in last else "")
     )
     return 0

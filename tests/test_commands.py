@@ -323,17 +323,19 @@ def test_sigterm_to_the_launcher_stops_the_run_cleanly(tmp_path, images, finishe
 
 
 def test_two_processes_and_accumulation_give_the_loss_of_one(tmp_path, images):
-    runs = {"one": alone(), "two": launched_twice()}
-    curves = {}
-    for name, command in runs.items():
-        micro = {"one": 16, "two": 4}[name]
+    runs = {"one": (alone(), 16, 0), "two": (launched_twice(), 4, 2)}
+    rows = {}
+    for name, (command, micro, workers) in runs.items():
         changes = ["training.batch_size=16", f"training.micro_batch_size={micro}", "training.duration.steps=6"]
-        settings = arguments(tmp_path / name, images, *changes)
+        settings = arguments(tmp_path / name, images, *changes, f"data.workers={workers}")
         assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path, command=command))
-        curves[name] = losses(tmp_path / name)
-    assert curves["one"].keys() == curves["two"].keys()
-    for step, loss in curves["one"].items():
-        assert curves["two"][step] == pytest.approx(loss, rel=1e-6), f"step {step}"
+        rows[name] = journal(tmp_path / name)
+    assert len(rows["one"]) == len(rows["two"]) == 6
+    for one, two in zip(rows["one"], rows["two"], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6), f"step {one['step']}"
+        # Other crops, positions or kinds would show in these.
+        for name in ("loss_mask", "loss_swap", "loss_keep"):
+            assert two[name] == pytest.approx(one[name], rel=1e-5), f"step {one['step']}"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with a GPU that launch is right")

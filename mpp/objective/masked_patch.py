@@ -87,7 +87,9 @@ class MaskedPatchPrediction(nn.Module):
     def patches(self, pixels: Tensor, positions: Tensor) -> Tensor:
         """The pixels of some patches: uint8 `(b, K, P, P, 3)`."""
         patches = patchify(pixels, self.encoder.patch_size)
-        return patches.gather(1, positions[..., None, None, None].expand(-1, -1, *patches.shape[2:]))
+        images, count, *shape = patches.shape
+        rows = positions + torch.arange(images, device=positions.device)[:, None] * count
+        return patches.reshape(images * count, -1).index_select(0, rows.flatten()).view(images, -1, *shape)
 
     def scores(self, prediction: Prediction, pixels: Tensor) -> Scores:
         """Sums over the corrupted patches of a batch: the loss, by kind of corruption too, and the errors."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpp.encoder.build import create_encoder, load_encoder
+    from mpp.evaluation.few_shot import few_shot
     from mpp.objective.corruption import Corruption
     from mpp.objective.masked_patch import MaskedPatchPrediction
     from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
@@ -23,6 +24,7 @@ __all__ = [
     "MaskedPatchPrediction",
     "MeanColor",
     "create_encoder",
+    "few_shot",
     "load_encoder",
     "load_recipe",
 ]
@@ -34,6 +36,7 @@ _ROOMS = {
     "MaskedPatchPrediction": "mpp.objective.masked_patch",
     "MeanColor": "mpp.objective.targets",
     "create_encoder": "mpp.encoder.build",
+    "few_shot": "mpp.evaluation.few_shot",
     "load_encoder": "mpp.encoder.build",
     "load_recipe": "mpp.recipe",
 }

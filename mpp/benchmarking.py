@@ -18,8 +18,9 @@ from mpp.data.loader import TrainingCrops, batches
 from mpp.data.order import share
 from mpp.encoder.vit import Encoder
 from mpp.objective.masked_patch import MaskedPatchPrediction
-from mpp.pretraining import make_objective, prepare_data, uses_fused_attention
+from mpp.pretraining import make_objective, prepare_data
 from mpp.recipe import PretrainRecipe
+from mpp.running import uses_fused_attention
 from mpp.training.launch import precision, start_processes
 from mpp.training.optimizer import make_optimizer
 from mpp.training.speed import flops_per_image, peak_flops
@@ -58,7 +59,7 @@ class BareEncoder(nn.Module):
 def benchmark(recipe: PretrainRecipe) -> int:
     """Print what a recipe reaches on this machine."""
     accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir), trackers=())
-    splits = prepare_data(recipe, accelerator, None)
+    splits = prepare_data(recipe, accelerator)
     objective = make_objective(recipe, splits.train).to(accelerator.device)
     encoder: Encoder = objective.encoder  # pyright: ignore[reportAssignmentType]
     part = share(recipe.training.batch_size, recipe.training.micro_batch_size)
@@ -70,7 +71,7 @@ def benchmark(recipe: PretrainRecipe) -> int:
     loader_rate = _loader_rate(crops, part.micro_batch_size, recipe.data.workers)
     print(f"loader, {recipe.data.workers} workers:  {loader_rate:8.0f} images/s")
 
-    encoder.use_fused_attention(uses_fused_attention(recipe, accelerator))
+    encoder.use_fused_attention(uses_fused_attention(recipe.encoder.attention, accelerator))
     flops = _flops(objective, accelerator)
     steps = [_objective_step(recipe, objective, crops, part.micro_batch_size, accelerator)]
     if isinstance(objective, MaskedPatchPrediction):

@@ -21,10 +21,10 @@ FLOORS = [
     {"encoder"},
     {"objective"},
     {"training"},
-    {"report"},
+    {"evaluation", "report"},
     {"recipe"},
-    {"command", "pretraining", "benchmarking"},
-    {"pretrain", "benchmark"},
+    {"command", "running", "pretraining", "benchmarking", "evaluating", "finetuning"},
+    {"pretrain", "benchmark", "evaluate", "finetune"},
 ]
 HEAVY = {"torch", "timm", "datasets", "accelerate", "matplotlib", "torchvision"}
 

@@ -26,7 +26,8 @@ class DataSettings(Settings):
     """The split to train on; slices such as `train[:10%]` work."""
 
     validation_split: str | None = None
-    """The held-out split; null takes `validation`, else `test`, else a seeded tenth of the training split."""
+    """The held-out split; null takes `validation`, else `test`, else a seeded tenth of the training split.
+    Where final scores are measured (fine-tuning, evaluation) null takes `test` first."""
 
     image_column: str | None = None
     """The column that holds the images; null takes the only image column."""
@@ -70,3 +71,17 @@ class DataSettings(Settings):
         if not 0 < low <= high:
             raise ValueError(f"crop_ratio must satisfy 0 < from <= to; found {low:g}, {high:g}")
         return self
+
+
+class LabelSettings(Settings):
+    """Which labels of the training split may be used, and which of those settings are chosen by."""
+
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the labelled training images that is used: of every class alike, smaller shares inside larger ones."""
+
+    dev: float = Field(default=0.1, ge=0, lt=1)
+    """Share of those that is held out as dev split, by which settings are chosen; the test split is never
+    looked at for that. 0 holds out none."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Decides both choices, apart from the run's own seed: runs to be compared share their images."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +31,21 @@ class ImageRows:
         self.name = name
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
+        self._numbers: np.ndarray[Any, Any] | None = None
         self.class_names = classes.names if classes else None
         self.labels = classes.numbers(table, label, name) if classes and label else None
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def select(self, rows: np.ndarray[Any, np.dtype[np.int64]], name: str) -> ImageRows:
+        """Some of the rows, under a name of their own; messages still call them by their numbers here."""
+        part = copy(self)
+        part.name = name
+        part._images = self._images.select(rows)
+        part._numbers = rows if self._numbers is None else self._numbers[rows]
+        part.labels = None if self.labels is None else self.labels[rows]
+        return part
 
     def encoded(self, row: int) -> bytes:
         """The encoded image of a row.
@@ -56,7 +67,8 @@ class ImageRows:
             path = (self._images[row][self._image] or {}).get("path")
         except Exception:
             path = None
-        return f"row {row}" + (f" ({path})" if path else "")
+        number = row if self._numbers is None else int(self._numbers[row])
+        return f"row {number}" + (f" ({path})" if path else "")
 
 
 class Classes(NamedTuple):
@@ -92,13 +104,20 @@ class Splits(NamedTuple):
     validation: ImageRows
 
 
-def open_splits(settings: DataSettings, seed: int, *, labelled: bool = False) -> Splits:
+def open_splits(
+    settings: DataSettings,
+    seed: int,
+    *,
+    labelled: bool = False,
+    held_out: tuple[str, ...] = ("validation", "test"),
+) -> Splits:
     """Open the training and the validation split of a data set.
 
     Args:
         settings: which data set, splits and columns.
         seed: decides the hold-out where the data set has no second split.
         labelled: whether labels are needed.
+        held_out: what the second split may be called where the settings do not say, the best name first.
 
     Raises:
         ValueError: for a source, split, column or label that is not there, or an empty split.
@@ -106,7 +125,7 @@ def open_splits(settings: DataSettings, seed: int, *, labelled: bool = False) ->
     tables = _tables(settings)
     train = _slice(tables, settings.split, "data.split")
     used = {part.split("[")[0] for part in settings.split.split("+")}
-    free = [name for name in ("validation", "test") if name in tables and name not in used]
+    free = [name for name in held_out if name in tables and name not in used]
     other = settings.validation_split or next(iter(free), None)
     if other is not None:
         validation = _slice(tables, other, "data.validation_split")

@@ -1,34 +1,40 @@
-"""The bare encoder on disk, in the form that timm loads: `config.json` and `model.safetensors`."""
+"""The bare network on disk, in the form that timm loads: `config.json` and `model.safetensors`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from mpp.encoder.backbone import Backbone
 from mpp.encoder.vit import Encoder
 from mpp.files import replacing
 
 
-def timm_config(encoder: Encoder, *, interpolation: str, crop_pct: float) -> dict[str, Any]:
+def timm_config(encoder: Backbone, *, interpolation: str, crop_pct: float) -> dict[str, Any]:
     """timm's `config.json` for this encoder.
 
     `num_classes` stays out of `model_args`: transformers passes it by itself, and would pass it twice.
     """
-    size = encoder.layout.image_size
+    size = encoder.image_size
     return {
         "architecture": encoder.name,
         "num_classes": 0,
-        "num_features": encoder.layout.width,
+        "num_features": encoder.width,
         "global_pool": encoder.pool,
         "model_args": encoder.arguments,
         "pretrained_cfg": {
             "tag": "mpp",
             "custom_load": False,
             "input_size": [3, size, size],
-            "fixed_input_size": True,
+            # timm hands the size to the constructor where this is set; a convolutional network takes none.
+            "fixed_input_size": isinstance(encoder, Encoder) or "img_size" in encoder.arguments,
             "interpolation": interpolation,
             "crop_pct": crop_pct,
             "crop_mode": "center",
@@ -42,16 +48,53 @@ def timm_config(encoder: Encoder, *, interpolation: str, crop_pct: float) -> dic
     }
 
 
-def export_encoder(encoder: Encoder, folder: Path, *, interpolation: str = "bilinear", crop_pct: float = 1.0) -> None:
+def export_encoder(encoder: Backbone, folder: Path, *, interpolation: str = "bilinear", crop_pct: float = 1.0) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, each replaced in one step.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the same features to the last bit. The
-    configuration never changes during a run, so a reader sees a whole export at any moment.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the same features to the last bit, running
+    statistics of batch norm included. The configuration never changes during a run, so a reader sees a whole export
+    at any moment.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, timm_config(encoder, interpolation=interpolation, crop_pct=crop_pct), encoder.model.state_dict())
+
+
+def export_classifier(
+    encoder: Backbone,
+    weight: Tensor,
+    bias: Tensor,
+    class_names: Sequence[str],
+    folder: Path,
+    *,
+    interpolation: str = "bilinear",
+    crop_pct: float = 1.0,
+) -> None:
+    """Write the network with a linear head on its pooled feature, as timm has it: `model(x)` gives logits.
+
+    Args:
+        encoder: the network.
+        weight, bias: of the head, `(classes, d)` and `(classes,)`.
+        class_names: in the order of the labels.
+        folder: where to.
+        interpolation, crop_pct: how evaluation crops were made.
+    """
+    with torch.device("meta"):
+        model: Any = timm.create_model(encoder.name, num_classes=len(class_names), **encoder.arguments)
+    names = model.pretrained_cfg["classifier"]
+    tensors = dict(encoder.model.state_dict())
+    for name in (names,) if isinstance(names, str) else names:  # a distilled model has two, and takes their mean
+        shape = model.get_submodule(name).weight.shape
+        tensors |= {f"{name}.weight": weight.detach().reshape(shape), f"{name}.bias": bias.detach()}
     config = timm_config(encoder, interpolation=interpolation, crop_pct=crop_pct)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.vit.state_dict().items()}
+    config |= {"num_classes": len(class_names), "label_names": list(class_names)}
+    config["pretrained_cfg"] |= {"num_classes": len(class_names), "classifier": names}
+    _write(folder, config, tensors)
+
+
+def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    # Clones: a tensor may stand for two names, which safetensors does not take.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(folder / "config.json") as path:
         path.write_text(json.dumps(config, indent=2) + "\n")
     with replacing(folder / "model.safetensors") as path:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(plain, path, metadata={"format": "pt"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,21 +12,37 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class EncoderSettings(Settings):
-    """The Vision Transformer that is trained: any suitable timm model."""
+    """The network that is trained: any suitable timm Vision Transformer; for classification any timm model."""
+
+    shorthand: ClassVar[str | None] = "source"
 
     name: str = "vit_tiny_patch16_224"
-    """The timm model, e.g. `vit_base_patch16_224`."""
+    """The timm model, e.g. `vit_base_patch16_224`. Supervised classification trains networks without patches too,
+    e.g. `resnet50`; their batch norm, if any, looks at the images of one micro-batch in one process."""
 
     source: str | None = None
     """Start from these weights: a run, an exported encoder folder, or a timm name with pretrained weights
-    (`timm:vit_base_patch16_224.mae`). Replaces `name`; null starts from random weights."""
+    (`timm:vit_base_patch16_224.mae`). `name`, `patch_size` and `arguments` describe the network without a source:
+    with one they are the source's own. null starts from random weights."""
+
+    pretrained: bool = True
+    """false takes the architecture of `source` alone, and random weights."""
+
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """Rate of stochastic depth in training, rising to this at the last block; null leaves it to timm and
+    `arguments`."""
+
+    resize: Literal["bilinear", "bicubic", "timm"] = "bilinear"
+    """How the learnt absolute position embeddings of a `source` are brought to another image size: `bilinear` in two
+    dimensions with the corners aligned, as in the ViT paper's code; `bicubic` as in MAE's; `timm` is bicubic and
+    antialiased. Relative and rotary positions go timm's own way whatever this says."""
 
     patch_size: int | None = Field(default=None, ge=1)
-    """Side of a patch in pixels; null keeps the model's own."""
+    """Side of a patch in pixels; null keeps the model's own. A network without patches takes null only."""
 
     pool: Literal["token", "avg"] | None = None
     """How tokens become one feature: the class token or the mean of the patches; null takes the class
-    token where the model has one."""
+    token where the model has one. A network without patches takes `avg`, or null for timm's own way."""
 
     arguments: dict[str, Any] = {}
     """Further arguments of the timm model, e.g. `{depth: 6, embed_dim: 128, num_heads: 4}`."""

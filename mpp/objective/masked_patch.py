@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpp import randomness
+from mpp.encoder.backbone import Backbone
 from mpp.encoder.vit import Encoder
 from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, corrupt
 from mpp.objective.heads import make_head
@@ -43,18 +44,23 @@ class MaskedPatchPrediction(nn.Module):
         head: `linear`, or `mlp` for two layers.
 
     Raises:
-        ValueError: if target or corruption do not fit the encoder's patches.
+        ValueError: if the encoder has no patches, or target or corruption do not fit them.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         target: Target | None = None,
         corruption: Corruption | None = None,
         seed: int = 0,
         head: str = "linear",
     ) -> None:
         super().__init__()
+        if not isinstance(encoder, Encoder):
+            raise ValueError(
+                f"masked patch prediction needs patches, and {encoder.name} has none; "
+                "use a Vision Transformer, e.g. vit_tiny_patch16_224"
+            )
         self.encoder = encoder
         self.target = target or MeanColor()
         self.corruption = corruption or Corruption()

@@ -36,8 +36,29 @@ class SupervisedSettings(Settings):
     head: Literal["linear", "mlp"] = "linear"
     """From the pooled feature to the classes: one linear layer, or two with a GELU between them."""
 
+    head_init: Literal["normal", "zero"] = "normal"
+    """How the weights of the last layer begin; `zero` starts at uniform predictions."""
+
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the probability that is spread over all classes."""
 
 
 ObjectiveSettings = Annotated[MaskedPatchSettings | SupervisedSettings, Field(discriminator="kind")]
+
+
+class FineTuningSettings(SupervisedSettings):
+    """Classification that trains the whole network."""
+
+    head_init: Literal["normal", "zero"] = "zero"
+    """How the weights of the last layer begin; `zero` starts at uniform predictions, as in the ViT paper."""
+
+
+class LinearProbeSettings(Settings):
+    """Linear probe: batch norm and one linear layer on features that do not learn, as in MAE."""
+
+    kind: Literal["linear_probe"] = "linear_probe"
+    """Classification that trains a linear layer alone."""
+
+
+ClassificationSettings = Annotated[FineTuningSettings | LinearProbeSettings, Field(discriminator="kind")]
+"""What is trained with labels: the whole network, or a linear layer on top of it."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpp.encoder.vit import Encoder
+from mpp.encoder.backbone import Backbone
+from mpp.encoder.layers import layers_of
 from mpp.objective.heads import make_head
 from mpp.objective.scores import Scores, total
 
@@ -20,23 +22,39 @@ class Classification(NamedTuple):
     logits: Tensor
     """`(b, classes)`."""
     labels: Tensor
-    """int64 `(b,)`."""
+    """int64 `(b,)`, or where images were mixed their probabilities `(b, classes)`."""
 
 
 class SupervisedClassification(nn.Module):
     """A classifier on the encoder's pooled feature.
 
     Args:
-        encoder: from `create_encoder` or `load_encoder`.
+        encoder: from `create_encoder` or `load_encoder`, with or without patches.
         num_classes: number of classes.
         head: `linear`, or `mlp` for two layers.
         label_smoothing: share of the probability that is spread over all classes.
+        head_init: `normal`, or `zero`, with which training begins at uniform predictions.
     """
 
-    def __init__(self, encoder: Encoder, num_classes: int, head: str = "linear", label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        encoder: Backbone,
+        num_classes: int,
+        head: str = "linear",
+        label_smoothing: float = 0.0,
+        head_init: str = "normal",
+    ) -> None:
         super().__init__()
         self.encoder, self.label_smoothing = encoder, label_smoothing
-        self.head = make_head(head, encoder.layout.width, num_classes)
+        self.head = make_head(head, encoder.width, num_classes)
+        if head_init == "zero":
+            last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the head sees: uint8 `(b, 3, h, w)` → `(b, d)`."""
+        return self.encoder.pooled(self.encoder(pixels))
 
     def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> Classification:
         """Features, prediction, loss.
@@ -44,26 +62,78 @@ class SupervisedClassification(nn.Module):
         Args:
             pixels: uint8 `(b, 3, h, w)`.
             samples: not used; there so that every objective is called alike.
-            labels: int64 `(b,)`.
+            labels: int64 `(b,)`, or probabilities `(b, classes)`.
 
         Raises:
             ValueError: without labels, and for float or wrongly shaped pixels.
         """
         if labels is None:
             raise ValueError("supervised classification needs labels")
-        logits = self.head(self.encoder.pooled(self.encoder(pixels)))
+        logits = self.head(self.features(pixels))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         return Classification(loss, logits, labels)
 
     def scores(self, prediction: Classification, pixels: Tensor) -> Scores:
         """Sums over the images of a batch: right answers, and the loss without smoothing, as baselines have it."""
         losses = F.cross_entropy(prediction.logits.float(), prediction.labels, reduction="none")
-        return {"loss": total(losses), "accuracy": total(prediction.logits.argmax(-1) == prediction.labels)}
+        labels = prediction.labels.argmax(-1) if prediction.labels.ndim > 1 else prediction.labels
+        return {"loss": total(losses), "accuracy": total(prediction.logits.argmax(-1) == labels)}
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Means of the scores as the journal shows them."""
         return means
 
+    def linear(self) -> tuple[Tensor, Tensor] | None:
+        """The head as one linear layer: weight `(classes, d)` and bias `(classes,)`; None for one of two layers."""
+        return (self.head.weight, self.head.bias) if isinstance(self.head, nn.Linear) else None
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that must not decay: positions and tokens."""
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+    def layers(self) -> dict[str, int]:
+        """The layer of each parameter by its name, from the embedding, 0, to the head.
+
+        Raises:
+            ValueError: if timm does not know the layers of this architecture.
+        """
+        numbers, head = layers_of(self.encoder)
+        prefix = f"encoder.{self.encoder.KEY}."
+        return {name: numbers.get(name.removeprefix(prefix), head) for name, _ in self.named_parameters()}
+
+
+class LinearProbe(SupervisedClassification):
+    """A linear classifier on features that do not learn, as in MAE (He et al. 2022, A.2).
+
+    Batch normalisation without scale and shift, then a linear layer whose weights begin with a deviation of 0.01.
+    """
+
+    def __init__(self, encoder: Backbone, num_classes: int) -> None:
+        super().__init__(encoder, num_classes)
+        linear = nn.Linear(encoder.width, num_classes)
+        nn.init.trunc_normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        self.head = nn.Sequential(nn.BatchNorm1d(encoder.width, affine=False, eps=1e-6), linear)
+        encoder.requires_grad_(False)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the head sees: uint8 `(b, 3, h, w)` → `(b, d)`, without a gradient."""
+        with torch.no_grad():
+            return super().features(pixels)
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The head as it predicts, the normalisation folded in: weight `(classes, d)` and bias `(classes,)`."""
+        assert isinstance(self.head, nn.Sequential)
+        norm, last = self.head
+        assert isinstance(norm, nn.BatchNorm1d)
+        assert isinstance(last, nn.Linear)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight = last.weight / (norm.running_var + norm.eps).sqrt()
+        return weight, last.bias - weight @ norm.running_mean
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        """Only the head is ever trained: the encoder stays as it is in evaluation."""
+        super().train(mode)
+        self.encoder.eval()
+        return self

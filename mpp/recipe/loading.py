@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mpp.recipe.checking import check
-from mpp.recipe.commands import COMMANDS, PretrainRecipe
+from mpp.recipe.commands import COMMANDS
 from mpp.recipe.overriding import apply_overrides, complete
 from mpp.recipe.problems import Problem, RecipeError, listed, nearest, shown
 from mpp.recipe.reading import Document, read_document
@@ -16,7 +16,7 @@ from mpp.settings import Settings
 S = TypeVar("S", bound=Settings)
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | None = None) -> PretrainRecipe:
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | None = None) -> Any:
     """The recipe at `path` with `key=value` overrides on top, checked as its `command:` asks.
 
     `command` is the command that wants to run it: a recipe for another one is refused. Whatever is wrong raises one
@@ -37,7 +37,7 @@ def _load(document: Document, model: type[S], overrides: Iterable[str]) -> S:
     return check(document, model)
 
 
-def _schema(document: Document, wanted: str | None) -> type[PretrainRecipe]:
+def _schema(document: Document, wanted: str | None) -> type[Settings]:
     named = document.values.get("command")
     if isinstance(named, str) and named in COMMANDS:
         if wanted in (None, named):

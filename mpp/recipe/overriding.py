@@ -28,6 +28,8 @@ def apply_overrides(document: Document, model: type[BaseModel], overrides: Itera
             complaint = f"not an override: write key=value, as in {example}"
             document.problems.append(Problem(COMMAND_LINE, override or "''", complaint))
         else:
+            if short := _shorthand(resolve(model, keys, document.values), text):
+                keys = (*keys, short)
             texts.pop(keys, None)
             texts[keys] = text
     # Sections before what is in them, kinds before what depends on them: so the order they came in does not matter.
@@ -37,11 +39,16 @@ def apply_overrides(document: Document, model: type[BaseModel], overrides: Itera
 
 
 def complete(model: type[BaseModel], values: dict[str, Any]) -> None:
-    """Write down what the file may leave out: the kind where the default has one, sections without a default."""
+    """Write down what the file may leave out: the kind where the default has one, sections without a default.
+
+    Text where a section has a shorthand becomes that one setting: `encoder: X` is `encoder: {source: X}`.
+    """
     for name, setting in settings_of(model).items():
         if name not in values and setting.required and setting.hint.model not in (None, Duration):
             values[name] = {}  # so that the settings missing in it are named, not just the section
         value = values.get(name)
+        if isinstance(value, str) and (short := _shorthand(setting.hint, value)):
+            value = values[name] = {short: value}
         if isinstance(value, dict):
             if setting.hint.variants and KIND not in value and isinstance(setting.default, BaseModel):
                 value[KIND] = getattr(setting.default, KIND)
@@ -75,6 +82,12 @@ def _override(document: Document, model: type[BaseModel], keys: Keys, text: str)
         section[keys[-1]] = value
         document.forget(keys)
         document.places[keys] = COMMAND_LINE
+
+
+def _shorthand(hint: Hint | None, text: str) -> str | None:
+    """The setting that plain text stands for, where a section is meant that has one."""
+    plain = text.strip() and text.strip()[0] not in "{[" and text.strip() not in ("null", "~")
+    return getattr(hint.model, "shorthand", None) if hint and plain else None
 
 
 def _value(text: str, hint: Hint | None, setting: str) -> tuple[Any, list[Problem]]:

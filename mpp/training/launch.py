@@ -18,7 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_objec
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mpp.training.settings import TrainingSettings
+from mpp.training.settings import ComputeSettings
 
 T = TypeVar("T")
 LOCK = ".lock"
@@ -28,7 +28,7 @@ LOCK_PATIENCE = 2.0
 """Seconds to wait for a folder: a process that was just killed takes a moment to vanish."""
 
 
-def start_processes(settings: TrainingSettings, *, folder: Path, trackers: tuple[str, ...]) -> Accelerator:
+def start_processes(settings: ComputeSettings, *, folder: Path, trackers: tuple[str, ...] = ()) -> Accelerator:
     """Find out where this process runs, and among how many.
 
     Raises:
@@ -62,7 +62,7 @@ def start_processes(settings: TrainingSettings, *, folder: Path, trackers: tuple
     return accelerator
 
 
-def precision(settings: TrainingSettings) -> str:
+def precision(settings: ComputeSettings) -> str:
     """`float32` or `bfloat16`; `auto` decides by what the device's instructions can do."""
     if settings.precision != "auto":
         return settings.precision
@@ -85,7 +85,7 @@ def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
-def threads(settings: TrainingSettings) -> int:
+def threads(settings: ComputeSettings) -> int:
     """Threads of this process on CPU.
 
     `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise, which would leave all cores but one idle, and

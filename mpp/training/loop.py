@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -40,6 +42,17 @@ class Callback(NamedTuple):
     """Called with the step and the objective, in every process; yields (name, value) pairs for the journal."""
 
 
+class EarlyStopping(NamedTuple):
+    """When to be content with what there is, by what the callbacks say; and how to keep the best of it."""
+
+    metric: str
+    """The name of a value that the callbacks yield; the larger, the better."""
+    patience: int
+    """The run ends after so many looks in a row without a new best; 0 means never."""
+    keep: Callable[[], None]
+    """Called by the main process at every new best."""
+
+
 class NonFiniteError(RuntimeError):
     """Too many steps in a row without a finite loss."""
 
@@ -55,6 +68,12 @@ class Progress:
     damaged: dict[int, str] = field(default_factory=dict)
     owes_a_look: bool = False
     """The callbacks of this step were put off, because the run was asked to stop."""
+    best: float | None = None
+    """The best value of the early-stopping metric so far, and its step."""
+    best_step: int = 0
+    looks_since_best: int = 0
+    ended: bool = False
+    """Early stopping has ended the run."""
 
     def as_json(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -88,6 +107,10 @@ class Run:
     """Called by the main process before each save: where there is a checkpoint, this was done."""
     state: dict[str, Any]
     """Goes into every checkpoint as it is."""
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """uint8 pixels and labels of a training batch, on the device → others, of the same shape and type; labels may
+    become probabilities `(b, classes)`."""
+    early_stopping: EarlyStopping | None = None
     workers: int = 0
     compile: bool = False
     clip_grad: float | None = None
@@ -126,11 +149,11 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     loader = batches(run.crops, numbers, workers=run.workers, pin=pin)
     if progress.owes_a_look:
         progress.owes_a_look = False
-        if seen := _look(run, progress.step):
+        if seen := _look(run, progress):
             run.journal.write(progress.step, progress.step * run.share.batch_size, seen)
     clock = _Clock(run)
     stopped = False
-    while progress.step < run.steps and not stopped:
+    while progress.step < run.steps and not stopped and not progress.ended:
         begun = time.perf_counter()
         done = progress.step + 1
         logs = _due(done, run.log_every, run.steps)
@@ -161,11 +184,11 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         if stopped and done < run.steps:  # whoever asked for the stop may not wait for a look at the held-out images
             progress.owes_a_look = True
         else:
-            values |= _look(run, done)
+            values |= _look(run, progress)
         if values:
             run.journal.write(done, done * run.share.batch_size, values)
         _stop_if_hopeless(run, progress)
-        if stopped or (_due(done, run.save_every, run.steps) and not progress.skipped_in_a_row):
+        if stopped or progress.ended or (_due(done, run.save_every, run.steps) and not progress.skipped_in_a_row):
             _save(run, progress)
     return progress
 
@@ -174,12 +197,21 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def _look(run: Run, step: int) -> dict[str, Any]:
-    """What the callbacks that are due after this step say."""
+def _look(run: Run, progress: Progress) -> dict[str, Any]:
+    """What the callbacks that are due after this step say, and whether that is the best so far."""
     seen: dict[str, Any] = {}
     for callback in run.callbacks:
-        if _due(step, callback.every, run.steps):
-            seen |= dict(callback.call(step, run.objective))
+        if _due(progress.step, callback.every, run.steps):
+            seen |= dict(callback.call(progress.step, run.objective))
+    stopping = run.early_stopping
+    if stopping is not None and stopping.metric in seen:
+        if progress.best is None or seen[stopping.metric] > progress.best:
+            progress.best, progress.best_step, progress.looks_since_best = seen[stopping.metric], progress.step, 0
+            if run.accelerator.is_main_process:
+                stopping.keep()
+        else:
+            progress.looks_since_best += 1
+            progress.ended = 0 < stopping.patience <= progress.looks_since_best
     return seen
 
 
@@ -191,9 +223,14 @@ def _set_learning_rate(run: Run, step: int) -> float:
 
 
 def _seed_everything(run: Run, step: int) -> None:
-    """Drop path and dropout draw from torch's generators: seeded by the step, there is nothing to save."""
+    """Drop path and dropout draw from torch's generators, timm's augmentations from all three: seeded by the step,
+    there is nothing to save.
+    """
     low, high = randomness.key(run.seed, f"step {step}, process {run.accelerator.process_index}")
     torch.manual_seed(low | high << 32)
+    if run.augment is not None:
+        random.seed(low)
+        np.random.seed(high)  # noqa: NPY002  timm's mixup knows no other
 
 
 def _gradients(
@@ -210,6 +247,8 @@ def _gradients(
         pixels = batch.pixels.to(device, non_blocking=pin)
         samples = batch.samples.to(device, non_blocking=pin)
         labels = None if batch.labels is None else batch.labels.to(device, non_blocking=pin)
+        if run.augment is not None and labels is not None:
+            pixels, labels = run.augment(pixels, labels)
         with run.accelerator.no_sync(model) if part < parts - 1 else nullcontext():
             with run.accelerator.autocast():
                 prediction = model(pixels, samples, labels)

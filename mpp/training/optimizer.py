@@ -41,8 +41,7 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
             f"optimizer.name adam with weight_decay {settings.weight_decay:g} would mix the decay into the moments; "
             "use adamw, which decouples it, or set optimizer.weight_decay=0"
         )
-    exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # pyright: ignore
-    groups = optim.param_groups_weight_decay(module, settings.weight_decay, no_weight_decay_list=exempt)  # pyright: ignore
+    groups = _groups(module, settings)
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.betas is not None:
         arguments.setdefault("betas", settings.betas)
@@ -57,6 +56,41 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
             f"optimizer {settings.name} cannot be made: {error}; see optimizer.arguments, and leave optimizer.betas "
             "out for an optimiser without moments"
         ) from error
+
+
+def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """The trainable parameters by weight decay, and by layer where the learning rate decays with depth.
+
+    Raises:
+        ValueError: if there is layer-wise decay, and the module does not know its layers.
+    """
+    exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # pyright: ignore
+    if settings.layer_decay is None:
+        groups = optim.param_groups_weight_decay(module, settings.weight_decay, no_weight_decay_list=exempt)  # pyright: ignore
+    else:
+        if not hasattr(module, "layers"):
+            raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
+        layers: dict[str, int] = module.layers()  # pyright: ignore[reportCallIssue]
+        last = max(layers.values())
+        by_layer: dict[tuple[int, bool], dict[str, Any]] = {}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                decays = parameter.ndim > 1 and name not in exempt
+                group = by_layer.setdefault(
+                    (layers[name], decays),
+                    {
+                        "params": [],
+                        "lr_scale": settings.layer_decay ** (last - layers[name]),
+                        "weight_decay": settings.weight_decay if decays else 0.0,
+                    },
+                )
+                group["params"].append(parameter)
+        groups = [by_layer[key] for key in sorted(by_layer)]
+    if settings.name == "lars":  # which leaves biases and norms to plain SGD (You et al. 2017; so does MAE)
+        for group in groups:
+            if all(parameter.ndim <= 1 for parameter in group["params"]):
+                group["always_adapt"] = False
+    return groups
 
 
 def learning_rate(settings: OptimizerSettings, *, steps: int, warmup: int, batch_size: int) -> LearningRate:

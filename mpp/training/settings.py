@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,10 @@ class OptimizerSettings(Settings):
     arguments: dict[str, Any] = {}
     """Further arguments of the optimiser, e.g. `{momentum: 0.9}`."""
 
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Layer-wise decay of the learning rate, for classification: the head learns at `lr`, every layer below it at
+    this share of the rate of the layer above; null has all learn alike."""
+
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
 
@@ -43,7 +47,21 @@ class OptimizerSettings(Settings):
     """Where the schedule ends, as a share of the peak."""
 
 
-class TrainingSettings(Settings):
+class ComputeSettings(Settings):
+    """How a network is run."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; `auto` is bfloat16 where the processor or GPU has instructions for it.
+    Weights, optimiser and loss stay float32."""
+
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each process on CPU; null shares the cores among the processes, or takes OMP_NUM_THREADS."""
+
+    deterministic: bool = False
+    """On GPUs: deterministic algorithms, so that a resumed run is bit for bit the same. CPU runs always are."""
+
+
+class TrainingSettings(ComputeSettings):
     """The loop: batches, length, precision."""
 
     batch_size: int = Field(default=256, ge=1)
@@ -56,18 +74,8 @@ class TrainingSettings(Settings):
     duration: Duration = Duration(epochs=1)
     """Length of the run."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the network; `auto` is bfloat16 where the processor or GPU has instructions for it.
-    Weights, optimiser and loss stay float32."""
-
-    threads: int | None = Field(default=None, ge=1)
-    """Threads of each process on CPU; null shares the cores among the processes, or takes OMP_NUM_THREADS."""
-
     compile: bool = False
     """Compile the network with torch.compile, as one graph; needs a C++ compiler on CPU."""
-
-    deterministic: bool = False
-    """On GPUs: deterministic algorithms, so that a resumed run is bit for bit the same. CPU runs always are."""
 
     clip_grad: float | None = Field(default=1.0, gt=0)
     """Largest global norm of the gradient; null does not clip."""
@@ -98,6 +106,39 @@ class ValidationSettings(Settings):
 
     baseline_images: int = Field(default=20000, ge=1)
     """Training images on which the two baselines (colour histogram, visible neighbours) are counted."""
+
+
+class AugmentationSettings(Settings):
+    """timm's augmentations of a batch in fine-tuning, on top of random crop and flip."""
+
+    mixup: float = Field(default=0.0, ge=0)
+    """α of mixup (Zhang et al. 2018); 0 does not mix."""
+
+    cutmix: float = Field(default=0.0, ge=0)
+    """α of CutMix (Yun et al. 2019); 0 does not cut. With both, each batch gets one of the two by chance."""
+
+    erase: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a rectangle of an image is filled with noise (random erasing, Zhong et al. 2020)."""
+
+
+class SearchSettings(Settings):
+    """Settings to choose by the dev split: every combination is trained on the rest of train, as long as the run
+    itself; the best is then trained on all of train.
+    """
+
+    lr: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Learning rates to choose from; empty takes `optimizer.lr`."""
+
+    pool: tuple[Literal["token", "avg"], ...] = ()
+    """Pools to choose from, each with its own learning rate; empty takes `encoder.pool`."""
+
+
+class EarlyStoppingSettings(Settings):
+    """When to end before the end: by the accuracy on the dev split."""
+
+    patience: int = Field(default=0, ge=0)
+    """Looks in a row without a new best after which the run ends; 0 trains to the end. Wherever there is a dev
+    split, the best weights by it are the ones that are tested and exported."""
 
 
 class CheckpointSettings(Settings):

@@ -1,0 +1,148 @@
+"""What every network offers that is trained here: pixels in, one feature an image out.
+
+Pixels come in as uint8 and are normalised at the door.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+POSITIONS_AND_TOKENS = ("pos_embed", "_token", "rel_pos", "relative_position_bias")
+
+
+class Backbone(nn.Module):
+    """A timm model with its pixel normalisation: all that classification needs, with or without patches.
+
+    Attributes:
+        model: the timm model, its state-dict keys untouched; `model(x)` on normalised pixels gives pooled features.
+        name: timm's name of the architecture.
+        arguments: timm's arguments that build `model` again.
+        image_size: pixels a side.
+        width: d, the length of a feature.
+        mean, std: float32 `(3,)`, for pixels in [0, 1].
+    """
+
+    KEY: ClassVar[str] = "model"
+    """Under which name state dicts know the timm model."""
+
+    model: Any  # timm's models share no type that says what they offer
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        image_size: int,
+        width: int,
+        name: str,
+        arguments: dict[str, Any],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.add_module(self.KEY, model)
+        self.image_size, self.width, self.name, self.arguments = image_size, width, name, arguments
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
+
+    @property
+    def pool(self) -> str:
+        """How timm pools this model's last features into one; empty where it gives that no name."""
+        for holder in (getattr(self.model, "head", None), self.model):
+            pool = getattr(holder, "global_pool", None)
+            pool = getattr(pool, "pool_type", pool)
+            if isinstance(pool, str):
+                return pool
+        return ""
+
+    @property
+    def summary(self) -> str:
+        """What this is, in a line."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        return f"{self.name}, {parameters:.1f} M parameters, {self.image_size} px"
+
+    def check(self, pixels: Tensor) -> None:
+        """Refuse anything but uint8 pixels of this network's size.
+
+        Raises:
+            ValueError: with what was found and what was expected.
+        """
+        size = self.image_size
+        if pixels.dtype != torch.uint8:
+            raise ValueError(
+                f"pixels must be uint8 in 0…255, found {pixels.dtype}: pass them as they were decoded, "
+                "the encoder normalises them itself"
+            )
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
+            raise ValueError(f"pixels must have the shape (b, 3, {size}, {size}), found {tuple(pixels.shape)}")
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 `(b, 3, h, w)` → float32 `(pixels / 255 − mean) / std`, in torchvision's order of operations."""
+        return pixels.float().div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The last features, as timm's `forward_features` gives them.
+
+        Args:
+            pixels: uint8 `(b, 3, h, w)`.
+
+        Returns:
+            A map `(b, d, h', w')` or tokens, as the architecture has it; `pooled` knows what to do with it.
+
+        Raises:
+            ValueError: for float or wrongly shaped pixels.
+        """
+        self.check(pixels)
+        return self.model.forward_features(self.normalize(pixels))
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """The feature `(b, d)` of each image, pooled by timm itself: what `model(x)` returns."""
+        return self.model.forward_head(features, pre_logits=True)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that must not decay: positions and tokens, timm's own list included."""
+        listed = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else ()
+        names = (name for name, _ in self.model.named_parameters())
+        spared = {name for name in names if any(part in name for part in POSITIONS_AND_TOKENS)}
+        return {f"{self.KEY}.{name}" for name in spared.union(listed)}
+
+    def use_fused_attention(self, fused: bool) -> None:
+        """Choose PyTorch's fused attention kernel, or plain matrix products; the weights are the same."""
+        for module in self.model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = fused
+
+    def use_gradient_checkpointing(self) -> None:
+        """Compute activations a second time in the backward pass, instead of keeping them.
+
+        Batch norm sees each batch twice then: its running statistics follow twice as fast.
+
+        Raises:
+            ValueError: if timm does not offer it for this architecture.
+        """
+        try:
+            self.model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"timm has no gradient checkpointing for {self.name}; set training.gradient_checkpointing=false"
+            ) from error
+
+    def adopt_statistics(self) -> None:
+        """Take over the main process's running statistics of batch norm; every process has to call this.
+
+        Each process normalises by, and keeps statistics of, its own share of the batch, and those of the main
+        process are saved. Adopted before the processes look at held-out images together, all of them judge the very
+        model that is saved. The mean over the processes would be smoother, but what is saved would then depend on
+        when it was taken, and a resumed run would end with other numbers than one that was never interrupted.
+        """
+        if not torch.distributed.is_initialized():
+            return
+        saved = self.model.state_dict(keep_vars=True)
+        for name, buffer in self.model.named_buffers():
+            if name in saved:
+                torch.distributed.broadcast(buffer, src=0)

@@ -1,0 +1,71 @@
+"""Where weights come from: a run, an exported folder, or timm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import is_model
+
+from mpp.encoder.architecture import check_name
+
+
+def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """What timm opens, the architecture's name, its saved arguments, and its mean, std and input size."""
+    folder = _folder(source)
+    if folder is not None:
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            name, norm = config["architecture"], config["pretrained_cfg"]
+            return (
+                f"local-dir:{folder}",
+                name,
+                config.get("model_args", {}),
+                {key: norm[key] for key in ("mean", "std", "input_size")},
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'config.json'} is not timm's description of a model: {error!r}") from error
+    if Path(source).exists():
+        raise ValueError(
+            f"{source} holds no encoder: expected config.json and model.safetensors in it or in its encoder/ folder"
+        )
+    name = str(source).removeprefix("timm:")
+    architecture = name.split(".")[0]
+    if not str(source).startswith("timm:") and not is_model(architecture):
+        raise ValueError(
+            f"encoder source {str(source)!r} does not exist; give a run, an exported encoder folder, "
+            "or timm:NAME for timm's pretrained weights"
+        )
+    check_name(architecture)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ValueError(f"timm has no pretrained weights {name}; for {architecture} there are: {tags}") from error
+    if config is None or not config.has_weights:
+        raise ValueError(f"timm has no pretrained weights for {name}")
+    return name, architecture, {}, config.to_dict()
+
+
+def architecture_of(source: str | Path) -> tuple[str, dict[str, Any], Any, Any]:
+    """The architecture's name, its arguments, mean and std of a source whose weights are not wanted.
+
+    Raises:
+        ValueError: if there is no such source.
+    """
+    name = str(source).removeprefix("timm:").split(".")[0]
+    if str(source).startswith("timm:"):
+        check_name(name)
+        return name, {}, None, None
+    _, name, arguments, config = open_source(source)
+    return name, arguments, tuple(config["mean"]), tuple(config["std"])
+
+
+def _folder(source: str | Path) -> Path | None:
+    """The exported folder that a path stands for: itself, or the `encoder/` of a run; None if it is neither."""
+    for folder in (Path(source), Path(source) / "encoder"):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    return None

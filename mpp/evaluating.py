@@ -1,0 +1,175 @@
+"""An evaluation of frozen features, put together from its rooms: what `mpp.evaluate` does once the recipe is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from mpp import randomness
+from mpp.data.images import Images
+from mpp.data.loader import EvaluationCrops
+from mpp.data.source import ImageRows, Splits, open_splits
+from mpp.data.subsets import dev_split, fraction_rows
+from mpp.encoder.build import build_encoder
+from mpp.evaluation.controls import CONTROLS, Control
+from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
+from mpp.evaluation.scoring import scores
+from mpp.files import write_text
+from mpp.recipe import EvaluateRecipe, write_recipe
+from mpp.running import on_each, uses_fused_attention
+from mpp.training.launch import on_main, precision, start_processes
+
+DATA_ORDER = ("test", "validation")
+"""What the split that final scores are measured on may be called."""
+
+
+def evaluate(recipe: EvaluateRecipe) -> int:
+    """Extract, score, print and write `results.json`; 0 if all went well.
+
+    Raises:
+        ValueError: for what the user can mend.
+        RuntimeError: if it could not go on.
+    """
+    folder = output_folder(recipe)
+    accelerator = start_processes(recipe.compute, folder=folder)
+    splits = on_each(accelerator, lambda: open_labelled(recipe))
+    reader = make_reader(recipe, accelerator)
+    results = evaluate_reader(recipe, reader, splits, folder, accelerator)
+    if accelerator.is_main_process:
+        print(table(results))
+        print(f"\nall of it: {folder / 'results.json'}")
+    return 0
+
+
+def evaluate_reader(
+    recipe: EvaluateRecipe, reader: Reader, splits: Splits, folder: Path, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Extract the features of both splits, score them, and write `results.json` and `recipe.yaml` into `folder`."""
+
+    def say(text: str) -> None:
+        if accelerator.is_main_process:
+            print(text, flush=True)
+
+    places = reader.places(recipe.features)
+    labels = splits.train.labels
+    assert labels is not None
+    rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
+    say(
+        f"{recipe.encoder.source or recipe.encoder.name} on {recipe.data.source}: {len(rows):,} labelled images of "
+        f"{len(splits.train.class_names or ())} classes, {len(splits.validation):,} to test on"
+    )
+    train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
+    test = _features(recipe, reader, splits.validation, np.arange(len(splits.validation)), places, folder, accelerator)
+    for features, rows_of in ((train, splits.train), (test, splits.validation)):
+        if features.damaged:
+            say(f"{rows_of.name}: {features.damaged} images cannot be decoded, a neighbour stands in for each")
+    evaluators = [s for s in (recipe.few_shot, recipe.knn, recipe.linear_probe) if s is not None]
+
+    def work() -> dict[str, Any]:
+        dev = dev_split(train.labels, recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
+        results = {
+            "encoder": recipe.encoder.source or recipe.encoder.name,
+            "data": recipe.data.source,
+            "train_images": len(train.labels),
+            "test_images": len(test.labels),
+            "classes": len(splits.train.class_names or ()),
+            "scores": scores(
+                evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth, say=lambda text: None
+            ),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_recipe(recipe, folder / "recipe.yaml")
+        return results
+
+    return on_main(accelerator, work)
+
+
+def output_folder(recipe: EvaluateRecipe) -> Path:
+    """Where the results go: into the run that the encoder comes from, unless the recipe says otherwise."""
+    if recipe.output_dir is not None:
+        return Path(recipe.output_dir)
+    source = recipe.encoder.source or recipe.encoder.name
+    run = Path(source)
+    if run.is_dir():
+        return (run.parent if (run / "config.json").is_file() and run.name == "encoder" else run) / "evaluation"
+    return Path("runs/evaluation") / re.sub(r"[^\w.-]+", "_", source)
+
+
+def open_labelled(recipe: EvaluateRecipe) -> Splits:
+    """The labelled splits to fit on and to test on."""
+    return open_splits(recipe.data, recipe.seed, labelled=True, held_out=DATA_ORDER)
+
+
+def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
+    """What the recipe wants to know the worth of: an encoder, or a control."""
+    settings = recipe.encoder
+    if settings.source in CONTROLS:
+        return Control(str(settings.source), recipe.data.image_size, settings.patch_size)
+    low, high = randomness.key(recipe.seed, "weights")
+    torch.manual_seed(low | high << 32)
+    encoder = build_encoder(settings, recipe.data.image_size)
+    encoder.use_fused_attention(uses_fused_attention(settings.attention, accelerator))
+    return EncoderReader(encoder.to(accelerator.device).eval())
+
+
+def _features(
+    recipe: EvaluateRecipe,
+    reader: Reader,
+    images: ImageRows,
+    rows: Any,
+    places: list[Place],
+    folder: Path,
+    accelerator: Accelerator,
+) -> Features:
+    """The features of some rows: those that were kept, if they are of the same weights, images and settings."""
+    crops = EvaluationCrops(Images(images), recipe.data)
+    key = on_main(accelerator, lambda: cache_key(reader, crops, rows, precision(recipe.compute)))
+    store = folder / "features"
+    found = on_main(accelerator, lambda: kept(store, key, places) is not None)
+    if found and (features := kept(store, key, places)) is not None:
+        return features
+    features = extract(
+        reader,
+        crops,
+        rows,
+        places,
+        accelerator,
+        batch_size=recipe.features.batch_size,
+        workers=recipe.data.workers,
+        title=f"features of {images.name}",
+    )
+    on_main(accelerator, lambda: keep(store, key, features))
+    return features
+
+
+def table(results: dict[str, Any]) -> str:
+    """The scores in at most 80 columns: at the default place, and at the one that the dev split chose."""
+    lines = [f"{'':34}{'default':>20}{'chosen on dev':>24}"]
+    for name, entry in results["scores"].items():
+        both = [entry["default"], entry["headline"]]
+        at = [str(Place(score["block"], score["pool"])) for score in both]
+        lines.append(f"{TITLES[name]:34}{at[0]:>20}{at[1]:>24}")
+        for row in ("shots", "k"):
+            for count in both[0].get(row, {}):
+                cells = [_cell(score[row][count]) for score in both]
+                lines.append(f"{f'  {count} {NOUNS[row]}':34}{cells[0]:>20}{cells[1]:>24}")
+        if name == "linear_probe":
+            cells = [f"{score['accuracy']:.1%}" for score in both]
+            chosen = f"  C = {both[0]['c']:g} and {both[1]['c']:g}, chosen on dev"
+            lines.append(f"{chosen:34}{cells[0]:>20}{cells[1]:>24}")
+    return "\n".join(lines)
+
+
+TITLES = {"few_shot": "linear few-shot", "knn": "nearest neighbours", "linear_probe": "linear probe"}
+NOUNS = {"shots": "a class", "k": "neighbours"}
+
+
+def _cell(value: Any) -> str:
+    return f"{value['mean']:.1%} ± {100 * value['std']:.1f}" if isinstance(value, dict) else f"{value:.1%}"

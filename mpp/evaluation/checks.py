@@ -1,0 +1,67 @@
+"""What every evaluator asks of features and labels before it begins."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Labelled(NamedTuple):
+    """Checked features and labels, on the processor."""
+
+    train: Tensor
+    """`(N, D)`."""
+    train_labels: Tensor
+    """int64 `(N,)`, in `[0, classes)`, every class at least once."""
+    test: Tensor
+    """`(M, D)`, of the same type."""
+    test_labels: Tensor
+    """int64 `(M,)`."""
+    classes: int
+
+
+def checked(
+    train_features: Any, train_labels: Any, test_features: Any, test_labels: Any, dtype: torch.dtype
+) -> Labelled:
+    """Arrays or tensors as tensors of `dtype` in main memory.
+
+    Raises:
+        ValueError: for shapes that do not fit, values that are not finite, a single class, or labels out of range.
+    """
+    train, test = _features(train_features, "train", dtype), _features(test_features, "test", dtype)
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"features have {train.shape[1]} dimensions in train and {test.shape[1]} in test")
+    known = _labels(train_labels, len(train), "train")
+    asked = _labels(test_labels, len(test), "test")
+    classes = int(known.max()) + 1
+    if classes < 2:
+        raise ValueError("all train labels are of one class: there is nothing to tell apart")
+    if int(asked.max()) >= classes:
+        raise ValueError(f"test labels reach {int(asked.max())}, but train has only the classes 0…{classes - 1}")
+    return Labelled(train, known, test, asked, classes)
+
+
+def _features(values: Any, name: str, dtype: torch.dtype) -> Tensor:
+    features = torch.as_tensor(values).detach().cpu().to(dtype)
+    if features.ndim != 2 or not features.numel():
+        raise ValueError(f"{name} features must have the shape (rows, dimensions), found {tuple(features.shape)}")
+    if not torch.isfinite(features).all():
+        rows = (~torch.isfinite(features)).any(1).sum()
+        raise ValueError(
+            f"{rows} of {len(features)} {name} features are not finite (NaN or infinite): the encoder that gave them "
+            "has broken weights, or needs float32"
+        )
+    return features
+
+
+def _labels(values: Any, rows: int, name: str) -> Tensor:
+    labels = torch.as_tensor(values).detach().cpu()
+    if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise ValueError(f"{name} labels must be integers, found {labels.dtype}")
+    if tuple(labels.shape) != (rows,):
+        raise ValueError(f"{rows} {name} features need as many labels, found the shape {tuple(labels.shape)}")
+    if int(labels.min()) < 0:
+        raise ValueError(f"{name} labels must be 0 or more, found {int(labels.min())}")
+    return labels.long()

@@ -1,0 +1,54 @@
+"""Two controls for frozen features, which have learnt nothing: the pixels themselves, and the colours of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpp.evaluation.features import Place
+from mpp.evaluation.settings import FeatureSettings
+
+CONTROLS = ("raw_pixels", "patch_colors")
+MOST_PIXELS = 16
+"""Raw pixels are averaged to at most this many a side: 768 numbers, as many as a ViT-B has."""
+DEFAULT_GRID = 8
+
+
+class Control:
+    """Features by averaging pixels over squares.
+
+    Args:
+        name: one of `CONTROLS`.
+        image_size: pixels a side.
+        patch_size: of `patch_colors`; None takes 8 × 8 patches.
+
+    Raises:
+        ValueError: if the patches do not divide the image.
+    """
+
+    def __init__(self, name: str, image_size: int, patch_size: int | None) -> None:
+        self.name = name
+        if name == "patch_colors":
+            if patch_size is not None and image_size % patch_size:
+                raise ValueError(
+                    f"image_size {image_size} is not a multiple of the patch size {patch_size}: set encoder.patch_size"
+                )
+            self.side = image_size // patch_size if patch_size is not None else min(DEFAULT_GRID, image_size)
+        else:
+            self.side = min(image_size, MOST_PIXELS)
+        self.default = Place(0, "avg")
+
+    def places(self, settings: FeatureSettings) -> list[Place]:
+        """There is but one."""
+        return [self.default]
+
+    def read(self, pixels: Tensor, places: Sequence[Place]) -> dict[Place, Tensor]:
+        """uint8 `(b, 3, h, w)` → float32 `(b, 3 · side²)` in [0, 1]."""
+        return {self.default: F.adaptive_avg_pool2d(pixels.float() / 255, self.side).flatten(1)}
+
+    def identity(self) -> dict[str, Any]:
+        """Name and size."""
+        return {"control": self.name, "side": self.side}

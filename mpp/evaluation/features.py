@@ -1,0 +1,259 @@
+"""Frozen features: read off an encoder once, block by block, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mpp.data.loader import EvaluationCrops, batches
+from mpp.data.order import Numbers
+from mpp.encoder.vit import Encoder
+from mpp.evaluation.settings import FeatureSettings
+from mpp.files import replacing
+
+
+class Place(NamedTuple):
+    """Where a feature is read: after which block, counted from 1, and how its tokens are pooled."""
+
+    block: int
+    pool: str
+
+    def __str__(self) -> str:
+        return f"block {self.block}, {self.pool}"
+
+
+class Features(NamedTuple):
+    """The features of some images."""
+
+    values: dict[Place, Tensor]
+    """float32 `(n, d)` for each place."""
+    labels: Tensor
+    """int64 `(n,)`."""
+    damaged: int
+    """Images that could not be decoded, for which a neighbour stands in."""
+
+    def take(self, rows: Numbers) -> Features:
+        """The features of some of the images."""
+        index = torch.from_numpy(rows)
+        return Features({place: value[index] for place, value in self.values.items()}, self.labels[index], self.damaged)
+
+
+class Reader(Protocol):
+    """What features can be read off: an encoder, or one of the controls."""
+
+    default: Place
+    """What is looked at where nothing is chosen."""
+
+    def places(self, settings: FeatureSettings) -> list[Place]:
+        """The places that the settings ask for; the default is always one."""
+        ...
+
+    def read(self, pixels: Tensor, places: Sequence[Place]) -> dict[Place, Tensor]:
+        """uint8 `(b, 3, h, w)` → `(b, d)` for each place."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What the features depend on besides the images."""
+        ...
+
+
+class EncoderReader:
+    """Reads features off the blocks of an encoder.
+
+    The tokens of an earlier block go through the encoder's final norm, as the last block's do. The default place
+    gives what the timm model itself gives.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        blocks = getattr(encoder.vit, "blocks", None)
+        self._blocks = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
+        self.default = Place(max(len(self._blocks), 1), encoder.pool)
+
+    def places(self, settings: FeatureSettings) -> list[Place]:
+        """The places that the settings ask for; the default is always one.
+
+        Raises:
+            ValueError: for a block that the encoder does not have, or a class token that it does not have.
+        """
+        last = self.default.block
+        blocks = {"last": (last,), "all": tuple(range(1, last + 1))}.get(str(settings.blocks), settings.blocks)
+        if wrong := [block for block in blocks if int(block) > last]:
+            raise ValueError(f"features.blocks {wrong[0]}: {self.encoder.name} has {last} blocks")
+        pools = list(dict.fromkeys(settings.pools))
+        if not self.encoder.layout.num_prefix_tokens:
+            pools = ["avg"]
+        asked = [Place(int(block), pool) for block in sorted({*blocks, last}) for pool in pools]
+        return asked if self.default in asked else [*asked, self.default]
+
+    def read(self, pixels: Tensor, places: Sequence[Place]) -> dict[Place, Tensor]:
+        """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each place.
+
+        Raises:
+            ValueError: if a block in the middle has no class token, which joins later in some architectures.
+        """
+        outputs: dict[int, Tensor] = {}
+
+        def tap(block: int) -> Any:
+            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+                outputs[block] = output
+
+            return self._blocks[block - 1].register_forward_hook(hook)
+
+        handles = [tap(block) for block in {place.block for place in places} - {self.default.block}]
+        try:
+            tokens = self.encoder(pixels)
+        finally:
+            for handle in handles:
+                handle.remove()
+        vit = self.encoder.vit
+        normed = {block: getattr(vit, "norm", nn.Identity())(output) for block, output in outputs.items()}
+        normed[self.default.block] = tokens
+        return {place: self._pooled(normed[place.block], place).float() for place in places}
+
+    def _pooled(self, tokens: Tensor, place: Place) -> Tensor:
+        if place == self.default:
+            return self.encoder.pooled(tokens)
+        if place.pool == "both":
+            return torch.cat([self._pooled(tokens, Place(place.block, pool)) for pool in ("token", "avg")], dim=-1)
+        prefix = tokens.shape[1] - self.encoder.num_patches
+        if place.pool == "token" and not prefix:
+            raise ValueError(
+                f"after block {place.block} of {self.encoder.name} there is no class token yet; "
+                "use features.pools=[avg] or features.blocks=last"
+            )
+        pooled = tokens[:, 0] if place.pool == "token" else tokens[:, prefix:].mean(1)
+        return self.encoder.vit.fc_norm(pooled) if hasattr(self.encoder.vit, "fc_norm") else pooled
+
+    def identity(self) -> dict[str, Any]:
+        """The architecture and a digest of its weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.encoder.vit.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return {
+            "name": self.encoder.name,
+            "arguments": self.encoder.arguments,
+            "mean": self.encoder.mean.tolist(),
+            "std": self.encoder.std.tolist(),
+            "weights": digest.hexdigest(),
+        }
+
+
+def extract(
+    reader: Reader,
+    crops: EvaluationCrops,
+    rows: Numbers,
+    places: Sequence[Place],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    title: str = "",
+) -> Features:
+    """Read the features of some rows, in their order; every process takes its share, and all get everything.
+
+    Args:
+        reader: an encoder, or a control.
+        crops: of labelled images.
+        rows: int64 `(n,)`.
+        places: what to read.
+        accelerator: device, processes and precision.
+        batch_size: images that one process takes at once.
+        workers: loader processes.
+        title: of the progress bar; without one there is none.
+
+    Raises:
+        TooManyDamagedError: when there is no good image near a damaged one.
+    """
+    processes = accelerator.num_processes
+    each = -(-len(rows) // processes)
+    mine = np.resize(rows, each * processes)[accelerator.process_index :: processes]  # the last may be repeated
+    parts = [mine[start : start + batch_size] for start in range(0, each, batch_size)]
+    collected: dict[Place, list[Tensor]] = {place: [] for place in places}
+    labels: list[Tensor] = []
+    damaged: set[int] = set()
+    silent = not (title and accelerator.is_main_process and sys.stderr.isatty())
+    pin = accelerator.device.type == "cuda"
+    for batch in tqdm(
+        batches(crops, parts, workers=workers, pin=pin), total=len(parts), desc=title, disable=silent, leave=False
+    ):
+        assert batch.labels is not None
+        damaged |= {row for row, _ in batch.damaged}
+        with torch.no_grad(), accelerator.autocast():
+            found = reader.read(batch.pixels.to(accelerator.device, non_blocking=pin), places)
+        for place, value in found.items():
+            collected[place].append(_gathered(accelerator, value.float()))
+        labels.append(_gathered(accelerator, batch.labels.to(accelerator.device)))
+    values = {place: torch.cat(parts)[: len(rows)] for place, parts in collected.items()}
+    return Features(values, torch.cat(labels)[: len(rows)], len(damaged))
+
+
+def _gathered(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """All processes' values in main memory, in the order of the rows, which were dealt out one by one."""
+    if accelerator.num_processes > 1:
+        everyone = accelerator.gather(values)
+        assert isinstance(everyone, Tensor)
+        values = everyone.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
+    return values.cpu()
+
+
+def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, precision: str) -> dict[str, Any]:
+    """Everything that decides the features of some rows: weights, images, crops, arithmetic."""
+    settings = crops.settings
+    digest = hashlib.sha256()
+    for row in rows.tolist():
+        try:
+            content = crops.images.rows.encoded(row)
+        except (ValueError, OSError):
+            content = b""
+        digest.update(f"{row} {len(content)} ".encode())
+        digest.update(content)
+    if (labels := crops.images.rows.labels) is not None:
+        digest.update(labels[rows].tobytes())
+    return {
+        "encoder": reader.identity(),
+        "images": digest.hexdigest(),
+        "crop": [settings.image_size, settings.crop_pct, settings.interpolation],
+        "precision": precision,
+        "torch": torch.__version__,
+    }
+
+
+def kept(folder: Path, key: dict[str, Any], places: Sequence[Place]) -> Features | None:
+    """The features that were kept under this key, if all places are there and the file is whole."""
+    path = _path(folder, key)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            if json.loads(metadata["key"]) != json.loads(json.dumps(key)):
+                return None
+            values = {place: file.get_tensor(str(place)) for place in places}
+            return Features(values, file.get_tensor("labels"), int(metadata["damaged"]))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return None
+
+
+def keep(folder: Path, key: dict[str, Any], features: Features) -> None:
+    """Write features down for `kept`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {str(place): value.contiguous() for place, value in features.values.items()}
+    metadata = {"key": json.dumps(key), "damaged": str(features.damaged)}
+    with replacing(_path(folder, key)) as path:
+        save_file(tensors | {"labels": features.labels}, path, metadata=metadata)
+
+
+def _path(folder: Path, key: dict[str, Any]) -> Path:
+    return folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.safetensors"

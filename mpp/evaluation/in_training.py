@@ -1,0 +1,81 @@
+"""Few-shot and nearest neighbours during pre-training: how the representation grows, by images of train alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mpp.data.images import Images
+from mpp.data.loader import EvaluationCrops
+from mpp.data.settings import DataSettings
+from mpp.data.source import ImageRows
+from mpp.data.subsets import dev_split, fraction_rows
+from mpp.encoder.vit import Encoder
+from mpp.evaluation.features import EncoderReader, extract
+from mpp.evaluation.few_shot import few_shot
+from mpp.evaluation.neighbours import nearest_neighbours
+from mpp.evaluation.settings import FeatureSettings, InTrainingSettings
+from mpp.training.loop import Callback
+
+
+def in_training(
+    settings: InTrainingSettings, accelerator: Accelerator, images: ImageRows, data: DataSettings, *, every: int
+) -> Callback:
+    """A callback that yields `evaluation/…`: accuracies of the last block's class token and mean of patches.
+
+    Images and their division into known and asked are the same at every look and in every run on the same data.
+
+    Raises:
+        ValueError: if the images have no labels, or too few for what is asked.
+    """
+    labels = images.labels
+    if labels is None:
+        raise ValueError(f"evaluation.evaluators needs labels, and {images.name} has none")
+    rows = fraction_rows(labels, min(settings.images / len(images), 1.0), seed=0)
+    known, asked = dev_split(labels[rows], settings.dev, seed=0)
+    _check(settings, labels[rows][known])
+    crops = EvaluationCrops(Images(images), data)
+
+    def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
+        encoder = objective.encoder
+        if not isinstance(encoder, Encoder):
+            raise ValueError("evaluation.evaluators looks at the tokens of a ViT; leave it out for other networks")
+        reader = EncoderReader(encoder)
+        places = reader.places(FeatureSettings(blocks="last"))
+        was_training = objective.training
+        objective.eval()
+        features = extract(reader, crops, rows, places, accelerator, batch_size=256)
+        objective.train(was_training)
+        train, test = features.take(known), features.take(asked)
+        for place in places:
+            if not torch.isfinite(features.values[place]).all():
+                continue  # the loop has its own word on weights that have gone astray
+            given = (train.values[place], train.labels, test.values[place], test.labels)
+            if "few_shot" in settings.evaluators:
+                for shots, score in few_shot(*given, shots=settings.shots).items():
+                    yield f"evaluation/few_shot_{shots}_{place.pool}", score.mean
+            if "knn" in settings.evaluators:
+                for k, accuracy in nearest_neighbours(*given, k=settings.k).items():
+                    yield f"evaluation/knn_{k}_{place.pool}", accuracy
+
+    return Callback(every, call)
+
+
+def _check(settings: InTrainingSettings, labels: Any) -> None:
+    """Refuse before training what could not be measured.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    fewest = min(int((labels == label).sum()) for label in range(int(labels.max()) + 1))
+    if "few_shot" in settings.evaluators and fewest < max(settings.shots):
+        raise ValueError(
+            f"evaluation.shots {max(settings.shots)} are more than the {fewest} images that a class "
+            "has among evaluation.images; ask for fewer, or allow more images"
+        )
+    if "knn" in settings.evaluators and len(labels) < max(settings.k):
+        raise ValueError(f"evaluation.k {max(settings.k)} is more than the {len(labels)} images to choose from")

@@ -1,0 +1,100 @@
+"""Scores of features: each evaluator at the default place, by depth, and where a dev split of train says it is best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mpp.evaluation.features import Features, Place
+from mpp.evaluation.few_shot import few_shot
+from mpp.evaluation.linear_probe import linear_probe
+from mpp.evaluation.neighbours import nearest_neighbours
+from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
+
+EvaluatorSettings = FewShotSettings | NeighbourSettings | ProbeSettings
+NAMES: dict[type, str] = {FewShotSettings: "few_shot", NeighbourSettings: "knn", ProbeSettings: "linear_probe"}
+Score = Callable[[Tensor, Tensor, Tensor, Tensor], dict[str, Any]]
+"""Train features and labels, test features and labels → JSON with `accuracy`, the headline in [0, 1]."""
+
+
+def evaluator(settings: EvaluatorSettings) -> Score:
+    """The working evaluator of some settings."""
+
+    def by_few_shot(*data: Tensor) -> dict[str, Any]:
+        assert isinstance(settings, FewShotSettings)
+        scores = few_shot(*data, shots=settings.shots, seeds=settings.seeds, l2=settings.l2)
+        shots = {
+            str(count): {"mean": score.mean, "std": score.std, "per_seed": list(score.per_seed)}
+            for count, score in scores.items()
+        }
+        return {"accuracy": sum(score.mean for score in scores.values()) / len(scores), "shots": shots}
+
+    def by_neighbours(*data: Tensor) -> dict[str, Any]:
+        assert isinstance(settings, NeighbourSettings)
+        found = nearest_neighbours(*data, k=settings.k, temperature=settings.temperature)
+        return {"accuracy": found[settings.k[0]], "k": {str(count): accuracy for count, accuracy in found.items()}}
+
+    def by_probe(*data: Tensor) -> dict[str, Any]:
+        assert isinstance(settings, ProbeSettings)
+        probe = linear_probe(*data, grid=settings.grid)
+        return {"accuracy": probe.accuracy, "c": probe.c, "dev": {f"{c:g}": value for c, value in probe.dev.items()}}
+
+    return {FewShotSettings: by_few_shot, NeighbourSettings: by_neighbours, ProbeSettings: by_probe}[type(settings)]
+
+
+def scores(
+    evaluators: Sequence[EvaluatorSettings],
+    train: Features,
+    test: Features,
+    default: Place,
+    *,
+    dev: tuple[Any, Any] | None,
+    by_depth: Sequence[str],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What each evaluator finds.
+
+    Args:
+        evaluators: the settings of each.
+        train: features of all training images.
+        test: features of the test images.
+        default: the place that is always reported.
+        dev: rows of train to fit on and rows to choose by; None chooses nothing.
+        by_depth: names of the evaluators that are run at every place on the dev split, and choose by themselves;
+            the others take the place that the last of these chose.
+        say: told each result.
+
+    Returns:
+        By evaluator: `default` and `headline`, each with `block`, `pool`, `accuracy` and what else it says; and
+        `by_depth`, the accuracies on the dev split.
+    """
+    found: dict[str, Any] = {}
+    chosen = default
+    ordered = sorted(evaluators, key=lambda settings: NAMES[type(settings)] not in by_depth)
+    for settings in ordered:
+        name, score = NAMES[type(settings)], evaluator(settings)
+        entry: dict[str, Any] = {"by_depth": []}
+        if name in by_depth and dev is not None and len(train.values) > 1:
+            fitted, held = (train.take(rows) for rows in dev)
+            for place in train.values:
+                here = _at(score, fitted, held, place)
+                entry["by_depth"].append({**place._asdict(), "accuracy": here["accuracy"]})
+                say(f"{name} on the dev split, {place}: {here['accuracy']:.1%}")
+            best = max(entry["by_depth"], key=lambda at: (at["accuracy"], at["block"]))
+            chosen = Place(best["block"], best["pool"])
+        entry["default"] = _at(score, train, test, default)
+        entry["headline"] = entry["default"] if chosen == default else _at(score, train, test, chosen)
+        say(f"{name} on test, {default}: {entry['default']['accuracy']:.1%}")
+        if chosen != default:
+            say(f"{name} on test, {chosen}: {entry['headline']['accuracy']:.1%}")
+        found[name] = entry
+    return {NAMES[type(settings)]: found[NAMES[type(settings)]] for settings in evaluators}
+
+
+def _at(score: Score, train: Features, test: Features, place: Place) -> dict[str, Any]:
+    return {
+        **place._asdict(),
+        **score(train.values[place], train.labels, test.values[place], test.labels),
+    }

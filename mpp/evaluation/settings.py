@@ -1,0 +1,80 @@
+"""What evaluation can be asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mpp.settings import Duration, Settings
+
+Pool = Literal["token", "avg", "both"]
+Evaluator = Literal["few_shot", "knn", "linear_probe"]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class FeatureSettings(Settings):
+    """Which features of the frozen encoder are looked at."""
+
+    blocks: Literal["last", "all"] | tuple[Count, ...] = "all"
+    """Blocks whose tokens are taken, counted from 1; the last one is always among them."""
+
+    pools: tuple[Pool, ...] = ("token", "avg")
+    """How tokens become one feature: the class token, the mean of the patches, or both side by side. Models
+    without a class token have `avg` alone."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Images that one process takes through the encoder at once."""
+
+
+class FewShotSettings(Settings):
+    """Linear few-shot: ridge regression in closed form on a few images of each class."""
+
+    shots: tuple[Count, ...] = Field(default=(1, 5, 10, 25), min_length=1)
+    """Images of each class."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
+    """Draws of the shots; the score is their mean."""
+
+    l2: Positive | Literal["auto"] = 1024.0
+    """λ of the ridge regression; `auto` chooses it on the shots, by leaving one of every class out at a time."""
+
+
+class NeighbourSettings(Settings):
+    """Nearest neighbours by cosine, weighted by exp(cosine / temperature)."""
+
+    k: tuple[Count, ...] = Field(default=(20, 10, 100, 200), min_length=1)
+    """Numbers of neighbours; the first is the headline, by which block and pool are chosen."""
+
+    temperature: float = Field(default=0.07, gt=0)
+    """The smaller, the more the nearest count."""
+
+
+class ProbeSettings(Settings):
+    """Linear probe: logistic regression on standardised features, to convergence."""
+
+    grid: tuple[Positive, ...] = Field(default=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
+    """Values of C (the penalty is 1 / C), chosen from on a tenth of train."""
+
+
+class InTrainingSettings(Settings):
+    """Looks at the encoder during pre-training, by images of the training split alone."""
+
+    every: Duration = Duration(steps=0)
+    """How often; the end of the run counts too. 0 means only at the end."""
+
+    evaluators: tuple[Literal["few_shot", "knn"], ...] = ()
+    """What is measured; empty looks at nothing. It needs labels, which the objective does not see."""
+
+    images: int = Field(default=5000, ge=2)
+    """Labelled training images that are used: a seeded choice, the same share of every class."""
+
+    dev: float = Field(default=0.2, gt=0, lt=1)
+    """Share of them that is predicted from the others."""
+
+    shots: tuple[Count, ...] = Field(default=(5,), min_length=1)
+    """Of `few_shot`: images of each class; the score is the mean over three draws."""
+
+    k: tuple[Count, ...] = Field(default=(20,), min_length=1)
+    """Of `knn`: numbers of neighbours."""

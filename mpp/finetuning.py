@@ -1,0 +1,308 @@
+"""A fine-tuning run: what `mpp.finetune` does once the recipe is read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mpp import randomness
+from mpp.data.images import Images
+from mpp.data.loader import EvaluationCrops
+from mpp.data.order import Numbers
+from mpp.data.source import Splits, open_splits
+from mpp.data.subsets import dev_split, fraction_rows
+from mpp.encoder.build import build_backbone
+from mpp.encoder.export import export_classifier, export_encoder
+from mpp.files import replacing, write_text
+from mpp.objective.settings import LinearProbeSettings
+from mpp.objective.supervised import LinearProbe, SupervisedClassification
+from mpp.recipe import FinetuneRecipe
+from mpp.running import (
+    Job,
+    check_same_images,
+    is_finished,
+    on_each,
+    run_job,
+    stands,
+    stopped,
+    uses_fused_attention,
+)
+from mpp.training.augmentation import augmentation
+from mpp.training.checkpoint import Checkpoint
+from mpp.training.launch import FolderLock, move_aside, on_main, start_processes
+from mpp.training.loop import EarlyStopping, Progress
+from mpp.training.settings import SearchSettings
+from mpp.training.signals import StopRequest
+from mpp.training.validation import chosen_rows, validation
+
+BEST = "best.safetensors"
+DEV_ACCURACY = "validation/accuracy"
+
+
+class Candidate(NamedTuple):
+    """A combination of settings, and what the dev split says of it."""
+
+    lr: float
+    pool: str | None
+    dev_accuracy: float | None = None
+
+    def __str__(self) -> str:
+        return f"lr={self.lr:g}" + (f",pool={self.pool}" if self.pool else "")
+
+
+def finetune(recipe: FinetuneRecipe) -> int:
+    """Run a recipe from wherever its folder stands; the exit code is 0, or that of the signal that stopped it.
+
+    Raises:
+        ValueError: for what the user can mend.
+        RuntimeError: if the run could not go on.
+    """
+    stop = StopRequest()  # before anything that takes time: it remembers who launched this process
+    folder = Path(recipe.output_dir)
+    accelerator = start_processes(recipe.training, folder=folder, trackers=recipe.journal.trackers)
+    locks: list[FolderLock] = []  # held until the process ends
+    results = on_main(accelerator, lambda: _claim(recipe, folder, locks))
+    if results is not None:
+        if accelerator.is_main_process:
+            print(f"{folder} is finished.\n{_sentence(results, folder)}\n"
+                  "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
+        return 0
+    data = on_each(
+        accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
+    )
+    study = _FineTuning(recipe, data, accelerator, stop)
+    recipe = study.fresh_start(folder)
+    return study.run(folder, recipe)
+
+
+def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dict[str, Any] | None:
+    """Lock the folder; the results of a run of this very recipe that is finished.
+
+    Raises:
+        ValueError: if the folder is in use, or is finished with other settings.
+    """
+    locks.append(FolderLock(folder))
+    path = folder / "results.json"
+    if not recipe.checkpoint.resume or not path.exists():
+        return None
+    results: dict[str, Any] = json.loads(path.read_text())
+    chosen = Candidate(results["chosen"]["lr"], results["chosen"]["pool"])
+    stands(_with(recipe, chosen) if _searches(recipe) else recipe, folder)
+    return results
+
+
+class _FineTuning:
+    """The data of a recipe, and the runs that it takes."""
+
+    def __init__(self, recipe: FinetuneRecipe, splits: Splits, accelerator: Accelerator, stop: StopRequest) -> None:
+        self.recipe, self.splits, self.accelerator, self.stop = recipe, splits, accelerator, stop
+        labels = splits.train.labels
+        assert labels is not None
+        self.classes = list(splits.train.class_names or ())
+        if len(self.classes) < 2:
+            raise ValueError(f"{splits.train.name} has a single class: there is nothing to tell apart")
+        self.rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
+        self.fitted: Numbers = self.rows
+        self.dev: Numbers | None = None
+        if recipe.labels.dev:
+            fitted, dev = dev_split(labels[self.rows], recipe.labels.dev, recipe.labels.seed)
+            self.fitted, self.dev = self.rows[fitted], self.rows[dev]
+        elif _searches(recipe) or recipe.early_stopping.patience:
+            raise ValueError("search and early_stopping choose by a dev split; give labels.dev a share above 0")
+
+    def fresh_start(self, folder: Path) -> FinetuneRecipe:
+        """Move an older run aside where the recipe asks for it; from there on, this one is gone on with."""
+        recipe = self.recipe
+        if recipe.checkpoint.resume:
+            return recipe
+
+        def begin() -> None:
+            if aside := move_aside(folder):
+                print(f"starting afresh: what was in {folder} lies in {aside} now")
+
+        self.objective(recipe)  # before anything is moved: can it be built at all?
+        on_main(self.accelerator, begin)
+        return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"resume": True})})
+
+    def run(self, folder: Path, recipe: FinetuneRecipe) -> int:
+        """The search, if there is one; the run; the test."""
+        candidates: list[Candidate] = []
+        if _searches(recipe):
+            for candidate in _combinations(recipe):
+                code, found = self.search(candidate, recipe, folder / "search" / str(candidate))
+                if code is not None:
+                    return code
+                candidates.append(candidate._replace(dev_accuracy=found))
+            best = max(candidates, key=lambda each: each.dev_accuracy or 0.0)
+            self.say(f"chosen on the dev split: {best}, {best.dev_accuracy or 0:.1%}; now on all of train")
+            recipe = _with(recipe, best)
+        checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
+        job, code, progress = self.train(recipe, folder, checkpoint, dev=not candidates)
+        if code is not None:
+            return code
+        self.test(job, progress, recipe, candidates)
+        return 0
+
+    def search(self, candidate: Candidate, recipe: FinetuneRecipe, folder: Path) -> tuple[int | None, float]:
+        """Train one combination, if that is not done yet: an exit code if stopped, and the accuracy on dev."""
+        recipe = _with(recipe, candidate, output_dir=str(folder))
+        on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
+        checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
+        if checkpoint is not None and is_finished(checkpoint):
+            return None, checkpoint.state["progress"]["best"]
+        self.say(f"\n{candidate}")
+        _, code, progress = self.train(recipe, folder, checkpoint, dev=True)
+        return code, progress.best or 0.0
+
+    def train(
+        self, recipe: FinetuneRecipe, folder: Path, checkpoint: Checkpoint | None, *, dev: bool
+    ) -> tuple[Job, int | None, Progress]:
+        """One run: without the dev split and watched by it, or on everything."""
+        rows = self.fitted if dev else self.rows
+        images = self.splits.train.select(rows, f"{recipe.data.source}, training split")
+        objective = self.objective(recipe)
+        if checkpoint is not None:
+            check_same_images(checkpoint, images, recipe.data.source)
+        held_out = held_out_rows = stopping = None
+        if dev and self.dev is not None:
+            held_out = EvaluationCrops(
+                Images(self.splits.train.select(self.dev, f"{recipe.data.source}, dev split")), recipe.data
+            )
+            held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
+            stopping = EarlyStopping(
+                DEV_ACCURACY, recipe.early_stopping.patience, lambda: _keep(objective, folder / BEST)
+            )
+        job = Job(
+            recipe=recipe,
+            folder=folder,
+            objective=objective,
+            rows=images,
+            held_out=held_out,
+            held_out_rows=held_out_rows,
+            augmentation=augmentation(
+                recipe.augmentation, objective.encoder, len(self.classes), self.accelerator.device
+            ),
+            early_stopping=stopping,
+            about=f"{recipe.data.source}, {len(self.classes)} classes",
+        )
+        if checkpoint is not None and is_finished(checkpoint):  # killed between the last step and the test
+            objective.load_state_dict(load_file(checkpoint.folder / "weights.safetensors"))
+            return job, None, Progress.from_json(checkpoint.state["progress"])
+        run, progress = run_job(job, self.accelerator, self.stop, checkpoint)
+        return job, stopped(run, progress), progress
+
+    def objective(self, recipe: FinetuneRecipe) -> SupervisedClassification:
+        """The classifier to train; its random weights are decided by the seed."""
+        low, high = randomness.key(recipe.seed, "weights")
+        torch.manual_seed(low | high << 32)
+        backbone = build_backbone(recipe.encoder, recipe.data.image_size)
+        backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
+        settings = recipe.objective
+        if isinstance(settings, LinearProbeSettings):
+            return LinearProbe(backbone, len(self.classes)).to(self.accelerator.device)
+        return SupervisedClassification(
+            backbone, len(self.classes), settings.head, settings.label_smoothing, settings.head_init
+        ).to(self.accelerator.device)
+
+    def test(self, job: Job, progress: Progress, recipe: FinetuneRecipe, candidates: list[Candidate]) -> None:
+        """Read the test split, once; write down results, encoder and classifier."""
+        if job.early_stopping is not None:
+            job.objective.load_state_dict(load_file(job.folder / BEST))
+        job.objective.to(self.accelerator.device)
+        crops = EvaluationCrops(Images(self.splits.validation), recipe.data)
+        batch = recipe.training.micro_batch_size or 256
+        look = validation(
+            self.accelerator, crops, np.arange(len(crops.images)), batch_size=batch, baselines={}, every=0
+        )
+        seen = {name.removeprefix("validation/"): value for name, value in look.call(progress.step, job.objective)}
+        images = progress.step * recipe.training.batch_size
+        results = {
+            "encoder": recipe.encoder.source or f"{recipe.encoder.name} from scratch",
+            "data": recipe.data.source,
+            "test": {**seen, "images": len(crops.images)},
+            "dev": {"accuracy": progress.best, "step": progress.best_step} if job.early_stopping else None,
+            "chosen": {"lr": recipe.optimizer.lr, "pool": recipe.encoder.pool},
+            "search": [candidate._asdict() for candidate in candidates],
+            "train_images": len(job.rows),
+            "steps": progress.step,
+            "ended_early": progress.ended,
+            "images_seen": images,
+            "flops": images * self._flops(job),
+            "seconds": progress.seconds,
+        }
+
+        def write() -> None:
+            encoder, crop = job.encoder, recipe.data
+            look: dict[str, Any] = {"interpolation": crop.interpolation, "crop_pct": crop.crop_pct}
+            export_encoder(encoder, job.folder / "encoder", **look)
+            linear: tuple[Tensor, Tensor] | None = job.objective.linear()  # pyright: ignore
+            if linear is not None:
+                weight, bias = linear
+                export_classifier(encoder, weight, bias, self.classes, job.folder / "classifier", **look)
+            write_text(job.folder / "results.json", json.dumps(results, indent=2) + "\n")
+            print(f"\n{_sentence(results, job.folder)}")
+
+        on_main(self.accelerator, write)
+
+    def _flops(self, job: Job) -> float:
+        checkpoint = on_main(self.accelerator, lambda: stands(job.recipe, job.folder))
+        return checkpoint.state["flops_per_image"] if checkpoint else 0.0
+
+    def say(self, text: str) -> None:
+        """Tell the person who watches."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+
+def _searches(recipe: FinetuneRecipe) -> bool:
+    return bool(recipe.search.lr or recipe.search.pool)
+
+
+def _combinations(recipe: FinetuneRecipe) -> list[Candidate]:
+    rates = recipe.search.lr or (recipe.optimizer.lr,)
+    pools = recipe.search.pool or (recipe.encoder.pool,)
+    return [Candidate(lr, pool) for pool, lr in itertools.product(pools, rates)]
+
+
+def _with(recipe: FinetuneRecipe, chosen: Candidate, **changes: Any) -> FinetuneRecipe:
+    """The recipe of a single run with these settings."""
+    return recipe.model_copy(
+        update={
+            "optimizer": recipe.optimizer.model_copy(update={"lr": chosen.lr}),
+            "encoder": recipe.encoder.model_copy(update={"pool": chosen.pool}),
+            "search": SearchSettings(),
+            **changes,
+        }
+    )
+
+
+def _keep(objective: torch.nn.Module, path: Path) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in objective.state_dict().items()}
+    with replacing(path) as draft:
+        save_file(tensors, draft)
+
+
+def _sentence(results: dict[str, Any], folder: Path) -> str:
+    """The results, for a person."""
+    dev = results["dev"]
+    lines = [
+        f"{results['steps']} steps, {results['images_seen']:,} images, {tqdm.format_interval(results['seconds'])}"
+        + (", ended early" if results["ended_early"] else ""),
+        f"accuracy on the test split: {results['test']['accuracy']:.2%} of {results['test']['images']:,} images, "
+        f"loss {results['test']['loss']:.3f}",
+    ]
+    if dev:
+        lines.append(f"of the weights of step {dev['step']}, which are best on the dev split: {dev['accuracy']:.2%}")
+    lines.append(f"results: {folder / 'results.json'}")
+    if (folder / "classifier").is_dir():
+        lines.append(f'classifier: timm.create_model("local-dir:{folder / "classifier"}", pretrained=True)')
+    return "\n".join(lines)

@@ -1,0 +1,320 @@
+"""A training run put together from its rooms: what pre-training and fine-tuning share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mpp.data.images import Images
+from mpp.data.loader import EvaluationCrops, TrainingCrops
+from mpp.data.order import Numbers, share
+from mpp.data.settings import DataSettings
+from mpp.data.source import ImageRows
+from mpp.encoder.backbone import Backbone
+from mpp.encoder.export import export_encoder
+from mpp.recipe import differences, write_recipe
+from mpp.settings import Duration, Settings
+from mpp.training.augmentation import Augmentation
+from mpp.training.checkpoint import Checkpoint, Checkpoints
+from mpp.training.journal import Journal
+from mpp.training.launch import FolderLock, move_aside, on_main, precision
+from mpp.training.loop import Callback, EarlyStopping, Progress, Run, train
+from mpp.training.optimizer import learning_rate, make_optimizer
+from mpp.training.settings import (
+    CheckpointSettings,
+    JournalSettings,
+    OptimizerSettings,
+    TrainingSettings,
+    ValidationSettings,
+)
+from mpp.training.signals import StopRequest, exit_code
+from mpp.training.speed import flops_per_image, peak_flops
+from mpp.training.validation import validation
+
+MAY_CHANGE = ("output_dir", "data.workers", "data.cache", "training.micro_batch_size", "training.compile",
+              "journal.", "checkpoint.")  # fmt: skip
+"""What may differ between a run and its resumption: nothing that decides which weights come out."""
+
+
+class TrainingRecipe(Protocol):
+    """What the recipes of all commands that train have."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def data(self) -> DataSettings: ...  # noqa: D102
+    @property
+    def optimizer(self) -> OptimizerSettings: ...  # noqa: D102
+    @property
+    def training(self) -> TrainingSettings: ...  # noqa: D102
+    @property
+    def validation(self) -> ValidationSettings: ...  # noqa: D102
+    @property
+    def checkpoint(self) -> CheckpointSettings: ...  # noqa: D102
+    @property
+    def journal(self) -> JournalSettings: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained, on what, where."""
+
+    recipe: Any
+    """A `TrainingRecipe` that is a settings class."""
+    folder: Path
+    objective: nn.Module
+    """With its network as `encoder`."""
+    rows: ImageRows
+    """To train on."""
+    held_out: EvaluationCrops | None
+    """To look at during training."""
+    held_out_rows: Numbers | None
+    baselines: dict[str, float] = field(default_factory=dict)
+    callbacks: list[Callback] = field(default_factory=list)
+    """Besides the look at the held-out images."""
+    augmentation: Augmentation | None = None
+    early_stopping: EarlyStopping | None = None
+    about: str = ""
+    """What the data is, for a person."""
+
+    @property
+    def encoder(self) -> Backbone:
+        """The network inside the objective."""
+        encoder = self.objective.encoder
+        assert isinstance(encoder, Backbone)
+        return encoder
+
+    def steps(self, duration: Duration) -> int:
+        """A duration of the recipe in optimiser steps."""
+        return duration.in_steps(batch_size=self.recipe.training.batch_size, rows=len(self.rows))
+
+
+def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | None:
+    """Lock a run's folder, and find where to go on from. Nothing in it is changed yet.
+
+    Raises:
+        ValueError: if the folder is in use, or holds a run of another recipe.
+        CheckpointError: if it holds checkpoints, but none that is whole.
+    """
+    locks.append(FolderLock(folder))
+    return stands(recipe, folder) if recipe.checkpoint.resume else None
+
+
+def stands(recipe: Any, folder: Path) -> Checkpoint | None:
+    """The newest good checkpoint of a folder, which has to be of this recipe.
+
+    Raises:
+        ValueError: if the folder holds a run of another recipe.
+        CheckpointError: if it holds checkpoints, but none that is whole.
+    """
+    checkpoint = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep).newest(print)
+    if checkpoint is None:
+        return None
+    schema: type[Settings] = type(recipe)
+    try:
+        before = schema.model_validate(checkpoint.state["recipe"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint.folder} was written by another version of this package, or by another command, whose recipe "
+            "cannot be compared; go on with that one, choose another output_dir, or start afresh with "
+            "checkpoint.resume=false"
+        ) from error
+    changed = [d for d in differences(before, recipe) if not d[0].startswith(MAY_CHANGE)]
+    if changed:
+        listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)
+        raise ValueError(
+            f"{folder} holds a run at step {checkpoint.step} of another recipe:\n{listed}\n"
+            "give the same settings to go on with it, choose another output_dir, or start afresh with "
+            "checkpoint.resume=false"
+        )
+    return checkpoint
+
+
+def is_finished(checkpoint: Checkpoint | None) -> bool:
+    """Whether nothing is left to train."""
+    if checkpoint is None:
+        return False
+    return checkpoint.step == checkpoint.state["steps"] or checkpoint.state["progress"].get("ended", False)
+
+
+def check_same_images(checkpoint: Checkpoint, rows: ImageRows, source: str) -> None:
+    """Refuse to go on with other images than a run began with.
+
+    Raises:
+        ValueError: with what is different.
+    """
+    then, now = checkpoint.state["data"], _content(rows)
+    if now != then:
+        raise ValueError(
+            f"the images of {source} are not those that the run began with: "
+            f"{then['rows']} rows then, {now['rows']} now"
+            + ("; the rows themselves differ" if then["rows"] == now["rows"] else "")
+        )
+
+
+def run_job(
+    job: Job, accelerator: Accelerator, stop: StopRequest, checkpoint: Checkpoint | None
+) -> tuple[Run, Progress]:
+    """Train from a checkpoint, or from the start, until the end or until asked to stop.
+
+    Raises:
+        ValueError: for what the user can mend.
+        RuntimeError: if the run could not go on.
+    """
+    recipe, folder, encoder, objective = job.recipe, job.folder, job.encoder, job.objective
+    part = share(recipe.training.batch_size, recipe.training.micro_batch_size,
+                 rank=accelerator.process_index, processes=accelerator.num_processes)  # fmt: skip
+    steps = job.steps(recipe.training.duration)
+    if steps == 0:
+        raise ValueError("training.duration is 0 steps long: there is nothing to train")
+    if job.augmentation is not None:
+        job.augmentation.check(part.micro_batch_size)
+    crops = TrainingCrops(Images(job.rows, cache=recipe.data.cache), recipe.data, recipe.seed)
+    flops = _probe(objective, crops, accelerator)
+    if recipe.training.gradient_checkpointing:
+        encoder.use_gradient_checkpointing()
+    optimizer = make_optimizer(objective, recipe.optimizer)
+    on_main(accelerator, lambda: _begin(recipe, folder))
+    journal = Journal(folder / "metrics.jsonl", accelerator, steps=steps, step=checkpoint.step if checkpoint else 0)
+    if recipe.journal.trackers:
+        accelerator.init_trackers("mpp", config=_flat(recipe.model_dump(mode="json")))
+    warmup = job.steps(recipe.optimizer.warmup)
+    if warmup >= steps:
+        journal.say(f"optimizer.warmup of {warmup} steps is as long as the run; it is shortened to {steps // 10}")
+        warmup = steps // 10
+    callbacks = list(job.callbacks)
+    if job.held_out is not None and job.held_out_rows is not None:
+        every = job.steps(recipe.validation.every)
+        callbacks = [
+            Callback(every, lambda step, _: encoder.adopt_statistics() or ()),
+            validation(accelerator, job.held_out, job.held_out_rows, batch_size=part.micro_batch_size,
+                       baselines=job.baselines, every=every),
+            *callbacks,
+        ]  # fmt: skip
+    run = Run(
+        objective=objective,
+        crops=crops,
+        share=part,
+        steps=steps,
+        seed=recipe.seed,
+        optimizer=optimizer,
+        learning_rate=learning_rate(
+            recipe.optimizer, steps=steps, warmup=warmup, batch_size=recipe.training.batch_size
+        ),
+        accelerator=accelerator,
+        checkpoints=Checkpoints(folder / "checkpoints", recipe.checkpoint.keep),
+        journal=journal,
+        stop=stop,
+        callbacks=callbacks,
+        log_every=job.steps(recipe.journal.every),
+        save_every=job.steps(recipe.checkpoint.every),
+        before_save=lambda: export_encoder(
+            encoder, folder / "encoder", interpolation=recipe.data.interpolation, crop_pct=recipe.data.crop_pct
+        ),
+        state={
+            "steps": steps,
+            "recipe": recipe.model_dump(mode="json"),
+            "data": _content(job.rows),
+            "baselines": job.baselines,
+            "flops_per_image": flops,
+        },
+        augment=job.augmentation,
+        early_stopping=job.early_stopping,
+        workers=recipe.data.workers,
+        compile=recipe.training.compile,
+        clip_grad=recipe.training.clip_grad,
+        max_skipped=recipe.training.max_skipped,
+        max_bad_share=recipe.data.max_bad_share,
+        flops_per_image=flops,
+        peak_flops=peak_flops(accelerator.device, getattr(torch, precision(recipe.training))),
+    )
+    _greet(job, run, checkpoint)
+    stop.listen()
+    try:
+        progress = train(run, checkpoint)
+    finally:
+        journal.close()
+    if recipe.journal.trackers:
+        accelerator.end_training()
+    return run, progress
+
+
+def stopped(run: Run, progress: Progress) -> int | None:
+    """The exit code of a run that was asked to stop, which is said; None for one that came to its end."""
+    if progress.step >= run.steps or progress.ended:
+        return None
+    number = run.stop.asked() or 15
+    if run.accelerator.is_main_process:
+        print(f"stopped after step {progress.step} of {run.steps}, saved.")
+        print("Give the same command again to go on from there.")
+    return exit_code(number)
+
+
+def on_each(accelerator: Accelerator, open_: Callable[[], Any]) -> Any:
+    """Open the data: first in one process, which may have to prepare it for all."""
+    on_main(accelerator, lambda: open_() and None)
+    return open_()
+
+
+def uses_fused_attention(choice: str, accelerator: Accelerator) -> bool:
+    """Whether to use the fused attention kernel, which is slower than plain products on processors."""
+    return accelerator.device.type == "cuda" if choice == "auto" else choice == "fused"
+
+
+def _begin(recipe: Any, folder: Path) -> None:
+    """Make the folder this run's own, now that everything else was found to be good."""
+    if not recipe.checkpoint.resume and (aside := move_aside(folder)):
+        print(f"starting afresh: what was in {folder} lies in {aside} now")
+    write_recipe(recipe, folder / "recipe.yaml")
+
+
+def _content(rows: ImageRows) -> dict[str, Any]:
+    """What identifies the training images wherever they lie: how many, and a few of them to the last byte."""
+    digest = hashlib.sha256()
+    for row in {0, len(rows) // 3, len(rows) // 2, len(rows) - 1}:
+        try:
+            digest.update(rows.encoded(row))
+        except (ValueError, OSError):
+            digest.update(b"unreadable")
+    return {"rows": len(rows), "sha256": digest.hexdigest()}
+
+
+def _probe(objective: nn.Module, crops: TrainingCrops, accelerator: Accelerator) -> float:
+    """Operations of one training image, counted on one."""
+    size = crops.settings.image_size
+    pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=accelerator.device)
+    objective.eval()  # batch norm in training would count this image in, and may refuse a single one
+    flops = flops_per_image(objective, pixels, torch.zeros(1, dtype=torch.int64, device=accelerator.device))
+    objective.train()
+    return flops
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, which is all that trackers take."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
+
+
+def _greet(job: Job, run: Run, checkpoint: Checkpoint | None) -> None:
+    """Say what is about to run, on what."""
+    accelerator = run.accelerator
+    processes = f"{accelerator.num_processes} × " if accelerator.num_processes > 1 else ""
+    start = f"from step {checkpoint.step}" if checkpoint else "from the start"
+    run.journal.say(
+        f"{job.encoder.summary}\n"
+        f"{job.about or job.recipe.data.source}, {len(job.rows):,} images; {run.steps:,} steps of "
+        f"{run.share.batch_size}, {start}\n"
+        f"{processes}{accelerator.device.type}, {precision(job.recipe.training)}; all of it goes to {job.folder}"
+    )

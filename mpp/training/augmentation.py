@@ -1,0 +1,70 @@
+"""timm's mixup, CutMix and random erasing, on uint8 batches that are already on the device."""
+
+from __future__ import annotations
+
+import torch
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from mpp.encoder.backbone import Backbone
+from mpp.training.settings import AugmentationSettings
+
+
+class Augmentation:
+    """uint8 pixels and labels in, uint8 pixels and labels out.
+
+    timm's own works on normalised pixels, so these are normalised, augmented, and brought back to uint8: networks
+    get what they always get, at a rounding of half a grey level. It draws from the generators of torch, NumPy and
+    Python, which the loop seeds by step and process.
+
+    Args:
+        settings: which, how strong.
+        encoder: whose normalisation timm is to see.
+        num_classes: of the labels.
+        device: of the batches.
+    """
+
+    def __init__(
+        self, settings: AugmentationSettings, encoder: Backbone, num_classes: int, device: torch.device
+    ) -> None:
+        self.encoder = encoder
+        self.mix: Mixup | None = None
+        if settings.mixup or settings.cutmix:
+            self.mix = Mixup(
+                mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix, label_smoothing=0.0, num_classes=num_classes
+            )
+        self.erase = (
+            RandomErasing(settings.erase, mode="pixel", device=str(device)) if settings.erase else None  # pyright: ignore
+        )
+
+    def check(self, micro_batch_size: int) -> None:
+        """Refuse batches that cannot be mixed.
+
+        Raises:
+            ValueError: for an odd number of images.
+        """
+        if self.mix is not None and micro_batch_size % 2:
+            raise ValueError(
+                f"mixup and CutMix pair the images of a micro-batch, and {micro_batch_size} is odd; choose an even "
+                "training.micro_batch_size, or set augmentation.mixup=0 augmentation.cutmix=0"
+            )
+
+    def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 `(b, 3, h, w)` and int64 `(b,)` → the same, or with probabilities `(b, classes)` where images mix."""
+        images = self.encoder.normalize(pixels)
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        if self.erase is not None:
+            images = self.erase(images)
+        mean, std = self.encoder.mean[:, None, None], self.encoder.std[:, None, None]
+        return (images * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8), labels
+
+
+def augmentation(
+    settings: AugmentationSettings, encoder: Backbone, num_classes: int, device: torch.device
+) -> Augmentation | None:
+    """The augmentation of a recipe; None where it asks for none."""
+    if not (settings.mixup or settings.cutmix or settings.erase):
+        return None
+    return Augmentation(settings, encoder, num_classes, device)

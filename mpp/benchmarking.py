@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from mpp.data.images import Images
 from mpp.data.loader import TrainingCrops, batches
 from mpp.data.order import share
-from mpp.encoder.vit import Encoder
 from mpp.objective.masked_patch import MaskedPatchPrediction
 from mpp.pretraining import make_objective, prepare_data
 from mpp.recipe import PretrainRecipe
-from mpp.running import uses_fused_attention
+from mpp.running import count_flops, uses_fused_attention
 from mpp.training.launch import precision, start_processes
 from mpp.training.optimizer import make_optimizer
-from mpp.training.speed import flops_per_image, peak_flops
+from mpp.training.speed import peak_flops
 
 SECONDS = 30.0
 """How long each pair is measured."""
@@ -61,18 +60,18 @@ def benchmark(recipe: PretrainRecipe) -> int:
     accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir), trackers=())
     splits = prepare_data(recipe, accelerator)
     objective = make_objective(recipe, splits.train).to(accelerator.device)
-    encoder: Encoder = objective.encoder  # pyright: ignore[reportAssignmentType]
+    encoder = objective.encoder
     part = share(recipe.training.batch_size, recipe.training.micro_batch_size)
     crops = TrainingCrops(Images(splits.train, cache=recipe.data.cache), recipe.data, recipe.seed)
     dtype = precision(recipe.training)
-    print(f"{encoder.name}, {encoder.num_patches} patches, micro-batch {part.micro_batch_size}, "
+    print(f"{encoder.summary}\nmicro-batch {part.micro_batch_size}, "
           f"{accelerator.device.type}, {dtype}, {torch.get_num_threads()} threads")  # fmt: skip
 
     loader_rate = _loader_rate(crops, part.micro_batch_size, recipe.data.workers)
     print(f"loader, {recipe.data.workers} workers:  {loader_rate:8.0f} images/s")
 
     encoder.use_fused_attention(uses_fused_attention(recipe.encoder.attention, accelerator))
-    flops = _flops(objective, accelerator)
+    flops = count_flops(objective, accelerator)
     steps = [_objective_step(recipe, objective, crops, part.micro_batch_size, accelerator)]
     if isinstance(objective, MaskedPatchPrediction):
         steps.append(_bare_step(recipe, objective, part.micro_batch_size, accelerator))
@@ -97,13 +96,6 @@ def _loader_rate(crops: TrainingCrops, batch_size: int, workers: int) -> float:
     for _ in range(count):
         next(loader)
     return count * batch_size / (time.perf_counter() - begun)
-
-
-def _flops(objective: nn.Module, accelerator: Accelerator) -> float:
-    encoder: Encoder = objective.encoder  # pyright: ignore[reportAssignmentType]
-    size = encoder.layout.image_size
-    pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=accelerator.device)
-    return flops_per_image(objective, pixels, torch.zeros(1, dtype=torch.int64, device=accelerator.device))
 
 
 def _objective_step(

@@ -16,7 +16,7 @@ from mpp.data.images import Images
 from mpp.data.loader import EvaluationCrops
 from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.data.subsets import dev_split, fraction_rows
-from mpp.encoder.build import build_encoder
+from mpp.encoder.build import build_backbone
 from mpp.evaluation.controls import CONTROLS, Control
 from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
 from mpp.evaluation.scoring import scores
@@ -114,7 +114,7 @@ def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
         return Control(str(settings.source), recipe.data.image_size, settings.patch_size)
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
-    encoder = build_encoder(settings, recipe.data.image_size)
+    encoder = build_backbone(settings, recipe.data.image_size)
     encoder.use_fused_attention(uses_fused_attention(settings.attention, accelerator))
     return EncoderReader(encoder.to(accelerator.device).eval())
 

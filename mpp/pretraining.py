@@ -123,13 +123,14 @@ def _farewell(run: Run, progress: Progress, folder: Path, baselines: dict[str, f
     """Say how it ended and what to do next."""
     images = progress.step * run.share.batch_size
     last = next((m for m in reversed(read_metrics(folder / "metrics.jsonl")) if "validation/loss" in m), {})
-    loss = last.get("validation/loss_mask", last.get("validation/loss", float("nan")))
+    loss = last.get("validation/loss_mask", last.get("validation/loss"))
+    said = "not finite" if loss is None else f"{loss:.3f}"
     against = ", ".join(f"{BASELINES[name]} {value:.3f}" for name, value in baselines.items())
     subject = "loss on masked patches" if "validation/loss_mask" in last else "loss"
     print(
         f"\nfinished: {progress.step} steps, {images:,} images, {tqdm.format_interval(progress.seconds)}, "
         f"{images / progress.seconds:.0f} images/s\n"
-        f"{subject}, held out: {loss:.3f}\n"
+        f"{subject}, held out: {said}\n"
         f"to be compared with: {against}\n"
         f"encoder: {folder / 'encoder'}\n"
         f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'

@@ -24,7 +24,7 @@ from mpp.settings import Duration, Settings
 from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, Checkpoints
 from mpp.training.journal import Journal
-from mpp.training.launch import FolderLock, move_aside, on_main, precision
+from mpp.training.launch import FolderLock, adopt_statistics, move_aside, on_main, precision
 from mpp.training.loop import Callback, EarlyStopping, Progress, Run, train
 from mpp.training.optimizer import learning_rate, make_optimizer
 from mpp.training.settings import (
@@ -177,7 +177,7 @@ def run_job(
     if job.augmentation is not None:
         job.augmentation.check(part.micro_batch_size)
     crops = TrainingCrops(Images(job.rows, cache=recipe.data.cache), recipe.data, recipe.seed)
-    flops = _probe(objective, crops, accelerator)
+    flops = count_flops(objective, accelerator)
     if recipe.training.gradient_checkpointing:
         encoder.use_gradient_checkpointing()
     optimizer = make_optimizer(objective, recipe.optimizer)
@@ -193,7 +193,7 @@ def run_job(
     if job.held_out is not None and job.held_out_rows is not None:
         every = job.steps(recipe.validation.every)
         callbacks = [
-            Callback(every, lambda step, _: encoder.adopt_statistics() or ()),
+            Callback(every, lambda step, module: adopt_statistics(accelerator, module) or ()),
             validation(accelerator, job.held_out, job.held_out_rows, batch_size=part.micro_batch_size,
                        baselines=job.baselines, every=every),
             *callbacks,
@@ -286,9 +286,11 @@ def _content(rows: ImageRows) -> dict[str, Any]:
     return {"rows": len(rows), "sha256": digest.hexdigest()}
 
 
-def _probe(objective: nn.Module, crops: TrainingCrops, accelerator: Accelerator) -> float:
+def count_flops(objective: nn.Module, accelerator: Accelerator) -> float:
     """Operations of one training image, counted on one."""
-    size = crops.settings.image_size
+    encoder = objective.encoder
+    assert isinstance(encoder, Backbone)
+    size = encoder.image_size
     pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=accelerator.device)
     objective.eval()  # batch norm in training would count this image in, and may refuse a single one
     flops = flops_per_image(objective, pixels, torch.zeros(1, dtype=torch.int64, device=accelerator.device))

@@ -48,5 +48,12 @@ class Duration(Settings):
         images = self.images if self.images is not None else Fraction(str(self.epochs)) * rows
         return math.ceil(Fraction(images) / batch_size)
 
+    def scaled(self, factor: float) -> Duration:
+        """The duration times a factor; what was not 0 does not become 0."""
+        if self.epochs is not None:
+            return Duration(epochs=self.epochs * factor)
+        whole = {unit: getattr(self, unit) for unit in ("steps", "images") if getattr(self, unit) is not None}
+        return Duration(**{unit: max(round(count * factor), 1) if count else 0 for unit, count in whole.items()})
+
     def __str__(self) -> str:
         return next(f"{getattr(self, u):g} {u}" for u in ("steps", "epochs", "images") if getattr(self, u) is not None)

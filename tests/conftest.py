@@ -24,6 +24,7 @@ from tests.runs import (
     scene,
     server,
 )
+from tests.small_recipe import GOOD
 
 STEPS = "training.duration.steps=120"
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,14 @@ journal: {{every: {{steps: 1}}}}
 reconstructions: {{every: {{steps: 0}}, images: 2}}
 """)
     return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`r.yaml` in the current folder, with the settings of `tests.small_recipe`."""
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(GOOD)
+    return Path("r.yaml")
 
 
 @pytest.fixture(scope="session")

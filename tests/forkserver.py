@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,7 @@ class ForkServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
+        self._one_at_a_time = threading.Lock()  # question and answer share two pipes
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", "from tests.forkserver import serve; serve()"],
             cwd=Path(__file__).parent.parent,
@@ -112,20 +114,21 @@ class ForkServer:
         )
 
     def start(self, module: str, *arguments: object, cwd: Path | None = None, **env: str) -> Command:
-        self.count += 1
-        output = self.folder / f"command-{self.count}.txt"
-        request = {
-            "module": module,
-            "arguments": [str(argument) for argument in arguments],
-            "output": str(output),
-            "cwd": str(cwd or Path.cwd()),
-            "env": env,
-        }
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return Command(int(self.process.stdout.readline()), output)
+        with self._one_at_a_time:
+            self.count += 1
+            output = self.folder / f"command-{self.count}.txt"
+            request = {
+                "module": module,
+                "arguments": [str(argument) for argument in arguments],
+                "output": str(output),
+                "cwd": str(cwd or Path.cwd()),
+                "env": env,
+            }
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            return Command(int(self.process.stdout.readline()), output)
 
     def run(self, module: str, *arguments: object, cwd: Path | None = None, **env: str) -> Command:
         command = self.start(module, *arguments, cwd=cwd, **env)

@@ -205,8 +205,25 @@ def pretrain(recipe: str | Path, settings: Iterable[str], folder: Path, command=
     return Result(process.wait(timeout), process.output)
 
 
+def pretrain_as_two(recipe: str | Path, settings: Iterable[str], folder: Path, timeout=120) -> list[Result]:
+    """One run of two processes, by rank; no launcher is there to end the one when the other has failed."""
+    places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [*alone(), str(RECIPES / recipe), *settings]
+    processes = [
+        Process(command, folder, RANK=rank, LOCAL_RANK=rank, ACCELERATE_USE_CPU="true", **places) for rank in "01"
+    ]
+    try:
+        results = [Result(process.wait(timeout), process.output) for process in processes]
+        assert all(process.group_is_gone() for process in processes), "loader processes outlived the run"
+    finally:
+        for process in processes:
+            process.kill()
+    return results
+
+
 def pretrain_all(jobs: dict[str, tuple[str | Path, list[str]]], folder: Path) -> dict[str, Result]:
     """Several commands, two at a time."""
+    server()  # one for both
     with ThreadPoolExecutor(2) as pool:
         running = {name: pool.submit(pretrain, *job, folder / f"logs-{name}") for name, job in jobs.items()}
         return {name: job.result() for name, job in running.items()}

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 from pyarrow import parquet
+from safetensors.numpy import load_file
 
 import mpp
 from tests.runs import (
@@ -15,13 +15,17 @@ from tests.runs import (
     arguments,
     assert_refused,
     assert_succeeds,
+    checkpoints,
     encoded,
     journal,
     losses,
     parquet_folder,
+    pretrain,
     pretrain_all,
+    progress,
     scene,
     scenes,
+    weights,
 )
 
 FEW = "training.duration.steps=2"
@@ -160,6 +164,12 @@ LACKING = {  # what does not exist or fit: the setting, and words the message mu
 }
 
 
+EXPLODING = (  # decay by more than all of a weight: they grow by a factor in each step, until the loss overflows
+    "optimizer.lr=1e-2", "optimizer.weight_decay=500", "optimizer.schedule=constant", "optimizer.warmup.steps=0",
+    "checkpoint.every.steps=1",
+)  # fmt: skip
+
+
 def halved(image):
     name, content = image
     return name, content[: len(content) // 2]
@@ -198,8 +208,8 @@ def results(tmp_path_factory, images):
     job("one truncated", parquet_folder(folder / "one", many), *changes)
     job("most truncated", parquet_folder(folder / "most", broken(scenes(40))), "training.duration.epochs=2")
 
-    changes = ("optimizer.lr=1e30", "training.duration.steps=400", "checkpoint.every.steps=1")
-    job("not finite", images, *changes)
+    job("not finite", images, *EXPLODING, "training.duration.steps=400")
+    job("not finite at the end", images, "optimizer.lr=1e30", "training.duration.steps=4")
     return folder, pretrain_all(jobs, folder)
 
 
@@ -247,10 +257,23 @@ def test_a_data_set_of_broken_files_stops_the_run_with_examples(results):
     assert any(f"scene-{i:03d}.png" in result.output for i in range(40) if i % 4)
 
 
-def test_a_loss_that_stays_non_finite_stops_the_run_and_a_checkpoint_stands(results):
+def test_a_loss_that_stays_non_finite_stops_the_run_at_the_weights_of_the_last_finite_step(results, images):
     folder, by_name = results
     assert_refused(by_name["not finite"], "finite")
-    run = folder / "not finite"
-    assert journal(run)[-1]["step"] < 400
-    state = mpp.load_encoder(run).vit.state_dict()
-    assert all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point())
+    run, cut = folder / "not finite", folder / "cut"
+    last = max(row["step"] for row in journal(run) if "skipped" not in row)
+    assert 5 < last < journal(run)[-1]["step"] < 400
+    assert losses(run)[last] > 1000 * losses(run)[1], "it had long begun to explode"
+    assert progress(checkpoints(run)[-1]) == last
+    pretrain("mean_color.yaml", arguments(cut, images, *EXPLODING, f"training.duration.steps={last}"), folder)
+    good, kept = checkpoints(cut)[-1], checkpoints(run)[-1]
+    assert good.name == kept.name
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        assert (kept / name).read_bytes() == (good / name).read_bytes()
+        assert all(np.isfinite(value).all() for value in load_file(kept / name).values())
+    assert weights(run) == weights(cut)
+
+
+def test_a_run_that_ends_before_it_gives_up_on_a_loss_that_is_not_finite_ends_in_words(results):
+    assert "step 4: loss nan" in results[1]["not finite at the end"].output
+    assert "Traceback" not in results[1]["not finite at the end"].output

@@ -21,7 +21,7 @@ from tests.reference import (
     swap_sources,
 )
 
-FAMILIES = [  # name, image size, patch size asked for, pixels a patch, prefix tokens
+FAMILIES = [  # name, image size, patch size asked for, pixels a patch, prefix tokens, timm's further arguments
     ("vit_tiny_patch16_224", 64, None, 16, 1),
     ("vit_tiny_patch16_224", 32, 4, 4, 1),
     ("vit_small_patch16_224", 56, 14, 14, 1),
@@ -30,6 +30,7 @@ FAMILIES = [  # name, image size, patch size asked for, pixels a patch, prefix t
     ("deit_tiny_distilled_patch16_224", 64, None, 16, 2),
     ("vit_tiny_r_s16_p8_224", 128, None, 32, 1),
     ("vit_small_r26_s32_224", 128, None, 32, 1),
+    ("vit_base_r50_s16_224", 64, None, 16, 1, {"depth": 1}),  # the paper's hybrid: its own stem and width
     ("test_vit2", 64, None, 16, 1),  # a register, no class token
     ("eva02_tiny_patch14_224", 56, None, 14, 1),
     ("vit_small_patch16_rope_mixed_224", 64, None, 16, 1),
@@ -43,16 +44,16 @@ FAMILIES = [  # name, image size, patch size asked for, pixels a patch, prefix t
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=[f"{f[0]}-{f[1]}px-P{f[3]}" for f in FAMILIES])
 def family(request):
-    name, size, patch_size, patch, prefix = request.param
+    name, size, patch_size, patch, prefix, *further = request.param
     torch.manual_seed(0)
-    arguments = {"image_size": size} | ({"patch_size": patch_size} if patch_size else {})
-    encoder = mpp.create_encoder(name, **arguments)
+    arguments = dict(*further) | ({"patch_size": patch_size} if patch_size else {})
+    encoder = mpp.create_encoder(name, image_size=size, **arguments)
     encoder.eval()  # some (relpos) draw dropout in training
     pixels = random_pixels(3, size)
     count = (size // patch) ** 2
     return SimpleNamespace(
         name=name, encoder=encoder, vit=encoder.vit, pixels=pixels, patch=patch, prefix=prefix, count=count,
-        size=size, patch_size=patch_size,
+        size=size, arguments=arguments,
     )  # fmt: skip
 
 
@@ -64,9 +65,7 @@ def build(family, target=None, **corruption):
 
 
 def test_the_encoder_is_timm_s_model_with_its_own_keys(family):
-    arguments = {"img_size": family.size, "num_classes": 0}
-    if family.patch_size:
-        arguments["patch_size"] = family.patch_size
+    arguments = {"img_size": family.size, "num_classes": 0, **family.arguments}
     if "distilled" not in family.name:
         arguments["global_pool"] = ""
     reference = timm.create_model(family.name, **arguments).eval()

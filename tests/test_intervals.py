@@ -77,7 +77,9 @@ def test_lists_arrays_and_tensors_give_the_same():
     assert paired(torch.from_numpy(a), torch.from_numpy(b)) == expected
 
 
-@pytest.mark.parametrize(("a", "b"), [([0.1], [0.2, 0.3, 0.4]), ([0.1, 0.2, 0.3], [0.4, 0.5])])
+@pytest.mark.parametrize(
+    ("a", "b"), [([0.1], [0.2, 0.3, 0.4]), ([0.1, 0.2, 0.3], [0.4]), ([0.1, 0.2, 0.3], [0.4, 0.5])]
+)
 def test_what_does_not_pair_up_is_refused(a, b):
     with pytest.raises(ValueError, match=rf"(?s)\b{len(a)}\b.*\b{len(b)}\b|\b{len(b)}\b.*\b{len(a)}\b"):
         paired(a, b)

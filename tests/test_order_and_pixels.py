@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import mpp
+from mpp.data.images import Images
+from mpp.data.loader import TrainingCrops, batches
+from mpp.data.order import share
+from mpp.data.settings import DataSettings
+from mpp.data.source import open_splits
 from tests.runs import (
     arguments,
     assert_succeeds,
@@ -112,3 +119,36 @@ def test_another_seed_is_another_run(tmp_path, images, finished):
     assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
     first, second = losses(finished[0]), losses(tmp_path / "run")
     assert all(first[step] != second[step] for step in first.keys() & second.keys())
+
+
+def test_every_process_and_worker_draws_the_samples_crops_and_corruptions_of_one(tiny_data):
+    """20 samples a step, 12 steps: two and a half epochs of 96."""
+    settings = DataSettings(source=str(tiny_data), image_size=16)
+    rows = open_splits(settings, seed=0).train
+    torch.manual_seed(0)
+    encoder = mpp.create_encoder("test_vit", image_size=16, patch_size=4)
+    objective = mpp.MaskedPatchPrediction(encoder, target=mpp.MeanColor(), corruption=mpp.Corruption(), seed=5)
+
+    def steps(processes: int, micro: int, workers: int) -> list[dict[int, tuple]]:
+        """For each step: sample number → what it comes to, over all processes."""
+        found: list[dict[int, tuple]] = [{} for _ in range(12)]
+        for rank in range(processes):
+            part = share(20, micro, rank=rank, processes=processes)
+            crops = TrainingCrops(Images(rows), settings, seed=5)
+            loaded = list(batches(crops, part.micro_batches(0, 12), workers=workers))
+            assert len(loaded) == 12 * part.accumulation
+            for number, batch in enumerate(loaded):
+                with torch.no_grad():
+                    prediction = objective(batch.pixels, samples=batch.samples)
+                here = found[number // part.accumulation]
+                columns = (batch.pixels, prediction.positions, prediction.kinds, prediction.labels)
+                for i, sample in enumerate(batch.samples.tolist()):
+                    assert sample not in here
+                    here[sample] = tuple(column[i].numpy().tobytes() for column in columns)
+        return found
+
+    one = steps(1, 20, 0)
+    assert [sorted(step) for step in one] == [list(range(20 * step, 20 * step + 20)) for step in range(12)]
+    assert len({drawn for step in one for drawn in step.values()}) == 240, "no two samples alike"
+    for processes, micro, workers in ((1, 4, 2), (2, 10, 0), (2, 5, 2)):
+        assert steps(processes, micro, workers) == one, f"{processes} processes, {workers} workers"

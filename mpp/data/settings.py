@@ -29,6 +29,9 @@ class DataSettings(Settings):
     """The held-out split; null takes `validation`, else `test`, else a seeded tenth of the training split.
     Where final scores are measured (fine-tuning, evaluation) null takes `test` first."""
 
+    images: int | None = Field(default=None, ge=2)
+    """Train on so many images of the split, a seeded choice (fewer are among more); null takes all."""
+
     image_column: str | None = None
     """The column that holds the images; null takes the only image column."""
 

@@ -131,6 +131,11 @@ def open_splits(
         validation = _slice(tables, other, "data.validation_split")
     else:
         train, validation = _held_out(train, seed)
+    if settings.images is not None:
+        if settings.images > len(train):
+            raise ValueError(f"data.images {settings.images} are more than the {len(train)} of {settings.source}")
+        order = randomness.permutation(randomness.key(seed, "images"), 0, len(train))
+        train = train.select(np.sort(order[: settings.images]))
     image = _image_column(train, settings)
     # Labels that nobody asked for need not be in order.
     label = _label_column(train, settings, required=labelled) if labelled or settings.label_column else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 POSITIONS_AND_TOKENS = ("pos_embed", "_token", "rel_pos", "relative_position_bias")
@@ -131,18 +130,3 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"timm has no gradient checkpointing for {self.name}; set training.gradient_checkpointing=false"
             ) from error
-
-    def adopt_statistics(self) -> None:
-        """Take over the main process's running statistics of batch norm; every process has to call this.
-
-        Each process normalises by, and keeps statistics of, its own share of the batch, and those of the main
-        process are saved. Adopted before the processes look at held-out images together, all of them judge the very
-        model that is saved. The mean over the processes would be smoother, but what is saved would then depend on
-        when it was taken, and a resumed run would end with other numbers than one that was never interrupted.
-        """
-        if not torch.distributed.is_initialized():
-            return
-        saved = self.model.state_dict(keep_vars=True)
-        for name, buffer in self.model.named_buffers():
-            if name in saved:
-                torch.distributed.broadcast(buffer, src=0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import is_model
+from timm.models import is_model, load_model_config_from_hf
 
 from mpp.encoder.architecture import check_name
 
@@ -31,12 +32,14 @@ def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str,
         raise ValueError(
             f"{source} holds no encoder: expected config.json and model.safetensors in it or in its encoder/ folder"
         )
+    if _is_hub_id(str(source)):
+        return _hub(str(source))
     name = str(source).removeprefix("timm:")
     architecture = name.split(".")[0]
     if not str(source).startswith("timm:") and not is_model(architecture):
         raise ValueError(
             f"encoder source {str(source)!r} does not exist; give a run, an exported encoder folder, "
-            "or timm:NAME for timm's pretrained weights"
+            "USER/NAME on the Hugging Face Hub, or timm:NAME for timm's pretrained weights"
         )
     check_name(architecture)
     try:
@@ -47,6 +50,24 @@ def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str,
     if config is None or not config.has_weights:
         raise ValueError(f"timm has no pretrained weights for {name}")
     return name, architecture, {}, config.to_dict()
+
+
+def _is_hub_id(source: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) is not None
+
+
+def _hub(source: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """A model on the Hub in timm's form, `USER/NAME` or `USER/NAME@REVISION`."""
+    try:
+        config, name, arguments = load_model_config_from_hf(source)
+        norm = {key: config[key] for key in ("mean", "std", "input_size")}
+    except Exception as error:  # whatever the Hub, the network and the file of another form may raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"encoder source {source!r} is no file here, and cannot be loaded as timm's model from the Hugging Face "
+            f"Hub: {reason}"
+        ) from error
+    return f"hf-hub:{source}", str(name), dict(arguments or {}), norm
 
 
 def architecture_of(source: str | Path) -> tuple[str, dict[str, Any], Any, Any]:

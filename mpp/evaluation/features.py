@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from mpp.data.loader import EvaluationCrops, batches
 from mpp.data.order import Numbers
+from mpp.encoder.backbone import Backbone
 from mpp.encoder.vit import Encoder
 from mpp.evaluation.settings import FeatureSettings
 from mpp.files import replacing
@@ -70,17 +71,17 @@ class Reader(Protocol):
 
 
 class EncoderReader:
-    """Reads features off the blocks of an encoder.
+    """Reads features off the blocks of an encoder; of a network without patches, its last feature alone.
 
     The tokens of an earlier block go through the encoder's final norm, as the last block's do. The default place
     gives what the timm model itself gives.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Backbone) -> None:
         self.encoder = encoder
-        blocks = getattr(encoder.vit, "blocks", None)
+        blocks = getattr(encoder.model, "blocks", None) if isinstance(encoder, Encoder) else None
         self._blocks = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
-        self.default = Place(max(len(self._blocks), 1), encoder.pool)
+        self.default = Place(max(len(self._blocks), 1), encoder.pool or "avg")
 
     def places(self, settings: FeatureSettings) -> list[Place]:
         """The places that the settings ask for; the default is always one.
@@ -89,6 +90,8 @@ class EncoderReader:
             ValueError: for a block that the encoder does not have, or a class token that it does not have.
         """
         last = self.default.block
+        if not isinstance(self.encoder, Encoder):
+            return [self.default]
         blocks = {"last": (last,), "all": tuple(range(1, last + 1))}.get(str(settings.blocks), settings.blocks)
         if wrong := [block for block in blocks if int(block) > last]:
             raise ValueError(f"features.blocks {wrong[0]}: {self.encoder.name} has {last} blocks")
@@ -118,14 +121,15 @@ class EncoderReader:
         finally:
             for handle in handles:
                 handle.remove()
-        vit = self.encoder.vit
-        normed = {block: getattr(vit, "norm", nn.Identity())(output) for block, output in outputs.items()}
+        norm = getattr(self.encoder.model, "norm", nn.Identity())
+        normed = {block: norm(output) for block, output in outputs.items()}
         normed[self.default.block] = tokens
         return {place: self._pooled(normed[place.block], place).float() for place in places}
 
     def _pooled(self, tokens: Tensor, place: Place) -> Tensor:
         if place == self.default:
             return self.encoder.pooled(tokens)
+        assert isinstance(self.encoder, Encoder)
         if place.pool == "both":
             return torch.cat([self._pooled(tokens, Place(place.block, pool)) for pool in ("token", "avg")], dim=-1)
         prefix = tokens.shape[1] - self.encoder.num_patches
@@ -140,7 +144,7 @@ class EncoderReader:
     def identity(self) -> dict[str, Any]:
         """The architecture and a digest of its weights."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.encoder.vit.state_dict().items()):
+        for name, tensor in sorted(self.encoder.model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return {

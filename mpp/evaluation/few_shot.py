@@ -72,7 +72,7 @@ def few_shot(
     data = checked(train_features, train_labels, test_features, test_labels, torch.float64)
     if not shots or min(shots) < 1 or not seeds:
         raise ValueError(f"few-shot needs shots of 1 or more and a seed; found shots {tuple(shots)}, seeds {seeds}")
-    if l2 != "auto" and not l2 > 0:
+    if l2 != "auto" and (isinstance(l2, str) or not l2 > 0):
         raise ValueError(f"l2 must be above 0, or auto; found {l2}")
     per_seed: dict[int, list[float]] = {count: [] for count in shots}
     for seed in seeds:

@@ -14,11 +14,12 @@ from mpp.data.loader import EvaluationCrops
 from mpp.data.settings import DataSettings
 from mpp.data.source import ImageRows
 from mpp.data.subsets import dev_split, fraction_rows
-from mpp.encoder.vit import Encoder
+from mpp.encoder.backbone import Backbone
 from mpp.evaluation.features import EncoderReader, extract
 from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.neighbours import nearest_neighbours
 from mpp.evaluation.settings import FeatureSettings, InTrainingSettings
+from mpp.training.launch import adopt_statistics
 from mpp.training.loop import Callback
 
 
@@ -42,8 +43,8 @@ def in_training(
 
     def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
         encoder = objective.encoder
-        if not isinstance(encoder, Encoder):
-            raise ValueError("evaluation.evaluators looks at the tokens of a ViT; leave it out for other networks")
+        assert isinstance(encoder, Backbone)
+        adopt_statistics(accelerator, objective)
         reader = EncoderReader(encoder)
         places = reader.places(FeatureSettings(blocks="last"))
         was_training = objective.training

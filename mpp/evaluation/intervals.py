@@ -29,6 +29,8 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Inter
     """
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"an interval needs two or more pairs; found {len(a)} and {len(b)} numbers")
+    if not np.isfinite([*a, *b]).all() or not 0 < level < 1:
+        raise ValueError(f"an interval needs finite numbers and a level in (0, 1); found {a}, {b}, {level}")
     try:
         from scipy.stats import t
     except ImportError as error:

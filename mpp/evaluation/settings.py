@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -78,3 +78,46 @@ class InTrainingSettings(Settings):
 
     k: tuple[Count, ...] = Field(default=(20,), min_length=1)
     """Of `knn`: numbers of neighbours."""
+
+
+Arm = Literal["random", "scratch", "mean_color", "downsized", "full_patch", "mean_color_15", "supervised"]
+
+
+class StudySettings(Settings):
+    """What is compared in a gap study."""
+
+    arms: tuple[Arm, ...] = (
+        "random", "scratch", "mean_color", "downsized", "full_patch", "mean_color_15", "supervised",
+    )  # fmt: skip
+    """`random`: random weights, fine-tuned as all others are. `scratch`: fine-tuned from random weights for as many
+    steps as pre-training and fine-tuning have together. `mean_color`, `downsized`, `full_patch`: masked patch
+    prediction of each target, `mean_color_15` with 15 % of the patches corrupted. `supervised`: classification of the
+    upstream images."""
+
+    seeds: tuple[Annotated[int, Field(ge=0, le=2**32 - 1)], ...] = Field(default=(0, 1, 2), min_length=1)
+    """Each arm is run once with each; arms are compared seed by seed."""
+
+    controls: bool = True
+    """Measure raw pixels and patch colours as frozen features too."""
+
+    both_ways: bool = False
+    """Do all of it again with upstream and downstream exchanged."""
+
+    images: tuple[Count, ...] = ()
+    """Besides all upstream images, pre-train on so many of them, for as many steps."""
+
+    sizes: dict[str, dict[str, Any]] = {}
+    """Besides the encoder, others: a name, and the `encoder.arguments` that differ."""
+
+    axis_arms: tuple[Arm, ...] = ("mean_color", "supervised")
+    """The arms that are run for `images` and `sizes`."""
+
+    scale: float = Field(default=1.0, gt=0)
+    """Multiplies the length of all training, and of its intervals and warm-ups: a study in small."""
+
+    minutes: float | None = Field(default=None, gt=0)
+    """Stop, saved, after so long; the same command goes on. null does all of it at once."""
+
+    only: tuple[str, ...] = ()
+    """Run these alone, e.g. `[mean_color/seed-0]`, and write no report: so a study is spread over machines, and so
+    each arm runs in a process of its own."""

@@ -13,7 +13,7 @@
 Nothing here imports torch: help and errors come at once.
 """
 
-from mpp.recipe.commands import COMMANDS, EvaluateRecipe, FinetuneRecipe, PretrainRecipe
+from mpp.recipe.commands import COMMANDS, EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe
 from mpp.recipe.help import help_text
 from mpp.recipe.loading import load_recipe, load_settings
 from mpp.recipe.problems import RecipeError
@@ -23,6 +23,7 @@ __all__ = [
     "COMMANDS",
     "EvaluateRecipe",
     "FinetuneRecipe",
+    "GapRecipe",
     "PretrainRecipe",
     "RecipeError",
     "differences",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from mpp.evaluation.settings import (
     InTrainingSettings,
     NeighbourSettings,
     ProbeSettings,
+    StudySettings,
 )
 from mpp.objective.settings import ClassificationSettings, FineTuningSettings, ObjectiveSettings
 from mpp.report.settings import ReconstructionSettings
@@ -116,9 +117,83 @@ class EvaluateRecipe(Settings):
     compute: ComputeSettings = ComputeSettings()
 
 
+class PretrainingPart(Settings):
+    """How every arm of a study that pre-trains does so: the same images, order, crops and steps."""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluation: InTrainingSettings = InTrainingSettings()
+
+
+class FinetuningPart(Settings):
+    """How every arm of a study is fine-tuned downstream."""
+
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1,)
+    """Shares of the downstream labels, each a run of its own; empty leaves fine-tuning out."""
+
+    dev: float = Field(default=0.1, gt=0, lt=1)
+    """Share of those that settings are chosen by."""
+
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """Stochastic depth in fine-tuning."""
+
+    objective: FineTuningSettings = FineTuningSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    search: SearchSettings = SearchSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+
+class EvaluationPart(Settings):
+    """How the frozen features of every arm are measured downstream."""
+
+    labels: LabelSettings = LabelSettings()
+    features: FeatureSettings = FeatureSettings()
+
+    few_shot: FewShotSettings | None = FewShotSettings()
+    """null leaves it out."""
+
+    knn: NeighbourSettings | None = NeighbourSettings()
+    """null leaves it out."""
+
+    linear_probe: ProbeSettings | None = ProbeSettings()
+    """null leaves it out."""
+
+    by_depth: tuple[Evaluator, ...] = ("few_shot", "knn")
+    """Evaluators that choose block and pool by themselves, on the dev split."""
+
+
+class GapRecipe(Settings):
+    """How far masked patch prediction is from supervised pre-training: `python -m mpp.gap RECIPE`."""
+
+    command: Literal["gap"]
+    """The command that this recipe is for."""
+
+    output_dir: str = Field(min_length=1)
+    """The study's folder: a folder for each arm and seed, results.json and report.html."""
+
+    study: StudySettings = StudySettings()
+
+    upstream: DataSettings = DataSettings()
+    """The images to pre-train on."""
+
+    downstream: DataSettings = DataSettings()
+    """The images and labels that representations are judged by; other images than upstream."""
+
+    encoder: EncoderSettings = EncoderSettings()
+    pretraining: PretrainingPart = PretrainingPart()
+    evaluation: EvaluationPart = EvaluationPart()
+    finetuning: FinetuningPart = FinetuningPart()
+
+
 COMMANDS: dict[str, type[Settings]] = {
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
     "evaluate": EvaluateRecipe,
+    "gap": GapRecipe,
 }
 """The schema that each `command:` names; the command itself is `python -m mpp.NAME`."""

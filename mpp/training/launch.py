@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mpp.training.settings import ComputeSettings
@@ -82,7 +84,29 @@ def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     if accelerator.num_processes == 1:
         return module
     devices = [accelerator.device] if accelerator.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters
+    older = "forward_sync_buffers" not in known
+    keep_own: dict[str, Any] = {"broadcast_buffers" if older else "forward_sync_buffers": False}
+    return DistributedDataParallel(module, device_ids=devices, **keep_own)
+
+
+def adopt_statistics(accelerator: Accelerator, module: nn.Module) -> None:
+    """Take over the main process's running statistics of batch norm, if there are any; every process has to call this.
+
+    Each process normalises by, and keeps statistics of, its own share of the batch, and those of the main process are
+    saved. Adopted before the processes look at held-out images together, all of them judge the very model that is
+    saved. The mean over the processes would be smoother, but what is saved would then depend on when it was taken,
+    and a resumed run would end with other numbers than one that was never interrupted.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in saved_buffers(module):
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def saved_buffers(module: nn.Module) -> list[Tensor]:
+    """The buffers that are part of a module's state: running statistics, where it has any."""
+    saved = module.state_dict(keep_vars=True)
+    return [buffer for name, buffer in module.named_buffers() if name in saved]
 
 
 def threads(settings: ComputeSettings) -> int:

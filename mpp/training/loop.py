@@ -25,7 +25,7 @@ from mpp.objective import scores as sums
 from mpp.objective.scores import Scores
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from mpp.training.journal import Journal
-from mpp.training.launch import distribute
+from mpp.training.launch import distribute, saved_buffers
 from mpp.training.optimizer import LearningRate
 from mpp.training.signals import StopRequest
 
@@ -152,6 +152,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         if seen := _look(run, progress):
             run.journal.write(progress.step, progress.step * run.share.batch_size, seen)
     clock = _Clock(run)
+    statistics = saved_buffers(run.objective)
     stopped = False
     while progress.step < run.steps and not stopped and not progress.ended:
         begun = time.perf_counter()
@@ -159,6 +160,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         logs = _due(done, run.log_every, run.steps)
         lr = _set_learning_rate(run, progress.step)
         _seed_everything(run, progress.step)
+        buffers = [buffer.clone() for buffer in statistics]
         loss, scores, damaged = _gradients(run, model, loader, score=logs)
         norm = _gradient_norm(run)
         loss, stopped, any_damaged = _agree(run, loss, damaged)
@@ -166,6 +168,8 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
             run.optimizer.step()
             progress.skipped_in_a_row = 0
         else:
+            for buffer, before in zip(statistics, buffers, strict=True):  # batch norm has seen what broke the step
+                buffer.copy_(before)
             progress.skipped += 1
             progress.skipped_in_a_row += 1
         run.optimizer.zero_grad()
@@ -187,8 +191,14 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
             values |= _look(run, progress)
         if values:
             run.journal.write(done, done * run.share.batch_size, values)
-        _stop_if_hopeless(run, progress)
-        if stopped or progress.ended or (_due(done, run.save_every, run.steps) and not progress.skipped_in_a_row):
+        try:
+            _stop_if_hopeless(run, progress)
+        except RuntimeError as error:  # of all processes alike: one of them tells
+            error.told_elsewhere = not run.accelerator.is_main_process  # pyright: ignore[reportAttributeAccessIssue]
+            raise
+        # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
+        good = not progress.skipped_in_a_row or done == run.steps
+        if stopped or progress.ended or (_due(done, run.save_every, run.steps) and good):
             _save(run, progress)
     return progress
 

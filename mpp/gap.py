@@ -1,0 +1,30 @@
+"""Measure how far masked patch prediction is from supervised pre-training, and from no pre-training at all.
+
+Every arm and seed runs in a process of its own and is never run again once it is finished: give the same command
+again to go on after a stop. Writes results.json and report.html.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from mpp.command import run_command
+
+if TYPE_CHECKING:
+    from mpp.recipe import GapRecipe
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m mpp.gap RECIPE [key=value …]`."""
+    return run_command("gap", __doc__ or "", _gap, arguments)
+
+
+def _gap(recipe: GapRecipe) -> int:
+    from mpp.studying import study  # late: torch, timm, accelerate and datasets take seconds
+
+    return study(recipe)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

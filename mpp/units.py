@@ -1,0 +1,189 @@
+"""The units of a gap study: an arm with a seed, in one of its variants; and the recipes that each of them runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpp.evaluation.settings import FeatureSettings
+from mpp.objective.corruption import Corruption
+from mpp.objective.settings import MaskedPatchSettings, SupervisedSettings
+from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
+from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe
+from mpp.report.settings import ReconstructionSettings
+from mpp.settings import Duration, Settings
+from mpp.training.settings import ComputeSettings
+
+CONTROLS = ("raw_pixels", "patch_colors")
+OBJECTIVES: dict[str, Any] = {
+    "mean_color": MaskedPatchSettings(target=MeanColor()),
+    "downsized": MaskedPatchSettings(target=DownsizedPatch()),
+    "full_patch": MaskedPatchSettings(target=FullPatch()),
+    "mean_color_15": MaskedPatchSettings(target=MeanColor(), corruption=Corruption(fraction=0.15)),
+    "supervised": SupervisedSettings(),
+}
+"""The arms that pre-train, and how."""
+
+
+class Unit(NamedTuple):
+    """What one process does: pre-train (if the arm does), measure frozen features, fine-tune."""
+
+    arm: str
+    seed: int
+    back: bool = False
+    """Upstream and downstream are exchanged."""
+    images: int | None = None
+    size: str | None = None
+
+    @property
+    def variant(self) -> str:
+        """Where it departs from the study's own settings, as a folder name; empty if it does not."""
+        parts = ["back"] if self.back else []
+        parts += [f"images-{self.images}"] if self.images else []
+        return "/".join([*parts, *([f"size-{self.size}"] if self.size else [])])
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.variant, self.arm, f"seed-{self.seed}")))
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """What a unit runs, in this order; None for what its arm leaves out."""
+
+    pretrain: PretrainRecipe | None
+    evaluate: EvaluateRecipe | None
+    finetune: dict[str, FinetuneRecipe]
+    """By the share of the labels."""
+
+
+def units_of(recipe: GapRecipe) -> list[Unit]:
+    """Everything that a study has to run, seed by seed, so that a study that is cut off can already be read."""
+    study = recipe.study
+    found: list[Unit] = []
+    for back in (False, True) if study.both_ways else (False,):
+        if study.controls:
+            found += [Unit(control, 0, back) for control in CONTROLS]
+        for seed in study.seeds:
+            found += [Unit(arm, seed, back) for arm in study.arms]
+            pretrained = [arm for arm in study.axis_arms if arm in OBJECTIVES]
+            found += [Unit(arm, seed, back, images) for images in study.images for arm in pretrained]
+            found += [Unit(arm, seed, back, None, size) for size in study.sizes for arm in study.axis_arms]
+    return found
+
+
+def unit_named(recipe: GapRecipe, name: str) -> Unit:
+    """The unit that is written like this.
+
+    Raises:
+        ValueError: if the study has no such unit.
+    """
+    known = {str(unit): unit for unit in units_of(recipe)}
+    if name not in known:
+        raise ValueError(f"study.only {name!r} is none of the study's: {', '.join(known)}")
+    return known[name]
+
+
+def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
+    """The recipes of a unit, in its folder."""
+    folder = Path(recipe.output_dir) / str(unit)
+    scale = recipe.study.scale
+    upstream, downstream = recipe.upstream, recipe.downstream
+    if unit.back:
+        upstream, downstream = downstream, upstream
+    encoder = recipe.encoder
+    if unit.size:
+        encoder = _changed(encoder, arguments={**encoder.arguments, **recipe.study.sizes[unit.size]})
+    start: Any = encoder
+    pretrain = None
+    if unit.arm in OBJECTIVES:
+        if unit.images:
+            upstream = _changed(upstream, images=unit.images)
+        part = recipe.pretraining
+        pretrain = PretrainRecipe(
+            command="pretrain",
+            seed=unit.seed,
+            output_dir=str(folder / "pretrain"),
+            data=upstream,
+            encoder=encoder,
+            objective=OBJECTIVES[unit.arm],
+            optimizer=scaled(part.optimizer, scale),
+            training=scaled(part.training, scale),
+            validation=scaled(part.validation, scale),
+            checkpoint=scaled(part.checkpoint, scale),
+            evaluation=scaled(part.evaluation, scale),
+            reconstructions=ReconstructionSettings(every=Duration(steps=0)),
+        )
+        start = _changed(encoder, source=str(folder / "pretrain"))
+    if unit.arm in CONTROLS:
+        start = _changed(encoder, source=unit.arm)
+    evaluate = None
+    if unit.arm != "scratch":
+        part = recipe.evaluation
+        evaluate = EvaluateRecipe(
+            command="evaluate",
+            seed=unit.seed,
+            output_dir=str(folder / "evaluation"),
+            data=downstream,
+            labels=part.labels,
+            encoder=start,
+            features=part.features if unit.arm not in CONTROLS else FeatureSettings(),
+            few_shot=part.few_shot,
+            knn=part.knn,
+            linear_probe=part.linear_probe,
+            by_depth=part.by_depth,
+            compute=_compute(recipe),
+        )
+    finetune: dict[str, FinetuneRecipe] = {}
+    for fraction in recipe.finetuning.fractions if unit.arm not in CONTROLS else ():
+        part = recipe.finetuning
+        training = scaled(part.training, scale)
+        if unit.arm == "scratch":  # as many more steps as pre-training has
+            longer = scaled(recipe.pretraining.training, scale)
+            training = _changed(training, duration=_together(training, longer))
+        finetune[f"{fraction:g}"] = FinetuneRecipe(
+            command="finetune",
+            seed=unit.seed,
+            output_dir=str(folder / f"finetune-{fraction:g}"),
+            data=downstream,
+            labels={"fraction": fraction, "dev": part.dev, "seed": 0},  # pyright: ignore[reportArgumentType]
+            encoder=_changed(start, drop_path=part.drop_path),
+            objective=part.objective,
+            augmentation=part.augmentation,
+            optimizer=scaled(part.optimizer, scale),
+            training=training,
+            search=part.search,
+            validation=scaled(part.validation, scale),
+            checkpoint=scaled(part.checkpoint, scale),
+        )
+    return Recipes(pretrain, evaluate, finetune)
+
+
+def _compute(recipe: GapRecipe) -> ComputeSettings:
+    training = recipe.pretraining.training
+    return ComputeSettings(precision=training.precision, threads=training.threads, deterministic=training.deterministic)
+
+
+def scaled(settings: Any, factor: float) -> Any:
+    """Settings with all their durations times a factor."""
+    durations = {name: getattr(settings, name) for name in type(settings).model_fields}
+    return _changed(settings, **{n: d.scaled(factor) for n, d in durations.items() if isinstance(d, Duration)})
+
+
+def _together(finetuning: Any, pretraining: Any) -> Duration:
+    """As many images as pre-training and fine-tuning see together.
+
+    Raises:
+        ValueError: if a length is given in epochs, which would need the number of rows of other data.
+    """
+    images = 0
+    for part in (finetuning, pretraining):
+        if part.duration.epochs is not None:
+            raise ValueError("give training.duration of a study in steps or images: arms are compared by those")
+        images += part.duration.in_steps(batch_size=part.batch_size, rows=1) * part.batch_size
+    return Duration(images=images)
+
+
+def _changed(settings: Any, **changes: Any) -> Any:
+    assert isinstance(settings, Settings)
+    return settings.model_copy(update=changes)

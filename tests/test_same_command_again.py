@@ -1,0 +1,171 @@
+"""The same command again: no stop leaves a trace, no mistake costs what is there."""
+
+import os
+import re
+import signal
+import sys
+
+from tests.runs import (
+    RECIPES,
+    Process,
+    alone,
+    arguments,
+    assert_refused,
+    assert_succeeds,
+    checkpoints,
+    journal,
+    largest_file,
+    launched,
+    losses,
+    pretrain,
+    progress,
+    weights,
+)
+
+
+def test_a_finished_run_says_so_and_is_left_alone(finished):
+    run, settings, _ = finished
+    before = (weights(run), (run / "metrics.jsonl").read_bytes())
+    result = pretrain("mean_color.yaml", settings, run.parent)
+    assert_succeeds(result)
+    assert re.search("finish|complete|already|done", result.output, re.IGNORECASE)
+    assert (weights(run), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_sigterm_saves_says_how_to_go_on_and_exits_143(stopped):
+    assert stopped.result.returncode == 143, stopped.result.output
+    assert "Traceback" not in stopped.result.output
+    assert re.search("resume|again|continue|go on", stopped.result.output, re.IGNORECASE)
+    steps = [row["step"] for row in journal(stopped.snapshot)]
+    assert 30 <= steps[-1] < 120
+    newest = progress(checkpoints(stopped.snapshot)[-1])
+    assert newest in (steps[-1], 8 * steps[-1]), "the step it finished is the one it saved"
+
+
+def test_sigint_sigkill_and_other_workers_leave_no_trace_in_the_weights(stopped, finished):
+    stopped.restore()
+    run = stopped.run
+    settings = [s for s in stopped.settings if not s.startswith("data.workers")]
+    for number, workers, expected in ((signal.SIGINT, 1, 130), (signal.SIGKILL, 0, -9)):
+        before = progress(checkpoints(run)[-1])
+        command = [*alone(), str(RECIPES / "mean_color.yaml"), *settings, f"data.workers={workers}"]
+        process = Process(command, run.parent)
+        process.until(lambda before=before: progress(checkpoints(run)[-1]) > before)
+        process.popen.send_signal(number)
+        assert process.wait() == expected, process.output
+        process.kill()  # a killed run's workers, if any
+    last = stopped.again()
+    assert_succeeds(last)
+    assert weights(run) == weights(finished[0])
+    assert losses(run) == losses(finished[0]), "the journal neither repeats nor lacks a step"
+    steps = [row["step"] for row in journal(run)]
+    assert steps == sorted(steps)
+
+
+def test_resume_false_starts_afresh(stopped, finished):
+    stopped.restore()
+    assert_succeeds(stopped.again("checkpoint.resume=false"))
+    assert weights(stopped.run) == weights(finished[0])
+    assert losses(stopped.run) == losses(finished[0])
+
+
+def test_another_experiment_in_the_same_folder_is_refused_and_every_difference_shown(stopped):
+    stopped.restore()
+    before = (weights(stopped.run), (stopped.run / "metrics.jsonl").read_bytes(), checkpoints(stopped.run))
+    result = stopped.again("seed=70707", "objective.corruption.fraction=0.25", "training.duration.steps=121")
+    assert_refused(result, "seed", "70707", "objective.corruption.fraction", "0.25", "training.duration", "121", "120")
+    assert (weights(stopped.run), (stopped.run / "metrics.jsonl").read_bytes(), checkpoints(stopped.run)) == before
+
+
+def test_damaged_checkpoints_are_named_and_the_one_before_them_used(stopped, finished):
+    stopped.restore()
+    _, incomplete, newest = checkpoints(stopped.run)[-3:]
+    missing, flipped = largest_file(incomplete), largest_file(newest)
+    missing.unlink()
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    result = stopped.again()
+    assert_succeeds(result)
+    for word in (missing.name, incomplete.name, flipped.name, newest.name):
+        assert word in result.output
+    assert weights(stopped.run) == weights(finished[0])
+    assert losses(stopped.run) == losses(finished[0])
+
+
+def test_without_a_good_checkpoint_it_is_an_error_never_a_fresh_start(stopped):
+    stopped.restore()
+    victims = [largest_file(folder) for folder in checkpoints(stopped.run)]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    before = (stopped.run / "metrics.jsonl").read_bytes()
+    assert_refused(stopped.again(), victims[-1].name)
+    assert (stopped.run / "metrics.jsonl").read_bytes() == before
+    assert all(victim.exists() for victim in victims), "nothing lost"
+
+
+def test_a_folder_in_use_is_refused_and_the_first_run_goes_on(tmp_path, images):
+    run = tmp_path / "run"
+    settings = arguments(run, images, "training.duration.steps=100000", "checkpoint.every.steps=20")
+    first = Process([*alone(), str(RECIPES / "mean_color.yaml"), *settings], tmp_path)
+    try:
+        first.until(lambda: len(checkpoints(run)) >= 1)
+        first.popen.send_signal(signal.SIGSTOP)
+        assert_refused(pretrain("mean_color.yaml", settings, tmp_path), str(run))
+        first.popen.send_signal(signal.SIGCONT)
+        known = checkpoints(run)
+        first.until(lambda: checkpoints(run)[-1] not in known)
+        first.popen.send_signal(signal.SIGTERM)
+        assert first.wait() == 143, first.output
+    finally:
+        first.kill()
+
+
+def test_sigterm_to_the_launcher_stops_the_run_cleanly(tmp_path, images, finished):
+    run = tmp_path / "run"
+    settings = [s for s in finished[1] if not s.startswith(("output_dir", "data.source"))]
+    settings += [f"output_dir={run}", f"data.source={images}"]
+    command = [*launched(), str(RECIPES / "mean_color.yaml"), *settings]
+    process = Process(command, tmp_path)
+    process.until(lambda: len(checkpoints(run)) >= 1)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.wait() in (143, -signal.SIGTERM), process.output
+    assert process.group_is_gone(), "the training process outlived its launcher"
+    assert journal(run)[-1]["step"] < 120
+    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    assert weights(run) == weights(finished[0])
+
+
+KEEPS_ITS_CODE = """\
+import sys
+from pathlib import Path
+
+from mpp.pretrain import main
+
+code = main()
+Path("code").write_text(str(code))
+sys.exit(code)
+"""
+
+
+def test_ctrl_c_on_a_launched_run_saves_its_last_step_and_exits_130(tmp_path, images):
+    """As from a terminal: launcher, run and loader process get it at the same time."""
+    run, script = tmp_path / "run", tmp_path / "launched.py"
+    script.write_text(KEEPS_ITS_CODE)
+    settings = arguments(run, images, "training.duration.steps=100000", "data.workers=1")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", str(script), str(RECIPES / "mean_color.yaml")]
+    process = Process([*launch, *settings], tmp_path)
+    try:
+        process.until(lambda: len(checkpoints(run)) >= 1)
+        before = progress(checkpoints(run)[-1])
+        os.killpg(process.popen.pid, signal.SIGINT)
+        assert process.wait() == -signal.SIGINT, "which a shell shows as 130"
+        assert process.group_is_gone(), process.output
+    finally:
+        process.kill()
+    assert (tmp_path / "code").read_text() == "130"
+    last = journal(run)[-1]["step"]
+    assert [row["step"] for row in journal(run)] == list(range(1, last + 1))
+    assert progress(checkpoints(run)[-1]) == last > before
+    said = f"stopped after step {last} of 100000, saved.\nGive the same command again to go on from there."
+    assert said in process.output

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mpp.encoder.build import create_encoder, load_encoder
     from mpp.evaluation.few_shot import few_shot
+    from mpp.hub.loading import load_objective
     from mpp.objective.corruption import Corruption
     from mpp.objective.masked_patch import MaskedPatchPrediction
     from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
@@ -26,6 +27,7 @@ __all__ = [
     "create_encoder",
     "few_shot",
     "load_encoder",
+    "load_objective",
     "load_recipe",
 ]
 
@@ -38,6 +40,7 @@ _ROOMS = {
     "create_encoder": "mpp.encoder.build",
     "few_shot": "mpp.evaluation.few_shot",
     "load_encoder": "mpp.encoder.build",
+    "load_objective": "mpp.hub.loading",
     "load_recipe": "mpp.recipe",
 }
 

@@ -35,8 +35,13 @@ def run_command(
         print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{said}\n\n{rest}", end="")
         return 0 if arguments else MISTAKE
     path, *overrides = arguments
+    return guarded(lambda: work(load_recipe(path, overrides, command=reads or name)))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run `work`; mistakes of the user and what cannot go on end in one message on stderr, without a traceback."""
     try:
-        return work(load_recipe(path, overrides, command=reads or name))
+        return work()
     except ValueError as error:
         return _tell(error, MISTAKE)
     except (RuntimeError, OSError) as error:

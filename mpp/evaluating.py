@@ -19,11 +19,11 @@ from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.build import build_backbone
 from mpp.evaluation.controls import CONTROLS, Control
 from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
-from mpp.evaluation.scoring import scores
+from mpp.evaluation.scoring import check_feasible, scores
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, write_recipe
 from mpp.running import on_each, uses_fused_attention
-from mpp.training.launch import on_main, precision, start_processes
+from mpp.training.launch import FolderLock, on_main, precision, start_processes
 
 DATA_ORDER = ("test", "validation")
 """What the split that final scores are measured on may be called."""
@@ -38,6 +38,8 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     """
     folder = output_folder(recipe)
     accelerator = start_processes(recipe.compute, folder=folder)
+    locks: list[FolderLock] = []  # held until this returns
+    on_main(accelerator, lambda: locks.append(FolderLock(folder)))
     splits = on_each(accelerator, lambda: open_labelled(recipe))
     reader = make_reader(recipe, accelerator)
     results = evaluate_reader(recipe, reader, splits, folder, accelerator)
@@ -64,26 +66,29 @@ def evaluate_reader(
         f"{recipe.encoder.source or recipe.encoder.name} on {recipe.data.source}: {len(rows):,} labelled images of "
         f"{len(splits.train.class_names or ())} classes, {len(splits.validation):,} to test on"
     )
-    train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
-    test = _features(recipe, reader, splits.validation, np.arange(len(splits.validation)), places, folder, accelerator)
-    for features, rows_of in ((train, splits.train), (test, splits.validation)):
-        if features.damaged:
-            say(f"{rows_of.name}: {features.damaged} images cannot be decoded, a neighbour stands in for each")
+    dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
     evaluators = [s for s in (recipe.few_shot, recipe.knn, recipe.linear_probe) if s is not None]
+    if not evaluators:
+        raise ValueError("few_shot, knn and linear_probe are all null: there is nothing to measure")
+    check_feasible(evaluators, labels[rows], dev if recipe.by_depth and len(places) > 1 else None)
+    train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
+    everything = np.arange(len(splits.validation))
+    test = _features(recipe, reader, splits.validation, everything, places, folder, accelerator)
 
     def work() -> dict[str, Any]:
-        dev = dev_split(train.labels, recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
+        assert train is not None
+        assert test is not None
+        for features, rows_of in ((train, splits.train), (test, splits.validation)):
+            if features.damaged:
+                say(f"{rows_of.name}: {features.damaged} images cannot be decoded, a neighbour stands in for each")
         results = {
             "encoder": recipe.encoder.source or recipe.encoder.name,
             "data": recipe.data.source,
             "train_images": len(train.labels),
             "test_images": len(test.labels),
             "classes": len(splits.train.class_names or ()),
-            "scores": scores(
-                evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth, say=lambda text: None
-            ),
+            "scores": scores(evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth),
         }
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_recipe(recipe, folder / "recipe.yaml")
         return results
@@ -92,14 +97,19 @@ def evaluate_reader(
 
 
 def output_folder(recipe: EvaluateRecipe) -> Path:
-    """Where the results go: into the run that the encoder comes from, unless the recipe says otherwise."""
+    """Where the results go: into the run that the encoder comes from, by data set, unless the recipe says otherwise."""
     if recipe.output_dir is not None:
         return Path(recipe.output_dir)
     source = recipe.encoder.source or recipe.encoder.name
+    data = _as_name(Path(recipe.data.source).name if Path(recipe.data.source).exists() else recipe.data.source)
     run = Path(source)
     if run.is_dir():
-        return (run.parent if (run / "config.json").is_file() and run.name == "encoder" else run) / "evaluation"
-    return Path("runs/evaluation") / re.sub(r"[^\w.-]+", "_", source)
+        return (run.parent if (run / "config.json").is_file() and run.name == "encoder" else run) / "evaluation" / data
+    return Path("runs/evaluation") / _as_name(source) / data
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text)
 
 
 def open_labelled(recipe: EvaluateRecipe) -> Splits:
@@ -127,14 +137,22 @@ def _features(
     places: list[Place],
     folder: Path,
     accelerator: Accelerator,
-) -> Features:
-    """The features of some rows: those that were kept, if they are of the same weights, images and settings."""
+) -> Features | None:
+    """The features of some rows, in the main process: those that were kept, or read off now and kept.
+
+    Kept ones are used if they are of the same weights, images and settings.
+    """
     crops = EvaluationCrops(Images(images), recipe.data)
     key = on_main(accelerator, lambda: cache_key(reader, crops, rows, precision(recipe.compute)))
     store = folder / "features"
-    found = on_main(accelerator, lambda: kept(store, key, places) is not None)
-    if found and (features := kept(store, key, places)) is not None:
-        return features
+    found: list[Features | None] = [None]
+
+    def look() -> bool:
+        found[0] = kept(store, key, places)
+        return found[0] is not None
+
+    if on_main(accelerator, look):
+        return found[0]
     features = extract(
         reader,
         crops,

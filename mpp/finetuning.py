@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mpp import randomness
 from mpp.data.images import Images
-from mpp.data.loader import EvaluationCrops
+from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.order import Numbers
 from mpp.data.source import Splits, open_splits
 from mpp.data.subsets import dev_split, fraction_rows
@@ -31,6 +31,7 @@ from mpp.running import (
     check_same_images,
     is_finished,
     on_each,
+    refuse_changes,
     run_job,
     stands,
     stopped,
@@ -38,35 +39,40 @@ from mpp.running import (
 )
 from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint
-from mpp.training.launch import FolderLock, move_aside, on_main, start_processes
-from mpp.training.loop import EarlyStopping, Progress
+from mpp.training.journal import read_metrics
+from mpp.training.launch import FolderLock, adopt_statistics, move_aside, on_main, start_processes
+from mpp.training.loop import EarlyStopping, NonFiniteError, Progress
 from mpp.training.settings import SearchSettings
 from mpp.training.signals import StopRequest
 from mpp.training.validation import chosen_rows, validation
 
-BEST = "best.safetensors"
 DEV_ACCURACY = "validation/accuracy"
 
 
 class Candidate(NamedTuple):
-    """A combination of settings, and what the dev split says of it."""
+    """A combination of settings, and what the dev split says of it at the end of its run; None if it diverged."""
 
     lr: float
     pool: str | None
     dev_accuracy: float | None = None
+    dev_loss: float | None = None
 
     def __str__(self) -> str:
         return f"lr={self.lr:g}" + (f",pool={self.pool}" if self.pool else "")
 
 
-def finetune(recipe: FinetuneRecipe) -> int:
+def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
     """Run a recipe from wherever its folder stands; the exit code is 0, or that of the signal that stopped it.
+
+    Args:
+        recipe: of `mpp.finetune`.
+        stop: where a process does several things, of all of them.
 
     Raises:
         ValueError: for what the user can mend.
         RuntimeError: if the run could not go on.
     """
-    stop = StopRequest()  # before anything that takes time: it remembers who launched this process
+    stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)
     accelerator = start_processes(recipe.training, folder=folder, trackers=recipe.journal.trackers)
     locks: list[FolderLock] = []  # held until the process ends
@@ -95,8 +101,11 @@ def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dic
     if not recipe.checkpoint.resume or not path.exists():
         return None
     results: dict[str, Any] = json.loads(path.read_text())
-    chosen = Candidate(results["chosen"]["lr"], results["chosen"]["pool"])
-    stands(_with(recipe, chosen) if _searches(recipe) else recipe, folder)
+    try:
+        before = FinetuneRecipe.model_validate(results["recipe"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is of another version of this package; choose another output_dir") from error
+    refuse_changes(before, recipe, f"{folder} holds a finished run of another recipe")
     return results
 
 
@@ -108,8 +117,13 @@ class _FineTuning:
         labels = splits.train.labels
         assert labels is not None
         self.classes = list(splits.train.class_names or ())
-        if len(self.classes) < 2:
-            raise ValueError(f"{splits.train.name} has a single class: there is nothing to tell apart")
+        if len(np.unique(labels)) < 2:
+            raise ValueError(f"{splits.train.name} holds images of a single class: there is nothing to tell apart")
+        if _searches(recipe) and recipe.early_stopping.patience:
+            raise ValueError(
+                "early_stopping does not go with search, whose choice is trained on all of train: there is no dev "
+                "split left to stop by; set early_stopping.patience=0, or search.lr=[] search.pool=[]"
+            )
         self.rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
         self.fitted: Numbers = self.rows
         self.dev: Numbers | None = None
@@ -138,12 +152,15 @@ class _FineTuning:
         candidates: list[Candidate] = []
         if _searches(recipe):
             for candidate in _combinations(recipe):
-                code, found = self.search(candidate, recipe, folder / "search" / str(candidate))
+                code, judged = self.search(candidate, recipe, folder / "search" / str(candidate))
                 if code is not None:
                     return code
-                candidates.append(candidate._replace(dev_accuracy=found))
-            best = max(candidates, key=lambda each: each.dev_accuracy or 0.0)
-            self.say(f"chosen on the dev split: {best}, {best.dev_accuracy or 0:.1%}; now on all of train")
+                candidates.append(judged)
+            good = [each for each in candidates if each.dev_accuracy is not None]
+            if not good:
+                raise RuntimeError(f"none of the {len(candidates)} runs of the search stayed finite: try smaller rates")
+            best = max(good, key=lambda each: (each.dev_accuracy, -(each.dev_loss or 0.0)))
+            self.say(f"\nchosen on the dev split: {best}, {best.dev_accuracy:.1%}; now on all of train")
             recipe = _with(recipe, best)
         checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
         job, code, progress = self.train(recipe, folder, checkpoint, dev=not candidates)
@@ -152,16 +169,27 @@ class _FineTuning:
         self.test(job, progress, recipe, candidates)
         return 0
 
-    def search(self, candidate: Candidate, recipe: FinetuneRecipe, folder: Path) -> tuple[int | None, float]:
-        """Train one combination, if that is not done yet: an exit code if stopped, and the accuracy on dev."""
-        recipe = _with(recipe, candidate, output_dir=str(folder))
+    def search(self, candidate: Candidate, recipe: FinetuneRecipe, folder: Path) -> tuple[int | None, Candidate]:
+        """Train one combination, if that is not done yet: an exit code if stopped, and what the dev split says."""
+        quiet = recipe.journal.model_copy(update={"trackers": ()})
+        recipe = _with(recipe, candidate, output_dir=str(folder), journal=quiet)
         on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
         checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
-        if checkpoint is not None and is_finished(checkpoint):
-            return None, checkpoint.state["progress"]["best"]
-        self.say(f"\n{candidate}")
-        _, code, progress = self.train(recipe, folder, checkpoint, dev=True)
-        return code, progress.best or 0.0
+        if checkpoint is None or not is_finished(checkpoint):
+            self.say(f"\n{candidate}")
+            try:
+                _, code, _ = self.train(recipe, folder, checkpoint, dev=True)
+            except NonFiniteError as error:
+                self.say(str(error).split(".")[0])
+                return None, candidate
+            if code is not None:
+                return code, candidate
+
+        def judged() -> Candidate:
+            last = next(m for m in reversed(read_metrics(folder / "metrics.jsonl")) if DEV_ACCURACY in m)
+            return candidate._replace(dev_accuracy=last[DEV_ACCURACY], dev_loss=last["validation/loss"])
+
+        return None, on_main(self.accelerator, judged)
 
     def train(
         self, recipe: FinetuneRecipe, folder: Path, checkpoint: Checkpoint | None, *, dev: bool
@@ -175,12 +203,18 @@ class _FineTuning:
         held_out = held_out_rows = stopping = None
         if dev and self.dev is not None:
             held_out = EvaluationCrops(
-                Images(self.splits.train.select(self.dev, f"{recipe.data.source}, dev split")), recipe.data
+                Images(self.splits.train.select(self.dev, f"{recipe.data.source}, dev split")),
+                recipe.data,
+                keep=LOOKED_AT,
             )
             held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
-            stopping = EarlyStopping(
-                DEV_ACCURACY, recipe.early_stopping.patience, lambda: _keep(objective, folder / BEST)
-            )
+            if recipe.early_stopping.patience:
+                stopping = EarlyStopping(
+                    DEV_ACCURACY,
+                    recipe.early_stopping.patience,
+                    keep=lambda step: _keep(objective, _best(folder, step)),
+                    settle=lambda step: _settle(folder, step),
+                )
         job = Job(
             recipe=recipe,
             folder=folder,
@@ -216,8 +250,8 @@ class _FineTuning:
     def test(self, job: Job, progress: Progress, recipe: FinetuneRecipe, candidates: list[Candidate]) -> None:
         """Read the test split, once; write down results, encoder and classifier."""
         if job.early_stopping is not None:
-            job.objective.load_state_dict(load_file(job.folder / BEST))
-        job.objective.to(self.accelerator.device)
+            job.objective.load_state_dict(load_file(_best(job.folder, progress.best_step)))
+        adopt_statistics(self.accelerator, job.objective)
         crops = EvaluationCrops(Images(self.splits.validation), recipe.data)
         batch = recipe.training.micro_batch_size or 256
         look = validation(
@@ -229,7 +263,7 @@ class _FineTuning:
             "encoder": recipe.encoder.source or f"{recipe.encoder.name} from scratch",
             "data": recipe.data.source,
             "test": {**seen, "images": len(crops.images)},
-            "dev": {"accuracy": progress.best, "step": progress.best_step} if job.early_stopping else None,
+            "best_on_dev": {"accuracy": progress.best, "step": progress.best_step} if job.early_stopping else None,
             "chosen": {"lr": recipe.optimizer.lr, "pool": recipe.encoder.pool},
             "search": [candidate._asdict() for candidate in candidates],
             "train_images": len(job.rows),
@@ -238,6 +272,7 @@ class _FineTuning:
             "images_seen": images,
             "flops": images * self._flops(job),
             "seconds": progress.seconds,
+            "recipe": self.recipe.model_dump(mode="json"),
         }
 
         def write() -> None:
@@ -285,6 +320,17 @@ def _with(recipe: FinetuneRecipe, chosen: Candidate, **changes: Any) -> Finetune
     )
 
 
+def _best(folder: Path, step: int) -> Path:
+    """The weights of a step that was the best on the dev split so far."""
+    return folder / f"best-{step:09d}.safetensors"
+
+
+def _settle(folder: Path, step: int) -> None:
+    for path in folder.glob("best-*.safetensors"):
+        if path != _best(folder, step):
+            path.unlink()
+
+
 def _keep(objective: torch.nn.Module, path: Path) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in objective.state_dict().items()}
     with replacing(path) as draft:
@@ -293,7 +339,7 @@ def _keep(objective: torch.nn.Module, path: Path) -> None:
 
 def _sentence(results: dict[str, Any], folder: Path) -> str:
     """The results, for a person."""
-    dev = results["dev"]
+    dev = results["best_on_dev"]
     lines = [
         f"{results['steps']} steps, {results['images_seen']:,} images, {tqdm.format_interval(results['seconds'])}"
         + (", ended early" if results["ended_early"] else ""),

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mpp import randomness
 from mpp.data.images import Images
-from mpp.data.loader import EvaluationCrops
+from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.encoder.build import build_backbone, build_encoder
 from mpp.evaluation.in_training import in_training
@@ -30,14 +30,18 @@ from mpp.training.signals import StopRequest
 from mpp.training.validation import chosen_rows, on_device
 
 
-def pretrain(recipe: PretrainRecipe) -> int:
+def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     """Run a recipe from wherever its folder stands; the exit code is 0, or that of the signal that stopped it.
+
+    Args:
+        recipe: of `mpp.pretrain`.
+        stop: where a process does several things, of all of them.
 
     Raises:
         ValueError: for what the user can mend.
         RuntimeError: if the run could not go on.
     """
-    stop = StopRequest()  # before anything that takes time: it remembers who launched this process
+    stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)
     accelerator = start_processes(recipe.training, folder=folder, trackers=recipe.journal.trackers)
     locks: list[FolderLock] = []  # held until the process ends
@@ -52,7 +56,7 @@ def pretrain(recipe: PretrainRecipe) -> int:
     if checkpoint is not None:
         check_same_images(checkpoint, splits.train, recipe.data.source)
     objective = make_objective(recipe, splits.train).to(accelerator.device)
-    held_out = EvaluationCrops(Images(splits.validation), recipe.data)
+    held_out = EvaluationCrops(Images(splits.validation), recipe.data, keep=LOOKED_AT)
     held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
         accelerator, lambda: _baselines(recipe, objective, splits, held_out, held_out_rows)

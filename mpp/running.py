@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,6 @@ from torch import nn
 from mpp.data.images import Images
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.order import Numbers, share
-from mpp.data.settings import DataSettings
 from mpp.data.source import ImageRows
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
@@ -27,15 +26,8 @@ from mpp.training.journal import Journal
 from mpp.training.launch import FolderLock, adopt_statistics, move_aside, on_main, precision
 from mpp.training.loop import Callback, EarlyStopping, Progress, Run, train
 from mpp.training.optimizer import learning_rate, make_optimizer
-from mpp.training.settings import (
-    CheckpointSettings,
-    JournalSettings,
-    OptimizerSettings,
-    TrainingSettings,
-    ValidationSettings,
-)
 from mpp.training.signals import StopRequest, exit_code
-from mpp.training.speed import flops_per_image, peak_flops
+from mpp.training.speed import flops_per_image, hardware, peak_flops
 from mpp.training.validation import validation
 
 MAY_CHANGE = ("output_dir", "data.workers", "data.cache", "training.micro_batch_size", "training.compile",
@@ -43,31 +35,12 @@ MAY_CHANGE = ("output_dir", "data.workers", "data.cache", "training.micro_batch_
 """What may differ between a run and its resumption: nothing that decides which weights come out."""
 
 
-class TrainingRecipe(Protocol):
-    """What the recipes of all commands that train have."""
-
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def data(self) -> DataSettings: ...  # noqa: D102
-    @property
-    def optimizer(self) -> OptimizerSettings: ...  # noqa: D102
-    @property
-    def training(self) -> TrainingSettings: ...  # noqa: D102
-    @property
-    def validation(self) -> ValidationSettings: ...  # noqa: D102
-    @property
-    def checkpoint(self) -> CheckpointSettings: ...  # noqa: D102
-    @property
-    def journal(self) -> JournalSettings: ...  # noqa: D102
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What is trained, on what, where."""
 
     recipe: Any
-    """A `TrainingRecipe` that is a settings class."""
+    """Of a command that trains: with seed, data, optimizer, training, validation, checkpoint and journal."""
     folder: Path
     objective: nn.Module
     """With its network as `encoder`."""
@@ -126,15 +99,24 @@ def stands(recipe: Any, folder: Path) -> Checkpoint | None:
             "cannot be compared; go on with that one, choose another output_dir, or start afresh with "
             "checkpoint.resume=false"
         ) from error
-    changed = [d for d in differences(before, recipe) if not d[0].startswith(MAY_CHANGE)]
+    refuse_changes(before, recipe, f"{folder} holds a run at step {checkpoint.step} of another recipe")
+    return checkpoint
+
+
+def refuse_changes(before: Settings, now: Settings, what: str) -> None:
+    """Compare a run's recipe with the one that is to go on with it.
+
+    Raises:
+        ValueError: with `what` was found, and every difference that decides which weights come out.
+    """
+    changed = [d for d in differences(before, now) if not d[0].startswith(MAY_CHANGE)]
     if changed:
         listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)
         raise ValueError(
-            f"{folder} holds a run at step {checkpoint.step} of another recipe:\n{listed}\n"
+            f"{what}:\n{listed}\n"
             "give the same settings to go on with it, choose another output_dir, or start afresh with "
             "checkpoint.resume=false"
         )
-    return checkpoint
 
 
 def is_finished(checkpoint: Checkpoint | None) -> bool:
@@ -224,6 +206,7 @@ def run_job(
             "data": _content(job.rows),
             "baselines": job.baselines,
             "flops_per_image": flops,
+            "hardware": hardware(accelerator.device, accelerator.num_processes),
         },
         augment=job.augmentation,
         early_stopping=job.early_stopping,
@@ -242,7 +225,8 @@ def run_job(
     finally:
         journal.close()
     if recipe.journal.trackers:
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # not end_training, which would end the processes' group as well
+            tracker.finish()
     return run, progress
 
 

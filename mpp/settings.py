@@ -55,5 +55,10 @@ class Duration(Settings):
         whole = {unit: getattr(self, unit) for unit in ("steps", "images") if getattr(self, unit) is not None}
         return Duration(**{unit: max(round(count * factor), 1) if count else 0 for unit, count in whole.items()})
 
+    @property
+    def unit(self) -> str:
+        """The unit that it is given in."""
+        return next(unit for unit in ("steps", "epochs", "images") if getattr(self, unit) is not None)
+
     def __str__(self) -> str:
         return next(f"{getattr(self, u):g} {u}" for u in ("steps", "epochs", "images") if getattr(self, u) is not None)

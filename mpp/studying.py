@@ -8,10 +8,15 @@ behind `mpp.pretrain`, `mpp.evaluate` and `mpp.finetune`, each of which goes on 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +27,14 @@ from mpp.evaluation.comparison import summarize
 from mpp.files import write_text
 from mpp.finetuning import finetune
 from mpp.pretraining import pretrain
-from mpp.recipe import GapRecipe, differences, load_recipe, write_recipe
+from mpp.recipe import EvaluateRecipe, GapRecipe, write_recipe
 from mpp.report.page import write_page
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.journal import read_metrics
 from mpp.training.launch import FolderLock
+from mpp.training.signals import STARTED_BY, StopRequest, exit_code
 from mpp.units import Unit, recipes_of, unit_named, units_of
 
-MAY_CHANGE = ("study.", "output_dir")
 NOT_YET = 75
 """Exit code of a study that stopped because its time was up: the same command goes on."""
 PATIENCE = 120.0
@@ -44,32 +49,43 @@ def study(recipe: GapRecipe) -> int:
         RuntimeError: if a unit failed.
     """
     folder = Path(recipe.output_dir)
+    _check_installed(recipe)
     if recipe.study.only:
         return _run_here(recipe, [unit_named(recipe, name) for name in recipe.study.only])
     lock = FolderLock(folder)  # held until the process ends
-    _check_same_study(recipe, folder)
-    write_recipe(recipe, folder / "recipe.yaml")
     units = units_of(recipe)
-    for unit in units:  # what cannot be combined is found before anything runs
-        recipes_of(recipe, unit)
-    code = _run_all(recipe, folder, units)
-    done = [unit for unit in units if _path(folder, unit).is_file()]
-    if done:
-        results = summarize([json.loads(_path(folder, unit).read_text()) for unit in done])
+    done = [unit for unit in units if _outcome_of(recipe, unit)]  # refuses what was run with other settings
+    write_recipe(recipe, folder / "recipe.yaml")
+    failed: list[str] = []
+    code = 0 if len(done) == len(units) else _run_all(recipe, folder, units, failed)
+    outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
+    if outcomes:
+        results = summarize(list(outcomes.values()))
         results["recipe"] = recipe.model_dump(mode="json")
-        results["unfinished"] = [str(unit) for unit in units if unit not in done]
+        results["unfinished"] = [str(unit) for unit in units if unit not in outcomes]
         write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
         page = write_page(results, folder)
-        print(f"\n{results['sentence_count']} claims, in words and with intervals:")
-        for claim in results["claims"]:
-            if claim["headline"]:
-                print(f"  {claim['sentence']}")
+        headlines = [claim["sentence"] for claim in results["claims"] if claim["headline"]]
+        print("\n" + "\n".join(textwrap.fill(said, 80, subsequent_indent="    ") for said in headlines))
         print(f"\nresults: {folder / 'results.json'}\nreport: {page}")
     del lock
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(units)} units failed:\n" + "\n".join(failed))
     return code
 
 
-def _run_all(recipe: GapRecipe, folder: Path, units: list[Unit]) -> int:
+def _check_installed(recipe: GapRecipe) -> None:
+    """Find out now, and not at the end, whether something is missing.
+
+    Raises:
+        RuntimeError: naming it.
+    """
+    needed = ["scipy", "matplotlib", "jinja2", *(["sklearn"] if recipe.evaluation.linear_probe else [])]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise RuntimeError(f'a study needs {", ".join(missing)}: pip install "mpp[study]"')
+
+
+def _run_all(recipe: GapRecipe, folder: Path, units: list[Unit], failed: list[str]) -> int:
     """Every unit that is not finished, each in a process of its own: 0, or how it was stopped."""
     begun = time.monotonic()
     deadline = begun + 60 * recipe.study.minutes if recipe.study.minutes else None
@@ -86,13 +102,15 @@ def _run_all(recipe: GapRecipe, folder: Path, units: list[Unit]) -> int:
         code = _run_apart(folder, unit, deadline, stop)
         if stop.asked or code == NOT_YET:
             break
-        if code:
+        if code:  # the others may do better
             log = folder / str(unit) / "log.txt"
             last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
-            raise RuntimeError(f"{unit} ended with exit code {code}; the end of {log}:\n{last}")
-        print(f"{name}: {tqdm.format_interval(time.monotonic() - since)}", flush=True)
+            failed.append(f"{unit} ended with exit code {code}; the end of {log}:\n{last}")
+            print(f"{name}: failed", flush=True)
+        else:
+            print(f"{name}: {tqdm.format_interval(time.monotonic() - since)}", flush=True)
     left = sum(not _path(folder, unit).is_file() for unit in units)
-    if not left:
+    if not left or (failed and not stop.asked and left == len(failed)):
         return 0
     print(f"\n{left} of {len(units)} are left. Give the same command again to go on.")
     return 128 + stop.asked if stop.asked else NOT_YET
@@ -105,7 +123,10 @@ def _run_apart(folder: Path, unit: Unit, deadline: float | None, stop: _Stop) ->
     command = [sys.executable, "-m", "mpp.gap", str(folder / "recipe.yaml"), f'study.only=["{unit}"]']
     command += [f"output_dir={folder}"]  # the folder may have been moved since
     with (home / "log.txt").open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        environment = {**os.environ, STARTED_BY: "gap"}
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
         asked = 0.0
         while (code := process.poll()) is None:
             time.sleep(0.2)
@@ -132,30 +153,45 @@ class _Stop:
 
 def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
     """Run units in this process: 0, or the exit code of what was stopped."""
+    stop = StopRequest()
     for unit in units:
         path = _path(Path(recipe.output_dir), unit)
-        if path.is_file():
+        lock = FolderLock(path.parent, patience=PATIENCE)  # one whose study was killed is still saving
+        if _outcome_of(recipe, unit):
             print(f"{unit}: done before")
             continue
         recipes = recipes_of(recipe, unit)
-        stages: list[Any] = []
+        stages: list[Callable[[], int]] = []
         if recipes.pretrain is not None:
-            stages.append(lambda r=recipes.pretrain: pretrain(r))
-        if recipes.evaluate is not None and not (Path(recipes.evaluate.output_dir or "") / "results.json").is_file():
-            stages.append(lambda r=recipes.evaluate: evaluate(r))
-        stages += [lambda r=each: finetune(r) for each in recipes.finetune.values()]
+            stages.append(partial(pretrain, recipes.pretrain, stop))
+        if recipes.evaluate is not None:
+            stages.append(partial(_evaluate, recipes.evaluate, stop))
+        stages += [partial(finetune, each, stop) for each in recipes.finetune.values()]
         for stage in stages:
             if code := stage():
                 return code
-        path.parent.mkdir(parents=True, exist_ok=True)
+            if (number := stop.asked()) is not None:
+                return exit_code(number)
         write_text(path, json.dumps(_outcome(recipe, unit)) + "\n")
+        del lock
     return 0
+
+
+def _evaluate(recipe: EvaluateRecipe, stop: StopRequest) -> int:
+    """Measure frozen features, if that is not done yet; a signal ends it at once, and it begins again."""
+    if (Path(recipe.output_dir or "") / "results.json").is_file():
+        return 0
+    stop.forget()
+    code = evaluate(recipe)
+    stop.listen()
+    return code
 
 
 def _outcome(recipe: GapRecipe, unit: Unit) -> dict[str, Any]:
     """What a finished unit has to say, as JSON."""
     recipes, home = recipes_of(recipe, unit), Path(recipe.output_dir) / str(unit)
     outcome: dict[str, Any] = {"name": str(unit), **unit._asdict(), "pretraining": None, "evaluation": None}
+    outcome["recipes"] = recipes.plain()
     if recipes.pretrain is not None:
         run = home / "pretrain"
         checkpoint = Checkpoints(run / "checkpoints", 2).newest(print)
@@ -191,23 +227,25 @@ def _outcome(recipe: GapRecipe, unit: Unit) -> dict[str, Any]:
     return outcome
 
 
-def _check_same_study(recipe: GapRecipe, folder: Path) -> None:
-    """Refuse to mix the results of two studies.
+def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
+    """What a unit has to say, if it is finished.
 
     Raises:
-        ValueError: with what is different.
+        ValueError: if it was run with other settings, with what is different.
     """
-    path = folder / "recipe.yaml"
+    path = _path(Path(recipe.output_dir), unit)
     if not path.is_file():
-        return
-    before: GapRecipe = load_recipe(path, command="gap")
-    changed = [d for d in differences(before, recipe) if not d[0].startswith(MAY_CHANGE) or d[0] == "study.scale"]
+        return None
+    outcome: dict[str, Any] = json.loads(path.read_text())
+    before, now = outcome.get("recipes", {}), recipes_of(recipe, unit).plain()
+    changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     if changed:
-        listed = "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, old, new in changed)
+        listed = "\n".join(f"  {name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed[:10])
         raise ValueError(
-            f"{folder} holds a study with other settings:\n{listed}\n"
-            "give the same settings to go on with it, or choose another output_dir"
+            f"{path.parent} was run with other settings:\n{listed}\n"
+            "give the same settings to go on with the study, or choose another output_dir"
         )
+    return outcome
 
 
 def _path(folder: Path, unit: Unit) -> Path:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpp.data.settings import LabelSettings
+from mpp.evaluation.comparison import CONTROLS
 from mpp.evaluation.settings import FeatureSettings
 from mpp.objective.corruption import Corruption
 from mpp.objective.settings import MaskedPatchSettings, SupervisedSettings
@@ -15,7 +18,6 @@ from mpp.report.settings import ReconstructionSettings
 from mpp.settings import Duration, Settings
 from mpp.training.settings import ComputeSettings
 
-CONTROLS = ("raw_pixels", "patch_colors")
 OBJECTIVES: dict[str, Any] = {
     "mean_color": MaskedPatchSettings(target=MeanColor()),
     "downsized": MaskedPatchSettings(target=DownsizedPatch()),
@@ -24,6 +26,8 @@ OBJECTIVES: dict[str, Any] = {
     "supervised": SupervisedSettings(),
 }
 """The arms that pre-train, and how."""
+DECIDES_NOTHING = (".output_dir", ".encoder.source", ".workers", ".cache", ".compile", ".trackers")
+"""Settings that may differ between a study and its resumption."""
 
 
 class Unit(NamedTuple):
@@ -55,6 +59,14 @@ class Recipes:
     evaluate: EvaluateRecipe | None
     finetune: dict[str, FinetuneRecipe]
     """By the share of the labels."""
+
+    def plain(self) -> dict[str, Any]:
+        """Every setting that decides results, by its dotted name, as JSON would have it."""
+        named = {"pretrain": self.pretrain, "evaluate": self.evaluate}
+        named |= {f"finetune {fraction}": each for fraction, each in self.finetune.items()}
+        trees = {name: each.model_dump(mode="json") for name, each in named.items() if each is not None}
+        flat = dict(_flat(trees, ""))
+        return {name: value for name, value in flat.items() if not name.endswith(DECIDES_NOTHING)}
 
 
 def units_of(recipe: GapRecipe) -> list[Unit]:
@@ -125,7 +137,7 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
             seed=unit.seed,
             output_dir=str(folder / "evaluation"),
             data=downstream,
-            labels=part.labels,
+            labels=_changed(part.labels, seed=unit.seed),
             encoder=start,
             features=part.features if unit.arm not in CONTROLS else FeatureSettings(),
             few_shot=part.few_shot,
@@ -138,7 +150,7 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
     for fraction in recipe.finetuning.fractions if unit.arm not in CONTROLS else ():
         part = recipe.finetuning
         training = scaled(part.training, scale)
-        if unit.arm == "scratch":  # as many more steps as pre-training has
+        if unit.arm == "scratch":  # it sees as many images as the others do in both trainings
             longer = scaled(recipe.pretraining.training, scale)
             training = _changed(training, duration=_together(training, longer))
         finetune[f"{fraction:g}"] = FinetuneRecipe(
@@ -146,7 +158,7 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
             seed=unit.seed,
             output_dir=str(folder / f"finetune-{fraction:g}"),
             data=downstream,
-            labels={"fraction": fraction, "dev": part.dev, "seed": 0},  # pyright: ignore[reportArgumentType]
+            labels=LabelSettings(fraction=fraction, dev=part.dev, seed=unit.seed),  # other images for every seed
             encoder=_changed(start, drop_path=part.drop_path),
             objective=part.objective,
             augmentation=part.augmentation,
@@ -157,6 +169,14 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
             checkpoint=scaled(part.checkpoint, scale),
         )
     return Recipes(pretrain, evaluate, finetune)
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _compute(recipe: GapRecipe) -> ComputeSettings:
@@ -171,15 +191,9 @@ def scaled(settings: Any, factor: float) -> Any:
 
 
 def _together(finetuning: Any, pretraining: Any) -> Duration:
-    """As many images as pre-training and fine-tuning see together.
-
-    Raises:
-        ValueError: if a length is given in epochs, which would need the number of rows of other data.
-    """
+    """As many images as pre-training and fine-tuning see together; neither is given in epochs."""
     images = 0
     for part in (finetuning, pretraining):
-        if part.duration.epochs is not None:
-            raise ValueError("give training.duration of a study in steps or images: arms are compared by those")
         images += part.duration.in_steps(batch_size=part.batch_size, rows=1) * part.batch_size
     return Duration(images=images)
 

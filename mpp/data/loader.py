@@ -22,6 +22,9 @@ from mpp.data.order import Numbers, Order
 from mpp.data.pixels import WORDS_PER_CROP, centre, cut, random_crop
 from mpp.data.settings import DataSettings
 
+LOOKED_AT = 2**28
+"""Bytes of held-out crops that a run keeps in memory: 1,700 images of 224 px."""
+
 
 class Batch(NamedTuple):
     """Crops as the encoder sees them, in uint8 until they are on the device."""
@@ -57,16 +60,33 @@ class TrainingCrops(Dataset[Batch]):
 
 
 class EvaluationCrops(Dataset[Batch]):
-    """Centre crops; one item is a batch, asked for by row numbers, which are its sample numbers too."""
+    """Centre crops; one item is a batch, asked for by row numbers, which are its sample numbers too.
 
-    def __init__(self, images: Images, settings: DataSettings) -> None:
-        self.images, self.settings = images, settings
+    Args:
+        images: the split.
+        settings: size and crop.
+        keep: bytes of crops that stay in memory, for those who look at the same rows again and again.
+    """
+
+    def __init__(self, images: Images, settings: DataSettings, *, keep: int = 0) -> None:
+        self.images, self.settings, self.left = images, settings, keep
+        self._kept: dict[int, Loaded] = {}
 
     def __getitem__(self, rows: Numbers) -> Batch:
-        loaded = [self.images.load(int(row)) for row in rows]
-        crops = [centre(image.pixels, self.settings) for image in loaded]
+        loaded = [self._crop(int(row)) for row in rows]
         damaged = tuple(bad for image in loaded for bad in image.damaged)
-        return Batch(torch.stack(crops), torch.from_numpy(rows), _labels(self.images, loaded), damaged)
+        crops = torch.stack([image.pixels for image in loaded])
+        return Batch(crops, torch.from_numpy(rows), _labels(self.images, loaded), damaged)
+
+    def _crop(self, row: int) -> Loaded:
+        if row in self._kept:
+            return self._kept[row]
+        image = self.images.load(row)
+        image = image._replace(pixels=centre(image.pixels, self.settings))
+        if (size := image.pixels.numel()) <= self.left:
+            self.left -= size
+            self._kept[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
+        return image
 
 
 def _labels(images: Images, loaded: list[Loaded]) -> Tensor | None:

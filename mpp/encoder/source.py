@@ -12,6 +12,8 @@ from timm.models import is_model, load_model_config_from_hf
 
 from mpp.encoder.architecture import check_name
 
+DROPOUT = ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
+
 
 def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """What timm opens, the architecture's name, its saved arguments, and its mean, std and input size."""
@@ -23,7 +25,7 @@ def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str,
             return (
                 f"local-dir:{folder}",
                 name,
-                config.get("model_args", {}),
+                _without_dropout(config.get("model_args", {})),
                 {key: norm[key] for key in ("mean", "std", "input_size")},
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -67,7 +69,12 @@ def _hub(source: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
             f"encoder source {source!r} is no file here, and cannot be loaded as timm's model from the Hugging Face "
             f"Hub: {reason}"
         ) from error
-    return f"hf-hub:{source}", str(name), dict(arguments or {}), norm
+    return f"hf-hub:{source}", str(name), _without_dropout(arguments or {}), norm
+
+
+def _without_dropout(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a saved model; how it was regularised in training is not part of what it is."""
+    return {name: 0.0 if name in DROPOUT else value for name, value in arguments.items()}
 
 
 def architecture_of(source: str | Path) -> tuple[str, dict[str, Any], Any, Any]:

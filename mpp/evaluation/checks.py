@@ -14,7 +14,7 @@ class Labelled(NamedTuple):
     train: Tensor
     """`(N, D)`."""
     train_labels: Tensor
-    """int64 `(N,)`, in `[0, classes)`, every class at least once."""
+    """int64 `(N,)`, in `[0, classes)`."""
     test: Tensor
     """`(M, D)`, of the same type."""
     test_labels: Tensor

@@ -23,7 +23,12 @@ TITLES = {
     "patch_colors": "patch colours",
 }
 MPP = ("mean_color", "downsized", "full_patch", "mean_color_15")
-"""The arms without labels."""
+"""The arms that pre-train without labels."""
+CONTROLS = ("raw_pixels", "patch_colors")
+NOTE = (
+    "{count} comparisons, each with an interval of its own; none is corrected for their number, so about one in twenty "
+    "that mean nothing would be called shown. The headline ones were chosen before anything was measured."
+)
 
 
 def summarize(units: list[Outcome]) -> dict[str, Any]:
@@ -38,7 +43,8 @@ def summarize(units: list[Outcome]) -> dict[str, Any]:
     """
     tables = [_table(variant, units) for variant in dict.fromkeys(_variant(unit) for unit in units)]
     claims = [claim for table in tables for claim in _claims(table)]
-    return {"titles": TITLES, "tables": tables, "claims": claims, "sentence_count": len(claims), "units": units}
+    note = NOTE.format(count=len(claims))
+    return {"titles": TITLES, "tables": tables, "claims": claims, "note": note, "units": units}
 
 
 def metrics_of(unit: Outcome) -> dict[str, float]:
@@ -91,18 +97,32 @@ def _table(variant: str, units: list[Outcome]) -> dict[str, Any]:
 
 
 def _claims(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """MPP against no pre-training, supervised against MPP, and both together: shown, or not resolved."""
-    claims: list[dict[str, Any]] = []
-    for arm in MPP:
-        for metric in table["metrics"]:
-            tuned = metric.startswith("fine-tuned")
-            floors = ("scratch", "random") if tuned else ("random",)
-            gains = [_claim(table, metric, floor, arm) for floor in floors]
-            gap = _claim(table, metric, arm, "supervised")
-            claims += [claim for claim in (*gains, gap) if claim is not None]
-            if gains[0] is not None and gap is not None:
-                claims.append(_order(table, metric, floors[0], arm, gains[0], gap))
-    return claims
+    """Every comparison that a study is made for: shown, or not resolved."""
+    claims: list[dict[str, Any] | None] = []
+    for metric in table["metrics"]:
+        floor = "scratch" if metric.startswith("fine-tuned") else "random"
+        for arm in MPP:
+            gain, gap = _claim(table, metric, floor, arm), _claim(table, metric, arm, "supervised")
+            claims += [gain, gap]
+            if gain is not None and gap is not None:
+                claims.append(_order(table, metric, floor, arm, gain, gap))
+            claims.append(_claim(table, metric, "random", arm) if floor == "scratch" else None)
+        claims += [_claim(table, metric, control, "mean_color") for control in CONTROLS]
+        claims += [_claim(table, metric, other, "mean_color") for other in MPP if other != "mean_color"]
+    return [claim for claim in claims if claim is not None]
+
+
+def _is_headline(table: dict[str, Any], metric: str, arms: list[str]) -> bool:
+    """The few claims that are told first, chosen before anything is measured."""
+    asked = metric in ("kNN", "linear probe") or metric.startswith("fine-tuned") or metric == _most_shots(table)
+    floor = "scratch" if metric.startswith("fine-tuned") else "random"
+    chain = [floor, "mean_color", "supervised"]
+    return asked and not table["variant"] and arms in (chain[:2], chain[1:], chain)
+
+
+def _most_shots(table: dict[str, Any]) -> str:
+    shots = [metric for metric in table["metrics"] if metric.endswith("-shot")]
+    return max(shots, key=lambda metric: int(metric.split("-")[0]), default="")
 
 
 def _claim(table: dict[str, Any], metric: str, lower: str, higher: str) -> dict[str, Any] | None:
@@ -110,12 +130,17 @@ def _claim(table: dict[str, Any], metric: str, lower: str, higher: str) -> dict[
     cells = [table["arms"].get(arm, {}).get(metric) for arm in (lower, higher)]
     if cells[0] is None or cells[1] is None:
         return None
-    by_seed = [dict(zip(cell["seeds"], cell["accuracies"], strict=True)) for cell in cells]
+    by_seed: list[dict[int, float]] = [dict(zip(cell["seeds"], cell["accuracies"], strict=True)) for cell in cells]
+    if lower in CONTROLS:  # nothing in them depends on the seed
+        by_seed[0].update(dict.fromkeys(by_seed[1], cells[0]["accuracies"][0]))
     seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
     if len(seeds) < 2:
         return None
     interval = paired([by_seed[0][seed] for seed in seeds], [by_seed[1][seed] for seed in seeds])
-    shown = "shown" if interval.low > 0 else "shown, the other way round" if interval.high < 0 else "not resolved"
+    if interval.low == interval.high:  # equal differences by chance: there is no spread to judge by
+        shown = "not resolved"
+    else:
+        shown = "shown" if interval.low > 0 else "shown, the other way round" if interval.high < 0 else "not resolved"
     points = [100 * value for value in interval]
     place = f" ({table['variant']})" if table["variant"] else ""
     return {
@@ -127,8 +152,7 @@ def _claim(table: dict[str, Any], metric: str, lower: str, higher: str) -> dict[
         "low": interval.low,
         "high": interval.high,
         "verdict": shown,
-        "headline": higher in ("mean_color", "supervised") and lower in ("mean_color", "scratch", "random")
-        and not metric.endswith("default") and not table["variant"],
+        "headline": _is_headline(table, metric, [lower, higher]),
         "sentence": f"{metric}{place}: {TITLES[higher]} is {points[0]:+.1f} points from {TITLES[lower]} "
         f"[{points[1]:+.1f}, {points[2]:+.1f}]: {shown}.",
     }  # fmt: skip
@@ -144,7 +168,7 @@ def _order(table: dict[str, Any], metric: str, floor: str, arm: str, gain: Any, 
         "arms": [floor, arm, "supervised"],
         "seeds": min(gain["seeds"], gap["seeds"]),
         "verdict": "shown" if both else "not resolved",
-        "headline": arm == "mean_color" and not metric.endswith("default") and not table["variant"],
+        "headline": _is_headline(table, metric, [floor, arm, "supervised"]),
         "sentence": f"{metric}{place}: {TITLES[floor]} < {TITLES[arm]} < supervised: "
         f"{'shown' if both else 'not resolved'}.",
     }

@@ -96,7 +96,7 @@ class EncoderReader:
         if wrong := [block for block in blocks if int(block) > last]:
             raise ValueError(f"features.blocks {wrong[0]}: {self.encoder.name} has {last} blocks")
         pools = list(dict.fromkeys(settings.pools))
-        if not self.encoder.layout.num_prefix_tokens:
+        if getattr(self.encoder.vit, "cls_token", None) is None:  # registers are no class token
             pools = ["avg"]
         asked = [Place(int(block), pool) for block in sorted({*blocks, last}) for pool in pools]
         return asked if self.default in asked else [*asked, self.default]

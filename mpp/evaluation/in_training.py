@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mpp.data.images import Images
-from mpp.data.loader import EvaluationCrops
+from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.settings import DataSettings
 from mpp.data.source import ImageRows
 from mpp.data.subsets import dev_split, fraction_rows
@@ -39,7 +39,7 @@ def in_training(
     rows = fraction_rows(labels, min(settings.images / len(images), 1.0), seed=0)
     known, asked = dev_split(labels[rows], settings.dev, seed=0)
     _check(settings, labels[rows][known])
-    crops = EvaluationCrops(Images(images), data)
+    crops = EvaluationCrops(Images(images), data, keep=LOOKED_AT)
 
     def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
         encoder = objective.encoder

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from mpp.data.order import Numbers
 from mpp.evaluation.features import Features, Place
 from mpp.evaluation.few_shot import few_shot
-from mpp.evaluation.linear_probe import linear_probe
+from mpp.evaluation.linear_probe import linear_probe, regression
 from mpp.evaluation.neighbours import nearest_neighbours
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
 
@@ -52,7 +54,6 @@ def scores(
     *,
     dev: tuple[Any, Any] | None,
     by_depth: Sequence[str],
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What each evaluator finds.
 
@@ -64,7 +65,6 @@ def scores(
         dev: rows of train to fit on and rows to choose by; None chooses nothing.
         by_depth: names of the evaluators that are run at every place on the dev split, and choose by themselves;
             the others take the place that the last of these chose.
-        say: told each result.
 
     Returns:
         By evaluator: `default` and `headline`, each with `block`, `pool`, `accuracy` and what else it says; and
@@ -81,14 +81,10 @@ def scores(
             for place in train.values:
                 here = _at(score, fitted, held, place)
                 entry["by_depth"].append({**place._asdict(), "accuracy": here["accuracy"]})
-                say(f"{name} on the dev split, {place}: {here['accuracy']:.1%}")
             best = max(entry["by_depth"], key=lambda at: (at["accuracy"], at["block"]))
             chosen = Place(best["block"], best["pool"])
         entry["default"] = _at(score, train, test, default)
         entry["headline"] = entry["default"] if chosen == default else _at(score, train, test, chosen)
-        say(f"{name} on test, {default}: {entry['default']['accuracy']:.1%}")
-        if chosen != default:
-            say(f"{name} on test, {chosen}: {entry['headline']['accuracy']:.1%}")
         found[name] = entry
     return {NAMES[type(settings)]: found[NAMES[type(settings)]] for settings in evaluators}
 
@@ -98,3 +94,34 @@ def _at(score: Score, train: Features, test: Features, place: Place) -> dict[str
         **place._asdict(),
         **score(train.values[place], train.labels, test.values[place], test.labels),
     }
+
+
+def check_feasible(
+    evaluators: Sequence[EvaluatorSettings], labels: Numbers, dev: tuple[Numbers, Numbers] | None
+) -> None:
+    """Refuse before features are extracted what they would be too few for.
+
+    Args:
+        evaluators: the settings of each.
+        labels: int64 `(n,)`, of the training images.
+        dev: rows of these to fit on and rows to choose by; None if nothing is chosen.
+
+    Raises:
+        ValueError: naming the setting and both numbers.
+        RuntimeError: if scikit-learn is needed and not installed.
+    """
+    known = labels if dev is None else labels[dev[0]]
+    counts = np.bincount(known)
+    besides = "" if dev is None else ", what labels.dev holds out apart"
+    if len(counts) < 2:
+        raise ValueError("all training images are of one class: there is nothing to tell apart")
+    for settings in evaluators:
+        if isinstance(settings, FewShotSettings) and max(settings.shots) > counts.min():
+            raise ValueError(
+                f"few_shot.shots: class {counts.argmin()} has {counts.min()} images{besides}, fewer than "
+                f"{max(settings.shots)} shots"
+            )
+        if isinstance(settings, NeighbourSettings) and max(settings.k) > len(known):
+            raise ValueError(f"knn.k: there are {len(known)} training images{besides}, fewer than {max(settings.k)}")
+        if isinstance(settings, ProbeSettings):
+            regression()

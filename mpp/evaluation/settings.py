@@ -20,7 +20,7 @@ class FeatureSettings(Settings):
     blocks: Literal["last", "all"] | tuple[Count, ...] = "all"
     """Blocks whose tokens are taken, counted from 1; the last one is always among them."""
 
-    pools: tuple[Pool, ...] = ("token", "avg")
+    pools: tuple[Pool, ...] = Field(default=("token", "avg"), min_length=1)
     """How tokens become one feature: the class token, the mean of the patches, or both side by side. Models
     without a class token have `avg` alone."""
 
@@ -65,7 +65,8 @@ class InTrainingSettings(Settings):
     """How often; the end of the run counts too. 0 means only at the end."""
 
     evaluators: tuple[Literal["few_shot", "knn"], ...] = ()
-    """What is measured; empty looks at nothing. It needs labels, which the objective does not see."""
+    """What is measured; empty looks at nothing. It needs labels, which masked patch prediction does not see. In
+    supervised pre-training the network learns these very labels: there the accuracies say how well it knows them."""
 
     images: int = Field(default=5000, ge=2)
     """Labelled training images that are used: a seeded choice, the same share of every class."""
@@ -89,8 +90,8 @@ class StudySettings(Settings):
     arms: tuple[Arm, ...] = (
         "random", "scratch", "mean_color", "downsized", "full_patch", "mean_color_15", "supervised",
     )  # fmt: skip
-    """`random`: random weights, fine-tuned as all others are. `scratch`: fine-tuned from random weights for as many
-    steps as pre-training and fine-tuning have together. `mean_color`, `downsized`, `full_patch`: masked patch
+    """`random`: random weights, fine-tuned as all others are. `scratch`: fine-tuned from random weights on as many
+    images as pre-training and fine-tuning see together. `mean_color`, `downsized`, `full_patch`: masked patch
     prediction of each target, `mean_color_15` with 15 % of the patches corrupted. `supervised`: classification of the
     upstream images."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mpp.data.settings import DataSettings, LabelSettings
 from mpp.encoder.settings import EncoderSettings
@@ -133,8 +133,9 @@ class FinetuningPart(Settings):
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1,)
     """Shares of the downstream labels, each a run of its own; empty leaves fine-tuning out."""
 
-    dev: float = Field(default=0.1, gt=0, lt=1)
-    """Share of those that settings are chosen by."""
+    dev: float = Field(default=0.1, ge=0, lt=1)
+    """Share of those that settings are chosen by. Where there is nothing to choose it is looked at all the same, and
+    held out of training: 0 trains on all."""
 
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """Stochastic depth in fine-tuning."""
@@ -188,6 +189,29 @@ class GapRecipe(Settings):
     pretraining: PretrainingPart = PretrainingPart()
     evaluation: EvaluationPart = EvaluationPart()
     finetuning: FinetuningPart = FinetuningPart()
+
+    @model_validator(mode="after")
+    def _compares(self) -> GapRecipe:
+        if self.encoder.source is not None:
+            raise ValueError(
+                f"encoder.source {self.encoder.source}: every arm of a study begins from random weights; name the "
+                "architecture with encoder.name and encoder.arguments"
+            )
+        up, down = self.upstream, self.downstream
+        if (up.source, up.subset, up.split) == (down.source, down.subset, down.split):
+            raise ValueError(
+                f"upstream and downstream are both {up.source}, {up.split}: pre-training on the very labels that it is "
+                "judged by says nothing; choose two data sets"
+            )
+        if up.image_size != down.image_size:
+            raise ValueError(f"upstream images have {up.image_size} px, downstream ones {down.image_size}: one size")
+        if "epochs" in (self.pretraining.training.duration.unit, self.finetuning.training.duration.unit):
+            raise ValueError("give training.duration of a study in steps or images: arms are compared by those")
+        for name in ("precision", "threads", "deterministic"):
+            one, other = getattr(self.pretraining.training, name), getattr(self.finetuning.training, name)
+            if one != other:
+                raise ValueError(f"training.{name} is {one} in pretraining, {other} in finetuning: one for the study")
+        return self
 
 
 COMMANDS: dict[str, type[Settings]] = {

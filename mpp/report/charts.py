@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,23 +13,28 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import blended_transform_factory
 
-from mpp.report.palette import BAND, CSS, INK, MUTED, PAPER, RULE, STROKED, look_of
+from mpp.report.palette import BAND, INK, MUTED, PAPER, RULE, STROKED, look_of
+from mpp.report.svg import inline
+from mpp.report.tables import signed
 
 Runs = list[list[tuple[float, float]]]
 """A curve for each seed: points (x, y), ascending in x."""
 WIDTH = 4.0
 """Inches; the page shows about 1.3 CSS pixels for each of its 72 points."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mpp",
     "text.parse_math": False,
-    "font.size": 9,
-    "axes.labelsize": 9,
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "text.color": INK,
@@ -98,15 +102,14 @@ class Charts:
         if not curves:
             return None
         with _style():
-            figure = Figure((WIDTH, 2.9), layout="constrained")
-            axes = figure.subplots()
+            figure, axes = _frame(2.9, left=0.68)
             ends = [_draw_arm(axes, arm, runs) for arm, runs in curves.items()]
             axes.set(xlabel=x, ylabel=y)
             if limits is not None:
                 axes.set_ylim(*limits)
             _x_axis(axes, curves, log, categories)
-            _draw_levels(axes, {name: value for name, value in (levels or {}).items() if _is_number(value)})
-            axes.yaxis.set_major_locator(MaxNLocator(6))
+            _draw_levels(axes, levels or {})
+            axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             what = "; ".join(
                 f"{self._name(arm)} {end[1]:.3g} at {categories[int(end[0])] if categories else _short(end[0])}"
                 for arm, end in zip(curves, ends, strict=True)
@@ -114,11 +117,11 @@ class Charts:
             return self._panel(figure, title, f"{y} against {x}. Last points: {what}.", tuple(curves))
 
     def forest(self, title: str, claims: Sequence[dict[str, Any]], arms: Sequence[str]) -> Panel | None:
-        """Differences with their intervals against 0, in points; hollow where the interval holds 0.
+        """Differences with their intervals against 0, in points; hollow where they are not resolved.
 
         Args:
             title: which difference is shown.
-            claims: with `metric`, `mean`, `low`, `high`.
+            claims: with `metric`, `mean`, `low`, `high`, `verdict`.
             arms: the one that each claim is about, and by which it is coloured.
         """
         shown = [(c, arm) for c, arm in zip(claims, arms, strict=True) if _is_number(c["mean"], c["low"], c["high"])]
@@ -128,23 +131,22 @@ class Charts:
         kinds = [arm for arm in self.titles if any(arm == other for _, other in shown)]
         step = min(0.8 / len(kinds), 0.3)
         with _style():
-            height = 0.7 + len(metrics) * max(0.16 * len(kinds) + 0.1, 0.34)
-            figure = Figure((WIDTH, height), layout="constrained")
-            axes = figure.subplots()
+            height = 0.6 + len(metrics) * max(0.16 * len(kinds) + 0.1, 0.38)
+            figure, axes = _frame(height, left=1.25)
             axes.grid(visible=False, axis="y")
-            edge = _edge([claim for claim, _ in shown])
+            low, high = _edges([claim for claim, _ in shown])
             for row in range(0, len(metrics), 2):
                 axes.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
             axes.axvline(0, color=INK, linewidth=1, zorder=1)
             for claim, arm in shown:
                 at = metrics.index(claim["metric"]) + step * (kinds.index(arm) - (len(kinds) - 1) / 2)
-                _draw_interval(axes, arm, at, [100 * claim[name] for name in ("low", "mean", "high")], edge)
-            axes.set_xlim(-1.04 * edge, 1.04 * edge)
+                _draw_interval(axes, arm, at, claim, low, high)
+            axes.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
             axes.set_ylim(len(metrics) - 0.5, -0.5)
-            axes.set_yticks(range(len(metrics)), [textwrap.fill(metric, 15) for metric in metrics])
+            axes.set_yticks(range(len(metrics)), [_broken(metric) for metric in metrics])
             axes.tick_params(axis="y", length=0)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, "g")))
-            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             axes.set_xlabel("difference in accuracy, points")
             what = "; ".join(
                 f"{claim['metric']}, {self._name(arm)}: {signed(100 * claim['mean'])} "
@@ -159,7 +161,7 @@ class Charts:
     def _panel(self, figure: Figure, title: str, description: str, arms: tuple[str, ...]) -> Panel:
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        return Panel(title, _inline(text.getvalue(), f"f{next(self._numbers)}", title, description), arms)
+        return Panel(title, inline(text.getvalue(), f"f{next(self._numbers)}", title, description), arms)
 
 
 @contextmanager
@@ -171,10 +173,14 @@ def _style() -> Iterator[None]:
         yield
 
 
-def signed(value: float, form: str = ".1f") -> str:
-    """A difference with its sign, a true minus; what rounds to 0 has none."""
-    text = f"{value:{form}}"
-    return text.lstrip("-") if float(text) == 0 else f"+{text}" if value > 0 else f"−{text[1:]}"
+def _frame(height: float, left: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes and margins in inches: the same in all panels, so that these line up."""
+    figure = Figure((WIDTH, height))
+    margins = {"left": left / WIDTH, "right": 1 - 0.15 / WIDTH, "bottom": 0.5 / height, "top": 1 - 0.08 / height}
+    axes = figure.subplots(gridspec_kw=margins)
+    sideways = blended_transform_factory(figure.transFigure, axes.transAxes)
+    axes.yaxis.set_label_coords(0.15 / WIDTH, 0.5, transform=sideways)
+    return figure, axes
 
 
 def _is_number(*values: Any) -> bool:
@@ -199,8 +205,9 @@ def _draw_arm(axes: Axes, arm: str, runs: Runs) -> tuple[float, float]:
     for run in runs if len(runs) > 1 else ():
         axes.plot(*zip(*run, strict=True), color=look.light, linewidth=0.7, alpha=0.45, zorder=2)
     (line,) = axes.plot(
-        *zip(*mean, strict=True), color=look.light, linewidth=1.7, marker=look.marker, markersize=5, zorder=3,
-        markeredgewidth=1.4 if look.marker in STROKED else 0.7, markevery=max(len(mean) // 8, 1),
+        *zip(*mean, strict=True), color=look.light, linewidth=1.7, marker=look.marker, zorder=3,
+        markersize=6.5 if look.marker == "P" else 5,
+        markeredgewidth=1.4 if look.marker in STROKED else 0.5, markevery=max(len(mean) // 8, 1),
         markeredgecolor=look.light if look.marker in STROKED else PAPER,
     )  # fmt: skip
     if look.dashes:
@@ -216,9 +223,7 @@ def _x_axis(axes: Axes, curves: Mapping[str, Runs], log: bool, categories: Seque
     elif log and values[0] > 0:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-        ticks = values if len(values) <= 6 else [values[round(i * (len(values) - 1) / 4)] for i in range(5)]
-        far = [x for i, x in enumerate(ticks) if i == 0 or math.log(x / ticks[i - 1]) > 0.12 * math.log(ticks[-1] / ticks[0])]
-        axes.set_xticks(far)
+        axes.xaxis.set_major_locator(FixedLocator(values) if len(values) <= 6 else LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     else:
         whole = all(x == int(x) for x in values)
@@ -226,62 +231,54 @@ def _x_axis(axes: Axes, curves: Mapping[str, Runs], log: bool, categories: Seque
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
 
-def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+def _draw_levels(axes: Axes, levels: Mapping[str, float | None]) -> None:
     """Horizontal lines, named at the right: the upper ones above, the lowest below itself if it has a neighbour."""
-    if not levels:
+    found = {name: value for name, value in levels.items() if value is not None and math.isfinite(value)}
+    if not found:
         return
     low, high = axes.get_ylim()
-    low, high = min(low, *levels.values()), max(high, *levels.values())
+    low, high = min(low, *found.values()), max(high, *found.values())
     axes.set_ylim(low - 0.04 * (high - low), high + 0.07 * (high - low))
-    for number, (name, value) in enumerate(sorted(levels.items(), key=lambda item: -item[1])):
+    for number, (name, value) in enumerate(sorted(found.items(), key=lambda item: -item[1])):
         axes.axhline(value, color=MUTED, linewidth=1.1, dashes=(2, 2) if number else (5, 2), zorder=1)
-        others = [abs(value - other) for other in levels.values() if other > value]
+        others = [abs(value - other) for other in found.values() if other > value]
         below = bool(others) and min(others) < 0.09 * (high - low)
         axes.annotate(
             name, (1, value), xycoords=("axes fraction", "data"), xytext=(0, -2 if below else 2), color=MUTED,
-            textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=8.5,
+            textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=9,
         )  # fmt: skip
 
 
-def _edge(claims: Sequence[dict[str, Any]]) -> float:
-    """How far the axis reaches, in points: to the end of nine intervals in ten, and past every mean."""
-    ends = [100 * max(abs(claim["low"]), abs(claim["high"])) for claim in claims]
-    means = [100 * abs(claim["mean"]) for claim in claims]
-    return min(max(ends), max(float(np.quantile(ends, 0.9)), 1.3 * max(means))) or 1.0
+def _edges(claims: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Where the axis ends, in points: with 0, every mean, and all intervals but those much wider than most."""
+    lows, highs = ([100 * claim[name] for claim in claims] for name in ("low", "high"))
+    ends = [max(abs(low), abs(high)) for low, high in zip(lows, highs, strict=True)]
+    most = max(1.5 * float(np.quantile(ends, 0.75)), 1.3 * max(100 * abs(claim["mean"]) for claim in claims)) or 1.0
+    return max(min(0.0, *lows), -most), min(max(0.0, *highs), most)
 
 
-def _draw_interval(axes: Axes, arm: str, at: float, values: Sequence[float], edge: float) -> None:
+def _draw_interval(axes: Axes, arm: str, at: float, claim: dict[str, Any], least: float, most: float) -> None:
     """A point with whiskers; a whisker that leaves the axis ends in an arrow."""
-    look, (low, mean, high) = look_of(arm), values
-    axes.plot([max(low, -edge), min(high, edge)], [at, at], color=look.light, linewidth=1.5, zorder=2)
-    for end, marker in ((low, "<"), (high, ">")):
-        if abs(end) > edge:
-            axes.plot(math.copysign(edge, end), at, marker, color=look.light, markersize=4, zorder=2)
+    look, (low, mean, high) = look_of(arm), [100 * claim[name] for name in ("low", "mean", "high")]
+    axes.plot([max(low, least), min(high, most)], [at, at], color=look.light, linewidth=1.5, zorder=2)
+    if low < least:
+        axes.plot(least, at, "<", color=look.light, markersize=4.5, zorder=2)
+    if high > most:
+        axes.plot(most, at, ">", color=look.light, markersize=4.5, zorder=2)
     axes.plot(
         mean, at, look.marker, color=look.light, markersize=5.5, zorder=3, markeredgewidth=1.2,
-        markerfacecolor=PAPER if low <= 0 <= high else look.light,
+        markerfacecolor=PAPER if claim["verdict"] == "not resolved" else look.light,
     )  # fmt: skip
 
 
+def _broken(name: str) -> str:
+    """The name of a metric on two lines, where it has a comma."""
+    return name.replace(", ", ",\n")
+
+
 def _short(value: float) -> str:
-    """500, 2.5k, 1M: at most three digits."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """500, 2.5k, 1M: three digits and a prefix."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
-
-
-def _inline(text: str, number: str, title: str, description: str) -> Markup:
-    """matplotlib's SVG as a part of a page: without prologue, metadata and fixed size, with ids of its own."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"| font-family: [^;]*;| transform="rotate\(-0 [^"]*"', "", text)
-    text = text.replace("xlink:href=", "href=").replace(' id="', f' id="{number}-')
-    text = text.replace('href="#', f'href="#{number}-').replace("url(#", f"url(#{number}-")
-    text = re.sub(r"#[0-9a-f]{6}\b", lambda hexes: CSS.get(hexes[0], hexes[0]), text)
-    text = re.sub(r"-?\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", text)
-    box = re.search(r'viewBox="[^"]*"', text)
-    assert box is not None
-    head = f'<svg {box[0]} role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
-    body = re.sub(r"\s*\n\s*", " ", text[text.index(">") + 1 :]).strip()
-    return Markup(f"{head}<desc>{escape(description)}</desc>{body}")

@@ -29,8 +29,8 @@ LOOKS = {
     "full_patch": Look("full-patch", "#b8568d", "#e09ac4", "^", (3, 1.2)),
     "mean_color_15": Look("mean-color-15", "#2b8fc9", "#9ad6f9", "D", (1.5, 1)),
     "supervised": Look("supervised", "#d55e00", "#ff8a3d", "P"),
-    "raw_pixels": Look("raw-pixels", "#6b5344", "#c9ad9a", "1", (1, 2.5)),
-    "patch_colors": Look("patch-colors", "#4f5d63", "#a5b6bd", "2", (2, 2.5)),
+    "raw_pixels": Look("raw-pixels", "#6b5344", "#c9ad9a", "p", (1, 2.5)),
+    "patch_colors": Look("patch-colors", "#4f5d63", "#a5b6bd", "d", (2, 2.5)),
 }
 OTHER = Look("other", "#5b5b8c", "#a9a9dd", "*", (4, 2))
 
@@ -45,13 +45,13 @@ _KEYS = {  # markers as paths around (20, 6): filled ones closed
     "^": "M20 1.4l4.5 8.4h-9z",
     "v": "M20 10.6l4.5-8.4h-9z",
     "D": "M20 1l4.6 5-4.6 5-4.6-5z",
-    "P": "M18.4 1.5h3.2v2.9h2.9v3.2h-2.9v2.9h-3.2v-2.9h-2.9v-3.2h2.9z",
+    "P": "M18.2 .6h3.6v3.6h3.6v3.6h-3.6v3.6h-3.6v-3.6h-3.6v-3.6h3.6z",
     "*": "M20 1l1.5 3.5 3.7.3-2.8 2.5.9 3.7-3.3-2-3.3 2 .9-3.7-2.8-2.5 3.7-.3z",
     "x": "M16.5 2.5l7 7M16.5 9.5l7-7",
-    "1": "M20 6v4.5M20 6l4-3M20 6l-4-3",
-    "2": "M20 6v-4.5M20 6l4 3M20 6l-4 3",
+    "p": "M20 1.6l4.4 3.2-1.7 5.1h-5.4l-1.7-5.1z",
+    "d": "M20 .8l3 5.2-3 5.2-3-5.2z",
 }
-STROKED = "x12"
+STROKED = "x"
 """Markers that are strokes, without an inside."""
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -136,6 +137,8 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     if accelerator.is_main_process:
         try:
             outcome = [(True, work())]
+        except SafetensorError as error:  # a full disk, for one
+            outcome = [(False, RuntimeError(str(error)))]
         except (ValueError, RuntimeError, OSError) as error:
             outcome = [(False, error)]
     if accelerator.num_processes > 1:
@@ -150,8 +153,8 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
 class FolderLock:
     """The right to write to a run's folder, held until the process ends, however it ends."""
 
-    def __init__(self, folder: Path) -> None:
-        """Take it, and make the folder if there is none.
+    def __init__(self, folder: Path, patience: float = LOCK_PATIENCE) -> None:
+        """Take it, and make the folder if there is none; wait for it so many seconds.
 
         Raises:
             ValueError: if another process holds it, or there can be no such folder.
@@ -161,7 +164,7 @@ class FolderLock:
             self._file = (folder / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise ValueError(f"output_dir {folder} cannot be written to: {error.strerror}") from error
-        deadline = time.monotonic() + LOCK_PATIENCE
+        deadline = time.monotonic() + patience
         while not self._taken():
             if time.monotonic() > deadline:
                 self._file.seek(0)

@@ -25,7 +25,7 @@ from mpp.objective import scores as sums
 from mpp.objective.scores import Scores
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from mpp.training.journal import Journal
-from mpp.training.launch import distribute, saved_buffers
+from mpp.training.launch import distribute, on_main, saved_buffers
 from mpp.training.optimizer import LearningRate
 from mpp.training.signals import StopRequest
 
@@ -49,8 +49,10 @@ class EarlyStopping(NamedTuple):
     """The name of a value that the callbacks yield; the larger, the better."""
     patience: int
     """The run ends after so many looks in a row without a new best; 0 means never."""
-    keep: Callable[[], None]
-    """Called by the main process at every new best."""
+    keep: Callable[[int], None]
+    """Called with the step, by the main process, at every new best."""
+    settle: Callable[[int], None]
+    """Called with the step of the best, by the main process, after every save: older ones are not needed again."""
 
 
 class NonFiniteError(RuntimeError):
@@ -70,6 +72,7 @@ class Progress:
     """The callbacks of this step were put off, because the run was asked to stop."""
     best: float | None = None
     """The best value of the early-stopping metric so far, and its step."""
+    best_loss: float = 0.0
     best_step: int = 0
     looks_since_best: int = 0
     ended: bool = False
@@ -215,10 +218,12 @@ def _look(run: Run, progress: Progress) -> dict[str, Any]:
             seen |= dict(callback.call(progress.step, run.objective))
     stopping = run.early_stopping
     if stopping is not None and stopping.metric in seen:
-        if progress.best is None or seen[stopping.metric] > progress.best:
-            progress.best, progress.best_step, progress.looks_since_best = seen[stopping.metric], progress.step, 0
-            if run.accelerator.is_main_process:
-                stopping.keep()
+        value, loss = seen[stopping.metric], seen.get("validation/loss", 0.0)
+        tie = value == progress.best and loss < progress.best_loss  # a dev split may be small
+        if progress.best is None or value > progress.best or tie:
+            progress.best, progress.best_loss, progress.best_step = value, loss, progress.step
+            progress.looks_since_best = 0
+            on_main(run.accelerator, lambda: stopping.keep(progress.step))
         else:
             progress.looks_since_best += 1
             progress.ended = 0 < stopping.patience <= progress.looks_since_best
@@ -345,6 +350,8 @@ def _save(run: Run, progress: Progress) -> None:
             ) from error
         state = {**run.state, "progress": progress.as_json()}
         run.checkpoints.save(progress.step, run.objective, run.optimizer, state)
+        if run.early_stopping is not None and progress.best is not None:
+            run.early_stopping.settle(progress.best_step)
     run.accelerator.wait_for_everyone()
 
 

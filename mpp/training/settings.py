@@ -137,8 +137,8 @@ class EarlyStoppingSettings(Settings):
     """When to end before the end: by the accuracy on the dev split."""
 
     patience: int = Field(default=0, ge=0)
-    """Looks in a row without a new best after which the run ends; 0 trains to the end. Wherever there is a dev
-    split, the best weights by it are the ones that are tested and exported."""
+    """Looks in a row without a new best after which the run ends, and its best weights are tested and exported;
+    0 trains to the end, and tests what is there then."""
 
 
 class CheckpointSettings(Settings):

@@ -9,6 +9,8 @@ from types import FrameType
 
 from mpp.training.launch import LAUNCHED
 
+STARTED_BY = "MPP_STARTED_BY"
+"""Set in the environment by a command of this package that starts others: they end when it does."""
 INTERRUPTS = 3
 """A Ctrl-C this many times over stops at once, without saving."""
 
@@ -23,12 +25,17 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._interrupts = 0
-        self._launcher = os.getppid() if LAUNCHED in os.environ else None
+        self._launcher = os.getppid() if LAUNCHED in os.environ or STARTED_BY in os.environ else None
 
     def listen(self) -> None:
         """Take over SIGTERM and SIGINT."""
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGINT, self._note)
+
+    def forget(self) -> None:
+        """Leave SIGTERM and SIGINT to end the process at once, for work that has nothing to lose."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def asked(self) -> int | None:
         """The signal that asked for a stop, if any did."""

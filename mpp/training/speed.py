@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -34,3 +37,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         (left @ right)[0, 0].item()
         best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
+
+
+def hardware(device: torch.device, processes: int) -> str:
+    """What it runs on, in a few words; no names of machines."""
+    if device.type == "cuda":
+        return f"{processes} × {torch.cuda.get_device_name(device)}"
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):  # Linux alone says it there
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{processes} × {torch.get_num_threads()} threads of {model}"

@@ -1,0 +1,195 @@
+"""A run as a folder for the Hub: only what is on the list below, and nothing local in any of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from mpp.files import replacing, write_text
+from mpp.recipe import PretrainRecipe
+from mpp.recipe.dialect import in_block
+from mpp.recipe.writing import plain
+from mpp.report.card import Facts, write_card
+from mpp.report.loss import write_loss
+from mpp.training.checkpoint import WEIGHTS, Checkpoint, Checkpoints
+from mpp.training.journal import read_metrics
+
+ALLOWED = (
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "recipe.yaml",
+    "objective.safetensors",
+    "metrics.jsonl",
+    "loss.png",
+    "reconstructions.png",
+)
+"""What is pushed, and nothing else."""
+LINES = 500
+"""Journal lines that are kept, evenly spread."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A folder that is ready to be pushed."""
+
+    folder: Path
+    step: int
+
+    @property
+    def files(self) -> list[Path]:
+        """What is in it, in the order of the list."""
+        return [self.folder / name for name in ALLOWED if (self.folder / name).is_file()]
+
+
+def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Staged:
+    """Write everything that is to be pushed about a pre-training run into `folder`.
+
+    Args:
+        run: the run's folder.
+        folder: empty, or of an earlier staging, whose files are replaced.
+        repo_id: `USER/NAME`, for the card.
+        licence: an identifier such as `apache-2.0`; None says nothing about it.
+
+    Raises:
+        ValueError: if `run` is no pre-training run with a whole checkpoint, or `folder` holds something else.
+        RuntimeError: if something local would be in it.
+    """
+    checkpoint = _checkpoint(run)
+    recipe = PretrainRecipe.model_validate(checkpoint.state["recipe"])
+    strange = [path.name for path in folder.iterdir() if path.name not in ALLOWED] if folder.is_dir() else []
+    if strange:
+        raise ValueError(f"{folder} holds other things, e.g. {strange[0]}; choose an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ALLOWED:
+        (folder / name).unlink(missing_ok=True)
+    weights = load_file(checkpoint.folder / WEIGHTS)
+    _encoder(run, folder, weights)
+    head = {name: tensor for name, tensor in weights.items() if not name.startswith("encoder.")}
+    with replacing(folder / "objective.safetensors") as path:
+        save_file(head, path, metadata={"format": "pt"})
+    write_text(folder / "recipe.yaml", _recipe(recipe))
+    metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= checkpoint.step]
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in _summary(metrics)))
+    pictures = [line["reconstructions"] for line in metrics if "reconstructions" in line]
+    if pictures and (run / pictures[-1]).is_file():
+        shutil.copyfile(run / pictures[-1], folder / "reconstructions.png")
+    write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png")
+    write_card(_facts(run, checkpoint, recipe, metrics, repo_id, licence, folder), folder / "README.md")
+    staged = Staged(folder, checkpoint.step)
+    _check_nothing_local(staged, run)
+    return staged
+
+
+def _checkpoint(run: Path) -> Checkpoint:
+    if not (run / "checkpoints").is_dir():
+        raise ValueError(f"{run} is no run: it has no checkpoints; give the output_dir of a pre-training run")
+    notes: list[str] = []
+    checkpoint = Checkpoints(run / "checkpoints", 2).newest(notes.append)
+    if checkpoint is None:
+        raise ValueError(f"{run} has no finished checkpoint yet")
+    if checkpoint.state["recipe"].get("command") != "pretrain":
+        raise ValueError(f"{run} is a run of mpp.{checkpoint.state['recipe'].get('command')}; push a pre-training run")
+    return checkpoint
+
+
+def _encoder(run: Path, folder: Path, weights: dict[str, Any]) -> None:
+    """The bare encoder of the checkpoint in timm's form, and what transformers wants to know besides."""
+    config = json.loads((run / "encoder" / "config.json").read_text())
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    bare = {name.split(".", 2)[2]: tensor for name, tensor in weights.items() if name.startswith("encoder.")}
+    with replacing(folder / "model.safetensors") as path:
+        save_file(bare, path, metadata={"format": "pt"})
+    preprocessor = {
+        "image_processor_type": "TimmWrapperImageProcessor",
+        "architecture": config["architecture"],
+        "pretrained_cfg": config["pretrained_cfg"],
+    }
+    write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+
+
+def _recipe(recipe: PretrainRecipe) -> str:
+    """The resolved recipe; of paths on this machine only the last part is left."""
+    tree = plain(recipe)
+    tree["output_dir"] = f"runs/{Path(recipe.output_dir).name}"
+    tree["data"]["source"] = without_path(recipe.data.source)
+    if recipe.encoder.source is not None:
+        tree["encoder"]["source"] = without_path(recipe.encoder.source)
+    return "# Every setting of the run. Paths on the machine that it ran on are cut to their last part.\n" + in_block(
+        tree
+    )
+
+
+def without_path(source: str) -> str:
+    """A data set or encoder without the folders of this machine: `/some/where/cifar10` → `cifar10`."""
+    local = source.startswith((".", "/", "~")) or Path(source).exists()
+    return Path(source).name if local else source
+
+
+def _summary(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Numbers only, of all looks at held-out images and of some of the other lines."""
+    looks = [line for line in metrics if any(name.startswith(("validation/", "evaluation/")) for name in line)]
+    spread = metrics[:: max(len(metrics) // LINES, 1)]
+    chosen = sorted({line["step"]: line for line in (*spread, *looks)}.values(), key=lambda line: line["step"])
+    return [{name: value for name, value in line.items() if isinstance(value, int | float)} for line in chosen]
+
+
+def _facts(
+    run: Path,
+    checkpoint: Checkpoint,
+    recipe: PretrainRecipe,
+    metrics: list[dict[str, Any]],
+    repo_id: str,
+    licence: str | None,
+    folder: Path,
+) -> Facts:
+    state = checkpoint.state
+    images = checkpoint.step * recipe.training.batch_size
+    held_out = next((line for line in reversed(metrics) if "validation/loss" in line), {})
+    evaluations = sorted(run.glob("evaluation/*/results.json"), key=lambda path: path.stat().st_mtime)
+    results = json.loads(evaluations[-1].read_text()) if evaluations else None
+    if results is not None:
+        results["data"] = without_path(results["data"])
+    config = json.loads((folder / "config.json").read_text())
+    return Facts(
+        repo_id=repo_id,
+        licence=licence,
+        config=config,
+        recipe=plain(recipe),
+        data=without_path(recipe.data.source),
+        rows=state["data"]["rows"],
+        step=checkpoint.step,
+        steps=state["steps"],
+        images=images,
+        flops=images * state.get("flops_per_image", 0.0),
+        hours=state["progress"]["seconds"] / 3600,
+        hardware=state.get("hardware", "not recorded"),
+        held_out={name.removeprefix("validation/"): value for name, value in held_out.items()},
+        baselines=state["baselines"],
+        evaluation=results,
+        pictures=[name for name in ("reconstructions.png", "loss.png") if (folder / name).is_file()],
+    )
+
+
+def _check_nothing_local(staged: Staged, run: Path) -> None:
+    """Look for this machine's names, paths and secrets in every byte that would leave it.
+
+    Raises:
+        RuntimeError: naming the file, and the kind of thing that was found.
+    """
+    told = {"the home folder": str(Path.home()), "the run's folder": str(run.resolve())}
+    secrets = {f"the environment variable {name}": value for name, value in os.environ.items()
+               if re.search(r"TOKEN|SECRET|PASSWORD|KEY", name) and len(value) > 7}  # fmt: skip
+    for path in staged.files:
+        content = path.read_bytes()
+        for what, text in (told | secrets).items():
+            if len(text) > 3 and text.encode() in content:
+                raise RuntimeError(f"{path} would publish {what}; nothing was pushed")

@@ -1,0 +1,146 @@
+"""Pushing a staged folder: one commit, safe to repeat whatever went wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mpp.hub.staging import ALLOWED, Staged
+
+ATTEMPTS = 4
+"""How often a push is tried when the Hub is busy or breaks off."""
+PAUSE = 2.0
+"""Seconds before the second try, doubled before each further one."""
+BUSY = (408, 429, 500, 502, 503, 504)
+HTTP_ERROR: Any = HfHubHTTPError.__bases__[0]
+"""Of the library that speaks HTTP for the Hub's, which has changed with its versions."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to push."""
+
+    repo_id: str
+    private: bool = False
+    branch: str | None = None
+    tag: str | None = None
+
+
+class PushError(RuntimeError):
+    """A push that did not arrive. What is here is untouched, and the same command can be given again."""
+
+
+def push(staged: Staged, target: Target, message: str, say: Callable[[str], None] = print) -> str:
+    """Push in one commit; returns where it can be seen.
+
+    The token comes from the environment or from `hf auth login`; it is never passed on here.
+
+    Raises:
+        PushError: saying what was wrong and what to do.
+    """
+    api = HfApi(library_name="mpp")
+
+    def create() -> None:
+        api.create_repo(target.repo_id, private=target.private, exist_ok=True)
+        if target.branch:
+            api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
+
+    _with_patience(create, lambda: False, target, say)
+    revision = target.branch or "main"
+
+    def upload() -> None:
+        api.upload_folder(
+            repo_id=target.repo_id,
+            folder_path=staged.folder,
+            revision=target.branch,
+            commit_message=message,
+            allow_patterns=list(ALLOWED),
+        )
+
+    # An answer that never came, or a 500, may hide a commit that was made: what lies there decides.
+    if not _arrived(api, staged, target.repo_id, revision):
+        _with_patience(upload, lambda: _arrived(api, staged, target.repo_id, revision), target, say)
+    else:
+        say(f"{target.repo_id} holds these very files already")
+    if target.tag:
+        tag = target.tag
+        _with_patience(
+            lambda: api.create_tag(target.repo_id, tag=tag, revision=target.branch, exist_ok=True),
+            lambda: False,
+            target,
+            say,
+        )
+    return f"{api.endpoint}/{target.repo_id}" + (f"/tree/{target.branch}" if target.branch else "")
+
+
+def _with_patience(
+    work: Callable[[], None], arrived: Callable[[], bool], target: Target, say: Callable[[str], None]
+) -> None:
+    """Do it; again after a pause where the Hub is busy; never again where it is already done."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            work()
+            return
+        except Exception as error:
+            told, again = _told(error, target)
+            if again and arrived():
+                return
+            if not again or attempt == ATTEMPTS:
+                raise PushError(told) from error
+            pause = PAUSE * 2 ** (attempt - 1)
+            say(f"{told.splitlines()[0]}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+
+
+def _told(error: Exception, target: Target) -> tuple[str, bool]:
+    """The error in words, without anything secret, and whether to try again."""
+    repeat = "Nothing here was changed; give the same command again."
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"no token for the Hugging Face Hub: run 'hf auth login', or set HF_TOKEN. {repeat}", False
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else 0
+        if status in BUSY:
+            return f"the Hub answered {status}\n{repeat}", True
+        words = {
+            401: "the Hub does not accept the token: it is missing, wrong or expired; run 'hf auth login', or set "
+            "HF_TOKEN anew",
+            403: f"the token has no right to write to {target.repo_id}: use one with write access, or another name",
+            404: f"{target.repo_id} is not there, or not for this token",
+        }
+        reason = (error.server_message or "no reason given").splitlines()[0][:200]
+        return f"{words.get(status, f'the Hub refused: {reason}')} ({status}). {repeat}", False
+    if isinstance(error, (HTTP_ERROR, OSError)):
+        return f"the Hub cannot be reached ({type(error).__name__})\n{repeat}", True
+    if isinstance(error, ValueError):
+        return f"{error}", False
+    return f"the push failed: {type(error).__name__}\n{repeat}", False
+
+
+def _arrived(api: HfApi, staged: Staged, repo_id: str, revision: str) -> bool:
+    """Whether every staged file lies there, byte for byte, by the hashes that the Hub keeps."""
+    try:
+        found = {
+            info.path: info for info in api.get_paths_info(repo_id, [p.name for p in staged.files], revision=revision)
+        }
+    except (HfHubHTTPError, EntryNotFoundError, RevisionNotFoundError, HTTP_ERROR, OSError):
+        return False
+    return all(path.name in found and _same(path, found[path.name]) for path in staged.files)
+
+
+def _same(path: Path, info: Any) -> bool:
+    content = path.read_bytes()
+    if getattr(info, "lfs", None):
+        return info.lfs.sha256 == hashlib.sha256(content).hexdigest()
+    return info.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,0 +1,55 @@
+"""Push a pre-trained encoder to the Hugging Face Hub, in a form that timm and transformers load as it is.
+
+RUN is the folder of a pre-training run, finished or not: its newest whole checkpoint is pushed. The token comes from
+'hf auth login' or HF_TOKEN alone. A push that failed can be given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from mpp.command import guarded
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m mpp.push RUN USER/NAME [options]`."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m mpp.push", description=summary, epilog=rest)
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("repo_id", metavar="USER/NAME")
+    parser.add_argument("--dry-run", action="store_true", help="write the folder, show what is in it, push nothing")
+    parser.add_argument("--folder", type=Path, help="where the files are staged (default: a temporary folder)")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    parser.add_argument("--branch", help="push to this branch instead of main")
+    parser.add_argument("--tag", help="tag the commit")
+    parser.add_argument("--license", help="identifier of the licence you give it, e.g. apache-2.0")
+    parser.add_argument("--message", help="of the commit")
+    options = parser.parse_args(arguments)
+    return guarded(lambda: _push(options))
+
+
+def _push(options: argparse.Namespace) -> int:
+    from mpp.hub.staging import stage  # late: torch takes seconds
+    from mpp.hub.upload import Target, push
+
+    if options.repo_id.count("/") != 1:
+        raise ValueError(f"{options.repo_id!r} is no name on the Hub; give USER/NAME")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary) / "staged"
+        staged = stage(options.run, folder, repo_id=options.repo_id, licence=options.license)
+        for path in staged.files:
+            print(f"{path.stat().st_size:>12,}  {path.name}")
+        if options.dry_run:
+            where = f"it lies in {folder}" if options.folder else "give --folder to keep it"
+            print(f"nothing was pushed; {where}")
+            return 0
+        target = Target(options.repo_id, options.private, options.branch, options.tag)
+        print(f"pushed to {push(staged, target, options.message or f'Encoder of step {staged.step}')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The loss of a run as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mpp.files import replacing
+
+
+def write_loss(metrics: list[dict[str, Any]], baselines: dict[str, float], path: Path) -> None:
+    """Draw the losses of a `metrics.jsonl`, those on held-out images and the baselines among them.
+
+    Raises:
+        RuntimeError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError('the picture of the loss needs matplotlib: pip install "mpp[study]"') from error
+    masked = any("loss_mask" in line for line in metrics)
+    names = ("loss_mask", "validation/loss_mask") if masked else ("loss", "validation/loss")
+    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for name, label, style in zip(names, ("training", "held out"), ("-", "o-"), strict=True):
+        points = [(line["samples"], line[name]) for line in metrics if line.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
+    for (name, value), dash in zip(baselines.items(), ("--", ":"), strict=False):
+        axes.axhline(value, linestyle=dash, color="0.4", linewidth=1, label=name)
+    axes.set_xlabel("images seen")
+    axes.set_ylabel("loss on masked patches" if masked else "loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png", metadata={"Software": None})

@@ -84,6 +84,8 @@ def evaluate_reader(
         results = {
             "encoder": recipe.encoder.source or recipe.encoder.name,
             "data": recipe.data.source,
+            "data_name": data_name(recipe),
+            "weights": reader.identity().get("weights"),
             "train_images": len(train.labels),
             "test_images": len(test.labels),
             "classes": len(splits.train.class_names or ()),
@@ -101,11 +103,17 @@ def output_folder(recipe: EvaluateRecipe) -> Path:
     if recipe.output_dir is not None:
         return Path(recipe.output_dir)
     source = recipe.encoder.source or recipe.encoder.name
-    data = _as_name(Path(recipe.data.source).name if Path(recipe.data.source).exists() else recipe.data.source)
+    data = _as_name(data_name(recipe))
     run = Path(source)
     if run.is_dir():
         return (run.parent if (run / "config.json").is_file() and run.name == "encoder" else run) / "evaluation" / data
     return Path("runs/evaluation") / _as_name(source) / data
+
+
+def data_name(recipe: EvaluateRecipe) -> str:
+    """What the data set is called, without the folders that it lies in."""
+    path = Path(recipe.data.source)
+    return path.name if path.exists() else recipe.data.source
 
 
 def _as_name(text: str) -> str:

@@ -206,6 +206,11 @@ def run_job(
             "data": _content(job.rows),
             "baselines": job.baselines,
             "flops_per_image": flops,
+            "local": [  # these settings name places on this machine: what is published cuts them
+                name
+                for name, source in (("data", recipe.data.source), ("encoder", recipe.encoder.source))
+                if source is not None and Path(source).exists()
+            ],
             "hardware": hardware(accelerator.device, accelerator.num_processes),
         },
         augment=job.augmentation,

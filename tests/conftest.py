@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.downstream import PRETRAIN, good, tinted_data, written
 from tests.forkserver import ForkServer
 from tests.runs import (
     RECIPES,
@@ -53,6 +54,21 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         table.to_parquet(str(folder / f"{split}.parquet"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tinted_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Parquet data set whose three classes can be told apart by their tint, not quite surely."""
+    return tinted_data(tmp_path_factory.mktemp("tinted"))
+
+
+@pytest.fixture(scope="session")
+def pretrained(commands: ForkServer, tinted_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of masked patch prediction, a few steps long."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    recipe = written(folder / "pretrain.yaml", PRETRAIN, tinted_images, folder / "run")
+    good(commands.run("mpp.pretrain", recipe))
+    return folder / "run"
 
 
 @pytest.fixture(scope="session")

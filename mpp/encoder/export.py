@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from torch import Tensor
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.vit import Encoder
 from mpp.files import replacing
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A SHA-256 of the names, shapes, types and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def timm_config(encoder: Backbone, *, interpolation: str, crop_pct: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from huggingface_hub import file_exists
 from timm.models import is_model, load_model_config_from_hf
 
 from mpp.encoder.architecture import check_name
@@ -61,6 +62,9 @@ def _is_hub_id(source: str) -> bool:
 def _hub(source: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """A model on the Hub in timm's form, `USER/NAME` or `USER/NAME@REVISION`."""
     try:
+        name, _, revision = source.partition("@")
+        if not file_exists(name, "model.safetensors", revision=revision or None):  # timm would fall back to a pickle
+            raise ValueError("there is no such repository, or no model.safetensors in it; pickles are not read")
         config, name, arguments = load_model_config_from_hf(source)
         norm = {key: config[key] for key in ("mean", "std", "input_size")}
     except Exception as error:  # whatever the Hub, the network and the file of another form may raise

@@ -13,7 +13,7 @@ Outcome = dict[str, Any]
 
 TITLES = {
     "random": "random start",
-    "scratch": "from scratch, total budget",
+    "scratch": "scratch, total budget",
     "mean_color": "MPP, mean colour",
     "downsized": "MPP, 4×4 colours",
     "full_patch": "MPP, pixels by L2",
@@ -130,13 +130,15 @@ def _claim(table: dict[str, Any], metric: str, lower: str, higher: str) -> dict[
     cells = [table["arms"].get(arm, {}).get(metric) for arm in (lower, higher)]
     if cells[0] is None or cells[1] is None:
         return None
-    by_seed: list[dict[int, float]] = [dict(zip(cell["seeds"], cell["accuracies"], strict=True)) for cell in cells]
+    low: dict[int, float]
+    high: dict[int, float]
+    low, high = (dict(zip(cell["seeds"], cell["accuracies"], strict=True)) for cell in (cells[0], cells[1]))
     if lower in CONTROLS:  # nothing in them depends on the seed
-        by_seed[0].update(dict.fromkeys(by_seed[1], cells[0]["accuracies"][0]))
-    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+        low = dict.fromkeys(high, float(cells[0]["accuracies"][0]))
+    seeds = sorted(low.keys() & high.keys())
     if len(seeds) < 2:
         return None
-    interval = paired([by_seed[0][seed] for seed in seeds], [by_seed[1][seed] for seed in seeds])
+    interval = paired([low[seed] for seed in seeds], [high[seed] for seed in seeds])
     if interval.low == interval.high:  # equal differences by chance: there is no spread to judge by
         shown = "not resolved"
     else:
@@ -153,9 +155,13 @@ def _claim(table: dict[str, Any], metric: str, lower: str, higher: str) -> dict[
         "high": interval.high,
         "verdict": shown,
         "headline": _is_headline(table, metric, [lower, higher]),
-        "sentence": f"{metric}{place}: {TITLES[higher]} is {points[0]:+.1f} points from {TITLES[lower]} "
-        f"[{points[1]:+.1f}, {points[2]:+.1f}]: {shown}.",
+        "sentence": f"{metric}{place}: {TITLES[higher]} against {TITLES[lower]}: {_signed(points[0])} points "
+        f"[{_signed(points[1])}, {_signed(points[2])}]: {shown}.",
     }  # fmt: skip
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−")
 
 
 def _order(table: dict[str, Any], metric: str, floor: str, arm: str, gain: Any, gap: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mpp.data.loader import EvaluationCrops, batches
 from mpp.data.order import Numbers
 from mpp.encoder.backbone import Backbone
+from mpp.encoder.export import weights_digest
 from mpp.encoder.vit import Encoder
 from mpp.evaluation.settings import FeatureSettings
 from mpp.files import replacing
@@ -143,16 +144,12 @@ class EncoderReader:
 
     def identity(self) -> dict[str, Any]:
         """The architecture and a digest of its weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.encoder.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return {
             "name": self.encoder.name,
             "arguments": self.encoder.arguments,
             "mean": self.encoder.mean.tolist(),
             "std": self.encoder.std.tolist(),
-            "weights": digest.hexdigest(),
+            "weights": weights_digest(self.encoder.model.state_dict()),
         }
 
 

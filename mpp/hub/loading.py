@@ -17,26 +17,30 @@ from mpp.training.checkpoint import WEIGHTS, Checkpoints
 FILES = ("config.json", "model.safetensors", "objective.safetensors", "recipe.yaml")
 
 
-def load_objective(source: str | Path, *, revision: str | None = None, seed: int = 0) -> MaskedPatchPrediction:
+def load_objective(
+    source: str | Path, *, revision: str | None = None, seed: int | None = None
+) -> MaskedPatchPrediction:
     """Masked patch prediction as it was trained, ready for reconstructions.
 
     Args:
-        source: a run, a folder that `mpp.push --folder` wrote, or `USER/NAME` on the Hub.
+        source: a run, a folder that `mpp.push --folder` wrote, or `USER/NAME` or `USER/NAME@REVISION` on the Hub.
         revision: branch, tag or commit on the Hub.
-        seed: of the corruptions.
+        seed: of the corruptions; None takes the run's own.
 
     Raises:
         ValueError: if there is no such source, or it was not trained by masked patch prediction.
     """
     folder = Path(source)
     if not folder.exists():
-        folder = _downloaded(str(source), revision)
+        name, _, pinned = str(source).partition("@")
+        folder = _downloaded(name, revision or pinned or None)
     if missing := [name for name in ("recipe.yaml",) if not (folder / name).is_file()]:
         raise ValueError(f"{source} holds no objective: {', '.join(missing)} is missing")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     settings = TypeAdapter(ObjectiveSettings).validate_python(recipe["objective"])
     if not isinstance(settings, MaskedPatchSettings):
         raise ValueError(f"{source} was trained by {settings.kind}, not by masked patch prediction")
+    seed = int(recipe["seed"]) if seed is None else seed
     if (folder / "objective.safetensors").is_file():
         weights, encoder = load_file(folder / "objective.safetensors"), load_encoder(folder)
         objective = MaskedPatchPrediction(encoder, settings.target, settings.corruption, seed, settings.head)

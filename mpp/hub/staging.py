@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from mpp.encoder.export import weights_digest
 from mpp.files import replacing, write_text
 from mpp.recipe import PretrainRecipe
 from mpp.recipe.dialect import in_block
@@ -33,6 +34,7 @@ ALLOWED = (
     "reconstructions.png",
 )
 """What is pushed, and nothing else."""
+HEADER = "# Every setting of the run. Paths on the machine that it ran on are cut to their last part."
 LINES = 500
 """Journal lines that are kept, evenly spread."""
 
@@ -63,6 +65,8 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
         ValueError: if `run` is no pre-training run with a whole checkpoint, or `folder` holds something else.
         RuntimeError: if something local would be in it.
     """
+    if folder.resolve().is_relative_to(run.resolve()):
+        raise ValueError(f"{folder} lies in the run itself; choose a folder outside of it")
     checkpoint = _checkpoint(run)
     recipe = PretrainRecipe.model_validate(checkpoint.state["recipe"])
     strange = [path.name for path in folder.iterdir() if path.name not in ALLOWED] if folder.is_dir() else []
@@ -76,7 +80,7 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     head = {name: tensor for name, tensor in weights.items() if not name.startswith("encoder.")}
     with replacing(folder / "objective.safetensors") as path:
         save_file(head, path, metadata={"format": "pt"})
-    write_text(folder / "recipe.yaml", _recipe(recipe))
+    write_text(folder / "recipe.yaml", _recipe(recipe, checkpoint.state))
     metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= checkpoint.step]
     write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in _summary(metrics)))
     pictures = [line["reconstructions"] for line in metrics if "reconstructions" in line]
@@ -92,8 +96,7 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
 def _checkpoint(run: Path) -> Checkpoint:
     if not (run / "checkpoints").is_dir():
         raise ValueError(f"{run} is no run: it has no checkpoints; give the output_dir of a pre-training run")
-    notes: list[str] = []
-    checkpoint = Checkpoints(run / "checkpoints", 2).newest(notes.append)
+    checkpoint = Checkpoints(run / "checkpoints", 2).newest(print)
     if checkpoint is None:
         raise ValueError(f"{run} has no finished checkpoint yet")
     if checkpoint.state["recipe"].get("command") != "pretrain":
@@ -116,21 +119,21 @@ def _encoder(run: Path, folder: Path, weights: dict[str, Any]) -> None:
     write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
 
 
-def _recipe(recipe: PretrainRecipe) -> str:
+def _recipe(recipe: PretrainRecipe, state: dict[str, Any]) -> str:
     """The resolved recipe; of paths on this machine only the last part is left."""
     tree = plain(recipe)
     tree["output_dir"] = f"runs/{Path(recipe.output_dir).name}"
-    tree["data"]["source"] = without_path(recipe.data.source)
-    if recipe.encoder.source is not None:
-        tree["encoder"]["source"] = without_path(recipe.encoder.source)
+    for name in ("data", "encoder"):
+        if tree[name]["source"] is not None:
+            tree[name]["source"] = _without_path(tree[name]["source"], name in state.get("local", ()))
     return "# Every setting of the run. Paths on the machine that it ran on are cut to their last part.\n" + in_block(
         tree
     )
 
 
-def without_path(source: str) -> str:
+def _without_path(source: str, local: bool) -> str:
     """A data set or encoder without the folders of this machine: `/some/where/cifar10` → `cifar10`."""
-    local = source.startswith((".", "/", "~")) or Path(source).exists()
+    local = local or source.startswith((".", "/", "~")) or source.count("/") > 1
     return Path(source).name if local else source
 
 
@@ -154,17 +157,16 @@ def _facts(
     state = checkpoint.state
     images = checkpoint.step * recipe.training.batch_size
     held_out = next((line for line in reversed(metrics) if "validation/loss" in line), {})
-    evaluations = sorted(run.glob("evaluation/*/results.json"), key=lambda path: path.stat().st_mtime)
-    results = json.loads(evaluations[-1].read_text()) if evaluations else None
-    if results is not None:
-        results["data"] = without_path(results["data"])
+    digest = weights_digest(load_file(folder / "model.safetensors"))
+    found = [json.loads(path.read_text()) for path in sorted(run.glob("evaluation/*/results.json"))]
+    evaluations = [results for results in found if results.get("weights") == digest]  # of these very weights
     config = json.loads((folder / "config.json").read_text())
     return Facts(
         repo_id=repo_id,
         licence=licence,
         config=config,
         recipe=plain(recipe),
-        data=without_path(recipe.data.source),
+        data=_without_path(recipe.data.source, "data" in state.get("local", ())),
         rows=state["data"]["rows"],
         step=checkpoint.step,
         steps=state["steps"],
@@ -174,7 +176,7 @@ def _facts(
         hardware=state.get("hardware", "not recorded"),
         held_out={name.removeprefix("validation/"): value for name, value in held_out.items()},
         baselines=state["baselines"],
-        evaluation=results,
+        evaluations=evaluations,
         pictures=[name for name in ("reconstructions.png", "loss.png") if (folder / name).is_file()],
     )
 

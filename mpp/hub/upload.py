@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -54,6 +54,11 @@ def push(staged: Staged, target: Target, message: str, say: Callable[[str], None
 
     def create() -> None:
         api.create_repo(target.repo_id, private=target.private, exist_ok=True)
+        if target.private and not api.model_info(target.repo_id).private:
+            raise ValueError(
+                f"{target.repo_id} exists and is public: make it private on the Hub, or leave --private out. "
+                "Nothing was pushed."
+            )
         if target.branch:
             api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
 
@@ -61,12 +66,17 @@ def push(staged: Staged, target: Target, message: str, say: Callable[[str], None
     revision = target.branch or "main"
 
     def upload() -> None:
-        api.upload_folder(
-            repo_id=target.repo_id,
-            folder_path=staged.folder,
-            revision=target.branch,
+        # Not upload_folder, which repeats the commit by itself where the answer is lost.
+        there = {info.path for info in _there(api, list(ALLOWED), target.repo_id, revision)}
+        staged_names = {path.name for path in staged.files}
+        api.create_commit(
+            target.repo_id,
+            operations=[
+                *(CommitOperationAdd(path.name, path) for path in staged.files),
+                *(CommitOperationDelete(name) for name in sorted(there - staged_names)),
+            ],
             commit_message=message,
-            allow_patterns=list(ALLOWED),
+            revision=target.branch,
         )
 
     # An answer that never came, or a 500, may hide a commit that was made: what lies there decides.
@@ -75,13 +85,7 @@ def push(staged: Staged, target: Target, message: str, say: Callable[[str], None
     else:
         say(f"{target.repo_id} holds these very files already")
     if target.tag:
-        tag = target.tag
-        _with_patience(
-            lambda: api.create_tag(target.repo_id, tag=tag, revision=target.branch, exist_ok=True),
-            lambda: False,
-            target,
-            say,
-        )
+        _with_patience(lambda: _tag(api, target, revision), lambda: False, target, say)
     return f"{api.endpoint}/{target.repo_id}" + (f"/tree/{target.branch}" if target.branch else "")
 
 
@@ -99,14 +103,23 @@ def _with_patience(
                 return
             if not again or attempt == ATTEMPTS:
                 raise PushError(told) from error
-            pause = PAUSE * 2 ** (attempt - 1)
+            pause = max(PAUSE * 2 ** (attempt - 1), _retry_after(error))
             say(f"{told.splitlines()[0]}; trying again in {pause:.0f} s")
             time.sleep(pause)
+
+
+def _retry_after(error: Exception) -> float:
+    """How long the Hub wishes to be left alone, in seconds; 0 if it does not say, a minute at most."""
+    response = getattr(error, "response", None)
+    wish = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(wish), 60.0) if wish.isdigit() else 0.0
 
 
 def _told(error: Exception, target: Target) -> tuple[str, bool]:
     """The error in words, without anything secret, and whether to try again."""
     repeat = "Nothing here was changed; give the same command again."
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # an upload's, which hides its reason
+        return _told(error.__cause__, target)
     if isinstance(error, LocalTokenNotFoundError):
         return f"no token for the Hugging Face Hub: run 'hf auth login', or set HF_TOKEN. {repeat}", False
     if isinstance(error, HfHubHTTPError):
@@ -128,15 +141,36 @@ def _told(error: Exception, target: Target) -> tuple[str, bool]:
     return f"the push failed: {type(error).__name__}\n{repeat}", False
 
 
+def _tag(api: HfApi, target: Target, revision: str) -> None:
+    """Tag what was pushed; a tag that stands elsewhere is not moved.
+
+    Raises:
+        ValueError: if it does.
+    """
+    assert target.tag is not None
+    commit = api.model_info(target.repo_id, revision=revision).sha
+    placed = {tag.name: tag.target_commit for tag in api.list_repo_refs(target.repo_id).tags}
+    if placed.get(target.tag, commit) != commit:
+        raise ValueError(
+            f"the files were pushed, but the tag {target.tag} stands at another commit, {placed[target.tag][:8]}: "
+            "choose another name, or remove it on the Hub"
+        )
+    if target.tag not in placed:
+        api.create_tag(target.repo_id, tag=target.tag, revision=revision)
+
+
+def _there(api: HfApi, names: list[str], repo_id: str, revision: str) -> list[Any]:
+    return api.get_paths_info(repo_id, names, revision=revision)
+
+
 def _arrived(api: HfApi, staged: Staged, repo_id: str, revision: str) -> bool:
-    """Whether every staged file lies there, byte for byte, by the hashes that the Hub keeps."""
+    """Whether what lies there is what is staged: every file, byte for byte by the Hub's own hashes, and no other."""
     try:
-        found = {
-            info.path: info for info in api.get_paths_info(repo_id, [p.name for p in staged.files], revision=revision)
-        }
+        found = {info.path: info for info in _there(api, list(ALLOWED), repo_id, revision)}
     except (HfHubHTTPError, EntryNotFoundError, RevisionNotFoundError, HTTP_ERROR, OSError):
         return False
-    return all(path.name in found and _same(path, found[path.name]) for path in staged.files)
+    names = {path.name for path in staged.files}
+    return names == set(found) and all(_same(path, found[path.name]) for path in staged.files)
 
 
 def _same(path: Path, info: Any) -> bool:

@@ -31,7 +31,8 @@ class Facts:
     hardware: str
     held_out: dict[str, Any]
     baselines: dict[str, float]
-    evaluation: dict[str, Any] | None
+    evaluations: list[dict[str, Any]]
+    """On one data set each, as `mpp.evaluate` writes them."""
     pictures: list[str]
 
 
@@ -46,7 +47,7 @@ def write_card(facts: Facts, path: Path) -> None:
     except ImportError as error:
         raise RuntimeError('the model card needs Jinja: pip install "mpp[study]"') from error
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(facts=facts, scores=scores_of(facts))
+    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(facts=facts, scores_of=scores_of)
     write_text(path, f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}")
 
 
@@ -55,13 +56,14 @@ def metadata(facts: Facts) -> ModelCardData:
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=str((facts.evaluation or {})["data"]),
-            dataset_name=str((facts.evaluation or {})["data"]),
+            dataset_type=evaluation["data_name"],
+            dataset_name=evaluation["data_name"],
             metric_type="accuracy",
             metric_name=name,
             metric_value=round(100 * value, 2),
         )
-        for name, value, _ in scores_of(facts)
+        for evaluation in facts.evaluations
+        for name, value, _ in scores_of(evaluation)
     ]
     return ModelCardData(
         license=facts.licence,
@@ -73,9 +75,9 @@ def metadata(facts: Facts) -> ModelCardData:
     )
 
 
-def scores_of(facts: Facts) -> list[tuple[str, float, float | None]]:
-    """Name, accuracy in [0, 1] and standard deviation of what was measured on frozen features, as loaded."""
-    scores = (facts.evaluation or {}).get("scores", {})
+def scores_of(evaluation: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+    """Name, accuracy in [0, 1] and standard deviation of what was measured on the features of the last block."""
+    scores = evaluation["scores"]
     found: list[tuple[str, float, float | None]] = []
     for shots, score in scores.get("few_shot", {}).get("default", {}).get("shots", {}).items():
         found.append((f"linear few-shot, {shots} a class", score["mean"], score["std"]))

@@ -76,6 +76,8 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             draft.rename(final)
             flush(self.folder)
+            for left in self.folder.glob(f"{DRAFT}*"):  # by a run that was killed while it saved
+                shutil.rmtree(left, ignore_errors=True)
         except Exception as error:  # a full disk shows as OSError or as safetensors' own, with any number
             shutil.rmtree(draft, ignore_errors=True)
             newest = next(iter(self._folders()), None)
@@ -99,8 +101,6 @@ class Checkpoints:
         Raises:
             CheckpointError: if there are checkpoints, but none is whole.
         """
-        for draft in self.folder.glob(f"{DRAFT}*"):
-            shutil.rmtree(draft, ignore_errors=True)
         folders = self._folders()
         faults = []
         for folder in folders:

@@ -70,7 +70,7 @@ def evaluate_reader(
     evaluators = [s for s in (recipe.few_shot, recipe.knn, recipe.linear_probe) if s is not None]
     if not evaluators:
         raise ValueError("few_shot, knn and linear_probe are all null: there is nothing to measure")
-    check_feasible(evaluators, labels[rows], dev if recipe.by_depth and len(places) > 1 else None)
+    check_feasible(evaluators, labels[rows], dev if len(places) > 1 else None, recipe.by_depth)
     train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
     everything = np.arange(len(splits.validation))
     test = _features(recipe, reader, splits.validation, everything, places, folder, accelerator)
@@ -188,7 +188,7 @@ def table(results: dict[str, Any]) -> str:
                 lines.append(f"{f'  {count} {NOUNS[row]}':34}{cells[0]:>20}{cells[1]:>24}")
         if name == "linear_probe":
             cells = [f"{score['accuracy']:.1%}" for score in both]
-            chosen = f"  C = {both[0]['c']:g} and {both[1]['c']:g}, chosen on dev"
+            chosen = f"  C = {both[0]['c']:g}, {both[1]['c']:g}"
             lines.append(f"{chosen:34}{cells[0]:>20}{cells[1]:>24}")
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,8 @@ def refuse_changes(before: Settings, now: Settings, what: str) -> None:
         ValueError: with `what` was found, and every difference that decides which weights come out.
     """
     changed = [d for d in differences(before, now) if not d[0].startswith(MAY_CHANGE)]
+    if _source_beside(before) is not None and _source_beside(before) == _source_beside(now):  # both were moved
+        changed = [d for d in changed if d[0] != "encoder.source"]
     if changed:
         listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)
         raise ValueError(
@@ -117,6 +120,12 @@ def refuse_changes(before: Settings, now: Settings, what: str) -> None:
             "give the same settings to go on with it, choose another output_dir, or start afresh with "
             "checkpoint.resume=false"
         )
+
+
+def _source_beside(recipe: Any) -> str | None:
+    """Where the encoder comes from as seen from the run's folder, if that is a path."""
+    source = recipe.encoder.source
+    return os.path.relpath(source, recipe.output_dir) if source is not None and "/" in source else None
 
 
 def is_finished(checkpoint: Checkpoint | None) -> bool:

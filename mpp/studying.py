@@ -240,9 +240,10 @@ def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
     before, now = outcome.get("recipes", {}), recipes_of(recipe, unit).plain()
     changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     if changed:
-        listed = "\n".join(f"  {name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed[:10])
+        listed = "\n".join(f"  {name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed[:5])
+        more = f"\n  and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ValueError(
-            f"{path.parent} was run with other settings:\n{listed}\n"
+            f"{path.parent} was run with other settings:\n{listed}{more}\n"
             "give the same settings to go on with the study, or choose another output_dir"
         )
     return outcome

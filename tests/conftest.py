@@ -5,6 +5,11 @@ import shutil
 import signal
 from pathlib import Path
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # two tests at a time, on two cores: one thread each, or they wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import datasets
 import numpy as np
 import pytest

@@ -91,7 +91,9 @@ def test_modules_do_not_import_each_other_in_circles():
 
 
 def test_reading_a_recipe_imports_nothing_heavy():
-    commands = ", ".join(f"mpp.{name}" for name in ("recipe", "pretrain", "finetune", "evaluate", "gap", "push", "benchmark"))
+    commands = ", ".join(
+        f"mpp.{name}" for name in ("recipe", "pretrain", "finetune", "evaluate", "gap", "push", "benchmark")
+    )
     code = f"import sys, mpp, {commands}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(run.stdout.split())

@@ -171,9 +171,13 @@ def build_encoder(settings: EncoderSettings, image_size: int) -> Encoder:
     Raises:
         ValueError: if it cannot be built, has no patches, or `arguments` say what a setting of its own says.
     """
+    if settings.source is None:
+        check_name(settings.name)
+        if not has_patches(settings.name, settings.arguments):
+            layout_of(settings.name, skeleton(settings.name))  # says what is missing, before anything else is wrong
     encoder = build_backbone(settings, image_size)
     if not isinstance(encoder, Encoder):
-        layout_of(encoder.name, skeleton(encoder.name))  # says what is missing
+        layout_of(encoder.name, skeleton(encoder.name))
     assert isinstance(encoder, Encoder)
     return encoder
 

@@ -56,7 +56,8 @@ def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str,
 
 
 def _is_hub_id(source: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) is not None
+    looks = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) is not None
+    return looks and not Path(source.split("/")[0]).is_dir()  # runs/mine that is not there is a slip of the pen
 
 
 def _hub(source: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:

@@ -97,7 +97,10 @@ def _at(score: Score, train: Features, test: Features, place: Place) -> dict[str
 
 
 def check_feasible(
-    evaluators: Sequence[EvaluatorSettings], labels: Numbers, dev: tuple[Numbers, Numbers] | None
+    evaluators: Sequence[EvaluatorSettings],
+    labels: Numbers,
+    dev: tuple[Numbers, Numbers] | None,
+    by_depth: Sequence[str],
 ) -> None:
     """Refuse before features are extracted what they would be too few for.
 
@@ -105,17 +108,19 @@ def check_feasible(
         evaluators: the settings of each.
         labels: int64 `(n,)`, of the training images.
         dev: rows of these to fit on and rows to choose by; None if nothing is chosen.
+        by_depth: names of the evaluators that are run on these too.
 
     Raises:
         ValueError: naming the setting and both numbers.
         RuntimeError: if scikit-learn is needed and not installed.
     """
-    known = labels if dev is None else labels[dev[0]]
-    counts = np.bincount(known)
-    besides = "" if dev is None else ", what labels.dev holds out apart"
-    if len(counts) < 2:
+    if len(np.unique(labels)) < 2:
         raise ValueError("all training images are of one class: there is nothing to tell apart")
     for settings in evaluators:
+        apart = dev is not None and NAMES[type(settings)] in by_depth
+        known = labels[dev[0]] if dev is not None and apart else labels
+        counts = np.bincount(known)
+        besides = ", what labels.dev holds out apart" if apart else ""
         if isinstance(settings, FewShotSettings) and max(settings.shots) > counts.min():
             raise ValueError(
                 f"few_shot.shots: class {counts.argmin()} has {counts.min()} images{besides}, fewer than "

@@ -1,0 +1,397 @@
+"""`mpp.gap`, whole: a small study in processes of its own, whose numbers are its units' own, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from scipy import stats
+
+from tests.downstream import ENCODER, SIZE, good, refused, results, tinted_data, written
+from tests.forkserver import Command, ForkServer
+
+Study = Callable[..., Command]
+ARMS = ("random", "scratch", "mean_color", "supervised")
+UNITS = [f"{arm}/seed-{seed}" for seed in (0, 1) for arm in ARMS]
+CONTROLS = ["raw_pixels/seed-0", "patch_colors/seed-0"]
+TUNED = "fine-tuned, 50 % of labels"
+
+GAP = f"""\
+command: gap
+output_dir: OUTPUT
+study: {{arms: [random, scratch, mean_color, supervised], seeds: [0, 1]}}
+upstream: {{source: UPSTREAM, image_size: {SIZE}, crop_scale: [0.5, 1.0], workers: 0}}
+downstream: {{source: SOURCE, image_size: {SIZE}, crop_scale: [0.5, 1.0], workers: 0}}
+encoder: {ENCODER.replace("depth: 2", "depth: 1")}
+pretraining:
+  optimizer: {{lr: 1.0e-3, warmup: {{steps: 2}}}}
+  training: {{batch_size: 16, duration: {{steps: 12}}, precision: float32, threads: 1}}
+  validation: {{every: {{steps: 4}}, images: 16, baseline_images: 32}}
+  checkpoint: {{every: {{steps: 4}}}}
+  evaluation: {{every: {{steps: 4}}, evaluators: [knn], k: [3]}}
+evaluation:
+  labels: {{dev: 0.2}}
+  few_shot: {{shots: [1, 5], seeds: [0]}}
+  knn: {{k: [5]}}
+  linear_probe: null
+finetuning:
+  fractions: [0.5]
+  optimizer: {{lr: 3.0e-3, warmup: {{steps: 1}}}}
+  training: {{batch_size: 8, duration: {{steps: 12}}, precision: float32, threads: 1}}
+  validation: {{every: {{steps: 0}}}}
+  checkpoint: {{every: {{steps: 4}}}}
+"""
+ALONE = ("study.controls=false",)
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tinted_data(tmp_path_factory.mktemp("upstream"), train=60, test=20, seed=50)
+
+
+@pytest.fixture
+def study(commands: ForkServer, upstream: Path, tinted_images: Path, tmp_path: Path) -> Study:
+    """Run a study in `tmp_path / "gap"`."""
+    recipe = written(tmp_path / "gap.yaml", GAP.replace("UPSTREAM", str(upstream)), tinted_images, tmp_path / "gap")
+
+    def run(*changes: str, start: bool = False) -> Command:
+        return (commands.start if start else commands.run)("mpp.gap", recipe, *changes)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def straight(commands: ForkServer, upstream: Path, tinted_images: Path, tmp_path_factory: pytest.TempPathFactory):
+    """(command, folder) of a study that nothing interrupted."""
+    home = tmp_path_factory.mktemp("straight")
+    recipe = written(home / "gap.yaml", GAP.replace("UPSTREAM", str(upstream)), tinted_images, home / "gap")
+    return good(commands.run("mpp.gap", recipe)), home / "gap"
+
+
+def unit(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / name / "unit.json").read_text())
+
+
+def numbers(value: Any) -> Any:
+    """What was measured, without what a clock says and where it was written."""
+    if isinstance(value, dict):
+        left = ("seconds", "encoder", "recipe", "reconstructions")
+        return {name: numbers(inner) for name, inner in value.items() if name not in left and not timed(name)}
+    return [numbers(inner) for inner in value] if isinstance(value, list) else value
+
+
+def timed(name: str) -> bool:
+    return name.startswith(("seconds", "images_per_second", "tflops", "share_of_peak"))
+
+
+def finished(folder: Path) -> dict[str, int]:
+    """The finished units, and when they were."""
+    return {str(path.parent.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("unit.json")}
+
+
+def until(command: Command, condition: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert command.alive, command.text
+        assert time.monotonic() < end, command.text
+        time.sleep(0.002)
+
+
+def test_every_unit_ran_once_and_the_results_are_theirs(straight: tuple[Command, Path]):
+    said, folder = straight
+    assert sorted(finished(folder)) == sorted([*UNITS, *CONTROLS])
+    found = results(folder)
+    assert [each["name"] for each in found["units"]] == [*CONTROLS, *UNITS]
+    assert found["unfinished"] == []
+    for each in found["units"]:
+        home = folder / each["name"]
+        assert each == unit(folder, each["name"])
+        if each["evaluation"] is not None:
+            assert each["evaluation"] == results(home / "evaluation")
+        for fraction, tuned in each["finetuning"].items():
+            own = results(home / f"finetune-{fraction}")
+            assert {name: tuned[name] for name in own} == own
+    text = " ".join(said.text.split())
+    for claim in found["claims"]:
+        assert (claim["sentence"] in text) == claim["headline"]
+    assert any(claim["headline"] for claim in found["claims"])
+
+
+def test_the_arms_differ_in_their_start_alone(straight: tuple[Command, Path]):
+    _, folder = straight
+    for seed in (0, 1):
+        by_arm = {arm: unit(folder, f"{arm}/seed-{seed}") for arm in ARMS}
+        assert [by_arm[arm]["pretraining"] is None for arm in ARMS] == [True, True, False, False]
+        assert by_arm["scratch"]["evaluation"] is None
+        for arm in ("mean_color", "supervised"):
+            before = by_arm[arm]["pretraining"]
+            assert (before["images_seen"], before["rows"]) == (12 * 16, 60)
+            assert [look["samples"] for look in before["curve"] if "evaluation/knn_3_avg" in look] == [64, 128, 192]
+            assert before["flops_per_image"] > 0
+        tuned = {arm: by_arm[arm]["finetuning"]["0.5"] for arm in ARMS}
+        for arm in ("random", "mean_color", "supervised"):
+            assert (tuned[arm]["images_seen"], tuned[arm]["steps"]) == (96, 12)
+        assert tuned["scratch"]["images_seen"] == 96 + 12 * 16, "as many as pre-training and fine-tuning together"
+        assert len({tuned[arm]["train_images"] for arm in ARMS}) == 1
+    for name in CONTROLS:
+        assert unit(folder, name)["finetuning"] == {}
+        assert unit(folder, name)["evaluation"]["encoder"] == name.split("/")[0]
+
+
+def test_the_tables_hold_each_seed_s_accuracy(straight: tuple[Command, Path]):
+    _, folder = straight
+    [table] = results(folder)["tables"]
+    assert table["variant"] == ""
+    for arm in ARMS:
+        cells = table["arms"][arm]
+        tuned = [unit(folder, f"{arm}/seed-{seed}")["finetuning"]["0.5"]["test"]["accuracy"] for seed in (0, 1)]
+        assert cells[TUNED]["accuracies"] == tuned
+        assert cells[TUNED]["seeds"] == [0, 1]
+        if arm == "scratch":
+            assert set(cells) == {TUNED}
+            continue
+        scores = [unit(folder, f"{arm}/seed-{seed}")["evaluation"]["scores"] for seed in (0, 1)]
+        for metric, read in {
+            "5-shot": lambda score: score["few_shot"]["headline"]["shots"]["5"]["mean"],
+            "1-shot, default": lambda score: score["few_shot"]["default"]["shots"]["1"]["mean"],
+            "kNN": lambda score: score["knn"]["headline"]["accuracy"],
+            "kNN, default": lambda score: score["knn"]["default"]["accuracy"],
+        }.items():
+            assert cells[metric]["accuracies"] == [read(score) for score in scores]
+
+
+def test_intervals_are_scipy_s_paired_ones(straight: tuple[Command, Path]):
+    found = results(straight[1])
+    [table] = found["tables"]
+    compared = [claim for claim in found["claims"] if len(claim["arms"]) == 2]
+    assert ["scratch", "mean_color"] in [claim["arms"] for claim in compared if claim["metric"] == TUNED]
+    assert ["mean_color", "supervised"] in [claim["arms"] for claim in compared if claim["metric"] == TUNED]
+    for claim in compared:
+        lower, higher = (table["arms"][arm][claim["metric"]]["accuracies"] for arm in claim["arms"])
+        lower = lower * 2 if len(lower) == 1 else lower  # a control, which no seed changes
+        assert claim["mean"] == pytest.approx(sum(higher) / 2 - sum(lower) / 2, abs=1e-12)
+        if higher[0] - lower[0] != pytest.approx(higher[1] - lower[1], abs=1e-12):
+            interval = stats.ttest_rel(higher, lower).confidence_interval(0.95)
+            assert [claim["low"], claim["high"]] == pytest.approx([interval.low, interval.high], abs=1e-9)
+
+
+def children(command: Command) -> list[psutil.Process]:
+    return psutil.Process(command.pid).children(recursive=True)
+
+
+def kill_all(command: Command) -> None:
+    """SIGKILL to the study and to the process of its unit."""
+    units = children(command)
+    assert len(units) == 1
+    for process in [psutil.Process(command.pid), *units]:
+        process.kill()
+    command.wait()
+
+
+SMALL = ("study.arms=[random,mean_color]", *ALONE)
+
+
+def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(
+    study: Study, straight: tuple[Command, Path], tmp_path: Path
+):
+    folder = tmp_path / "gap"
+    names = [name for name in UNITS if name.startswith(("random", "mean_color"))]
+
+    command = study(*SMALL, start=True)  # killed in the middle of a pre-training
+    until(command, lambda: (folder / "mean_color/seed-0/pretrain/checkpoints/step-000000004").is_dir())
+    kill_all(command)
+    done = finished(folder)
+    assert list(done) == ["random/seed-0"]
+    assert not (folder / "results.json").exists()
+
+    command = study(*SMALL, start=True)  # killed in the middle of a fine-tuning
+    until(command, lambda: (folder / "mean_color/seed-0/finetune-0.5/checkpoints/step-000000004").is_dir())
+    kill_all(command)
+    assert "random/seed-0: done before" in command.text
+    assert "from step 4" in (folder / "mean_color/seed-0/log.txt").read_text()
+    assert finished(folder) == done
+
+    command = study(*SMALL, start=True)
+    until(command, lambda: (folder / "mean_color/seed-1/pretrain/checkpoints/step-000000004").is_dir())
+    command.kill(signal.SIGTERM)
+    assert command.wait() == 143, command.text
+    assert "1 of 4 are left. Give the same command again to go on." in command.text
+    done |= {name: stamp for name, stamp in finished(folder).items() if name not in done}
+    assert set(done) == set(names[:3])
+    assert results(folder)["unfinished"] == [names[3]]
+
+    command = study(*SMALL, "study.minutes=1e-6")
+    assert command.code == 75, command.text
+    assert "1 of 4 are left" in command.text
+    assert finished(folder) == done
+
+    command = good(study(*SMALL))
+    assert command.text.count("done before") == 3
+    assert {name: finished(folder)[name] for name in done} == done
+    assert set(finished(folder)) == set(names)
+    for name in names:
+        assert numbers(unit(folder, name)) == numbers(unit(straight[1], name))
+    [here], [there] = (results(where)["tables"] for where in (folder, straight[1]))
+    for arm in ("random", "mean_color"):
+        assert here["arms"][arm] == there["arms"][arm]
+    assert (folder / "report.html").is_file()
+
+
+def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_goes_on(
+    study: Study, straight: tuple[Command, Path], tmp_path: Path
+):
+    long = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE, "pretraining.training.duration.steps=9000")
+    begun = time.monotonic()
+    command = study(*long, "study.minutes=0.05")
+    assert command.code == 75, command.text
+    assert time.monotonic() - begun < 20
+    log = tmp_path / "gap" / "mean_color" / "seed-0" / "log.txt"
+    assert "saved" in log.read_text()
+    assert finished(tmp_path / "gap") == {}
+    assert "1 of 1 are left" in command.text
+
+
+def test_a_finished_study_is_only_written_up_again(straight: tuple[Command, Path], commands: ForkServer):
+    _, folder = straight
+    before, told = finished(folder), results(folder)
+    said = good(commands.run("mpp.gap", folder.parent / "gap.yaml"))
+    assert " …" not in said.text
+    assert finished(folder) == before
+    assert results(folder) == told
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("pretraining.optimizer.lr=1e-2", ("pretrain.optimizer.lr: 0.001 then, 0.01 now",)),
+        ("finetuning.fractions=[1.0]", ("finetune 0.5",)),
+        ("study.scale=0.5", ("training.duration.steps: 12 then, 6 now",)),
+        ("encoder.arguments.depth=3", ("encoder.arguments.depth: 1 then, 3 now",)),
+        ("evaluation.knn.k=[6]", ("evaluate.knn.k",)),
+    ],
+)
+def test_other_settings_in_the_folder_of_a_study_are_refused(
+    straight: tuple[Command, Path], commands: ForkServer, change: str, words: tuple[str, ...]
+):
+    recipe = straight[1].parent / "gap.yaml"
+    before = (straight[1] / "recipe.yaml").read_bytes()
+    refused(commands.run("mpp.gap", recipe, change), str(straight[1]), *words)
+    assert (straight[1] / "recipe.yaml").read_bytes() == before
+
+
+def test_another_meaning_of_a_size_is_refused(study: Study, tmp_path: Path):
+    sized = ["study.arms=[]", *ALONE, "study.seeds=[0]", "study.axis_arms=[random]"]
+    good(study(*sized, "study.sizes={other: {embed_dim: 48}}"))
+    found = results(tmp_path / "gap")
+    assert [each["name"] for each in found["units"]] == ["size-other/random/seed-0"]
+    assert [table["variant"] for table in found["tables"]] == ["size=other"]
+    refused(study(*sized, "study.sizes={other: {embed_dim: 64}}"), "size-other/random/seed-0", "48 then, 64 now")
+
+
+def test_more_seeds_and_an_axis_of_images_join_a_finished_study(
+    study: Study, straight: tuple[Command, Path], tmp_path: Path
+):
+    folder = tmp_path / "gap"
+    shutil.copytree(straight[1], folder)
+    before = finished(folder)
+    said = good(study("study.arms=[random]", "study.seeds=[0,2]", *ALONE))
+    assert said.text.count("done before") == 1
+    good(study("study.arms=[]", "study.seeds=[0]", "study.images=[30]", "study.axis_arms=[random,mean_color]", *ALONE))
+    added = ["random/seed-2", "images-30/mean_color/seed-0"]
+    assert set(finished(folder)) == set(before) | set(added), "without pre-training there are no images to vary"
+    assert {name: finished(folder)[name] for name in before} == before
+    [table] = results(folder)["tables"]
+    assert table["variant"] == "images=30"
+    assert table["arms"]["mean_color"][TUNED]["seeds"] == [0]
+    fewer, all_of_them = (unit(folder, name)["pretraining"] for name in (added[1], "mean_color/seed-0"))
+    assert (fewer["rows"], all_of_them["rows"]) == (30, 60)
+    assert fewer["images_seen"] == all_of_them["images_seen"], "for as many steps"
+    together = good(study("study.arms=[random]", "study.seeds=[0,1,2]", *ALONE))
+    assert " …" not in together.text
+    assert results(folder)["tables"][0]["arms"]["random"][TUNED]["seeds"] == [0, 1, 2]
+
+
+def test_one_unit_can_be_run_alone(study: Study, straight: tuple[Command, Path], tmp_path: Path):
+    good(study("study.only=[mean_color/seed-1]"))
+    assert list(finished(tmp_path / "gap")) == ["mean_color/seed-1"]
+    assert numbers(unit(tmp_path / "gap", "mean_color/seed-1")) == numbers(unit(straight[1], "mean_color/seed-1"))
+    assert not (tmp_path / "gap" / "results.json").exists()
+    said = good(study("study.only=[mean_color/seed-1]"))
+    assert "mean_color/seed-1: done before" in said.text
+    refused(study("study.only=[mean_color/seed-7]"), "mean_color/seed-7", "random/seed-0")
+
+
+def test_a_study_is_shortened_by_its_scale(study: Study, tmp_path: Path):
+    good(study("study.only=[mean_color/seed-0,scratch/seed-0]", "study.scale=0.5"))
+    short = unit(tmp_path / "gap", "mean_color/seed-0")
+    assert short["pretraining"]["images_seen"] == 6 * 16
+    assert short["finetuning"]["0.5"]["steps"] == 6
+    assert unit(tmp_path / "gap", "scratch/seed-0")["finetuning"]["0.5"]["images_seen"] == 6 * 16 + 6 * 8
+
+
+def test_both_ways_exchanges_the_data(study: Study, upstream: Path, tmp_path: Path):
+    good(study("study.both_ways=true", "study.only=[back/mean_color/seed-0]"))
+    found = unit(tmp_path / "gap", "back/mean_color/seed-0")
+    assert found["evaluation"]["data"] == str(upstream)
+    assert found["pretraining"]["rows"] == 90
+    assert found["evaluation"]["train_images"] == 60
+
+
+def test_a_unit_that_fails_is_told_with_the_end_of_its_log_when_the_others_are_done(study: Study, tmp_path: Path):
+    """Without shots enough for the frozen features; from scratch nothing is frozen."""
+    some = ("study.arms=[random,scratch]", "study.seeds=[0]", *ALONE)
+    command = study(*some, "evaluation.few_shot.shots=[40]")
+    assert command.code == 1, command.text
+    assert "Traceback" not in command.text
+    log = tmp_path / "gap" / "random" / "seed-0" / "log.txt"
+    message = command.text[command.text.index("error: ") :]
+    assert message.startswith(f"error: 1 of 2 units failed:\nrandom/seed-0 ended with exit code 2; the end of {log}:\n")
+    assert "class 0 has 24 images" in message
+    assert message.rstrip().endswith(log.read_text().rstrip().splitlines()[-1])
+    assert list(finished(tmp_path / "gap")) == ["scratch/seed-0"]
+    assert results(tmp_path / "gap")["unfinished"] == ["random/seed-0"]
+
+
+def test_a_unit_asked_to_stop_between_its_trainings_stops(study: Study):
+    """After pre-training the features are measured: who asks then is not to wait for the fine-tuning."""
+    long = "finetuning.training.duration.steps=20000"
+    command = study("study.only=[mean_color/seed-0]", long, start=True)
+    until(command, lambda: "labelled images of" in command.text)
+    command.kill(signal.SIGTERM)
+    end = time.monotonic() + 10
+    try:
+        while command.alive:
+            assert time.monotonic() < end, "it goes on for all of the fine-tuning"
+            time.sleep(0.01)
+    finally:
+        if command.alive:
+            command.kill()
+            command.wait()
+    assert command.code in (143, None), command.text
+
+
+def test_a_study_that_was_moved_goes_on_in_the_middle_of_a_fine_tuning(study: Study, tmp_path: Path):
+    one = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE)
+    command = study(*one, start=True)
+    until(command, lambda: (tmp_path / "gap/mean_color/seed-0/finetune-0.5/checkpoints/step-000000004").is_dir())
+    kill_all(command)
+    (tmp_path / "gap").rename(tmp_path / "moved")
+    good(study(*one, f"output_dir={tmp_path / 'moved'}"))
+    assert list(finished(tmp_path / "moved")) == ["mean_color/seed-0"]
+
+
+def test_two_studies_in_one_folder_are_refused(study: Study, tmp_path: Path):
+    first = study("pretraining.training.duration.steps=100000", "study.arms=[mean_color]", *ALONE, start=True)
+    try:
+        until(first, lambda: (tmp_path / "gap/mean_color/seed-0/pretrain/checkpoints").is_dir())
+        second = study("pretraining.training.duration.steps=100000", "study.arms=[mean_color]", *ALONE)
+        refused(second, str(tmp_path / "gap"), "in use")
+    finally:
+        kill_all(first)

@@ -44,6 +44,7 @@ TINY = {
     "training.batch_size": "8",
     "training.micro_batch_size": "8",
     "training.compile": "false",
+    "training.threads": "1",  # as many under a launcher as without one, whatever OMP_NUM_THREADS says
     "checkpoint.every.steps": "10",
     "checkpoint.keep": "3",
 }

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _benchmark(recipe: PretrainRecipe) -> int:
-    from mpp.benchmarking import benchmark  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.jobs.benchmark import benchmark  # late: torch, timm, accelerate and datasets take seconds
 
     return benchmark(recipe)
 

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate(recipe: EvaluateRecipe) -> int:
-    from mpp.evaluating import evaluate  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.jobs.evaluate import evaluate  # late: torch, timm, accelerate and datasets take seconds
 
     return evaluate(recipe)
 

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _finetune(recipe: FinetuneRecipe) -> int:
-    from mpp.finetuning import finetune  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.jobs.finetune import finetune  # late: torch, timm, accelerate and datasets take seconds
 
     return finetune(recipe)
 

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _gap(recipe: GapRecipe) -> int:
-    from mpp.studying import study  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.jobs.gap import study  # late: torch, timm, accelerate and datasets take seconds
 
     return study(recipe)
 

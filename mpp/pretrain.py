@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pretrain(recipe: PretrainRecipe) -> int:
-    from mpp.pretraining import pretrain  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.jobs.pretrain import pretrain  # late: torch, timm, accelerate and datasets take seconds
 
     return pretrain(recipe)
 

@@ -53,9 +53,6 @@ def serve(address: str) -> None:
     import scipy.stats  # noqa: F401
     import sklearn.linear_model  # noqa: F401
 
-    import mpp.report.figures
-    import mpp.studying  # noqa: F401 - everything heavy, once
-
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children vanish when they have really ended
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

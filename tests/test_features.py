@@ -146,7 +146,8 @@ def block_means(pixels: np.ndarray, side: int) -> np.ndarray:
     ("name", "size", "patch_size", "side"),
     [
         ("raw_pixels", 16, 4, 16),
-        ("raw_pixels", 32, None, 16),
+        ("raw_pixels", 32, None, 32),
+        ("raw_pixels", 64, None, 32),
         ("patch_colors", 16, 4, 4),
         ("patch_colors", 32, None, 8),
     ],

@@ -288,11 +288,22 @@ def test_other_settings_in_the_folder_of_a_study_are_refused(
 
 def test_another_meaning_of_a_size_is_refused(study: Study, tmp_path: Path):
     sized = ["study.arms=[]", *ALONE, "study.seeds=[0]", "study.axis_arms=[random]"]
-    good(study(*sized, "study.sizes={other: {embed_dim: 48}}"))
+    good(study(*sized, "study.sizes={other: {arguments: {embed_dim: 48}}}"))
     found = results(tmp_path / "gap")
     assert [each["name"] for each in found["units"]] == ["size-other/random/seed-0"]
     assert [table["variant"] for table in found["tables"]] == ["size=other"]
-    refused(study(*sized, "study.sizes={other: {embed_dim: 64}}"), "size-other/random/seed-0", "48 then, 64 now")
+    other = study(*sized, "study.sizes={other: {arguments: {embed_dim: 64}}}")
+    refused(other, "size-other/random/seed-0", "48 then, 64 now")
+
+
+def test_a_convolutional_network_may_be_one_of_the_sizes(study: Study, tmp_path: Path):
+    sizes = "study.sizes={resnet: {name: test_resnet, arms: [supervised]}}"
+    good(study("study.arms=[]", *ALONE, "study.seeds=[0]", "study.axis_arms=[random]", sizes))
+    (unit,) = results(tmp_path / "gap")["units"]
+    assert unit["name"] == "size-resnet/supervised/seed-0"
+    config = json.loads((tmp_path / "gap" / unit["name"] / "pretrain/encoder/config.json").read_text())
+    assert config["architecture"] == "test_resnet"
+    assert 0 <= unit["finetuning"]["0.5"]["test"]["accuracy"] <= 1
 
 
 def test_more_seeds_and_an_axis_of_images_join_a_finished_study(

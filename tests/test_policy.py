@@ -23,8 +23,7 @@ FLOORS = [
     {"training"},
     {"evaluation", "report"},
     {"recipe"},
-    {"command", "hub", "running", "units", "pretraining", "benchmarking", "evaluating", "finetuning"},
-    {"studying"},
+    {"command", "hub", "jobs"},
     {"pretrain", "benchmark", "evaluate", "finetune", "gap", "push"},
 ]
 HEAVY = {"torch", "timm", "datasets", "accelerate", "matplotlib", "torchvision"}

@@ -48,7 +48,7 @@ PLANTED = {
 }
 """In the environment of every command here."""
 IMPORTS = ("jinja2", "matplotlib.figure", "torch.utils.tensorboard", "tests.hurried_push", "tests.load_back",
-           "mpp.hub.loading", "mpp.hub.staging", "mpp.hub.upload", "mpp.report.card", "mpp.finetuning",
+           "mpp.hub.loading", "mpp.hub.staging", "mpp.hub.upload", "mpp.report.card", "mpp.jobs.finetune",
            "transformers.models.timm_wrapper.modeling_timm_wrapper",
            "transformers.models.auto.image_processing_auto")  # fmt: skip
 FAMILIES = {

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mpp.evaluation.comparison import TITLES, summarize
+from mpp.evaluation.arms import TITLES
+from mpp.evaluation.comparison import summarize
 from mpp.report.curves import Variant, look_title
 from mpp.report.page import write_page
 from mpp.report.palette import LOOKS, OTHER

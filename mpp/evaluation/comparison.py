@@ -7,24 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from mpp.evaluation.arms import CONTROLS, MPP, TITLES
 from mpp.evaluation.intervals import paired
 
 Outcome = dict[str, Any]
 
-TITLES = {
-    "random": "random start",
-    "scratch": "scratch, total budget",
-    "mean_color": "MPP, mean colour",
-    "downsized": "MPP, 4×4 colours",
-    "full_patch": "MPP, pixels by L2",
-    "mean_color_15": "MPP, mean colour, 15 % corrupted",
-    "supervised": "supervised",
-    "raw_pixels": "raw pixels",
-    "patch_colors": "patch colours",
-}
-MPP = ("mean_color", "downsized", "full_patch", "mean_color_15")
-"""The arms that pre-train without labels."""
-CONTROLS = ("raw_pixels", "patch_colors")
 NOTE = (
     "{count} comparisons, each with an interval of its own; none is corrected for their number, so about one in twenty "
     "that mean nothing would be called shown. The headline ones were chosen before anything was measured."

@@ -11,9 +11,8 @@ from torch import Tensor
 from mpp.evaluation.features import Place
 from mpp.evaluation.settings import FeatureSettings
 
-CONTROLS = ("raw_pixels", "patch_colors")
-MOST_PIXELS = 16
-"""Raw pixels are averaged to at most this many a side: 768 numbers, as many as a ViT-B has."""
+MOST_PIXELS = 32
+"""Raw pixels are averaged to at most this many a side: 3,072 numbers, and no average at all at CIFAR-10's size."""
 DEFAULT_GRID = 8
 
 
@@ -21,7 +20,7 @@ class Control:
     """Features by averaging pixels over squares.
 
     Args:
-        name: one of `CONTROLS`.
+        name: `raw_pixels` or `patch_colors`.
         image_size: pixels a side.
         patch_size: of `patch_colors`; None takes 8 × 8 patches.
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from mpp.evaluation.arms import Arm
 from mpp.settings import Duration, Settings
 
 Pool = Literal["token", "avg", "both"]
@@ -81,7 +82,23 @@ class InTrainingSettings(Settings):
     """Of `knn`: numbers of neighbours."""
 
 
-Arm = Literal["random", "scratch", "mean_color", "downsized", "full_patch", "mean_color_15", "supervised"]
+class OtherEncoder(Settings):
+    """A size of the encoder, or another network, as a study compares them."""
+
+    name: str | None = None
+    """Another timm model, e.g. `resnet18` with `arms: [supervised]`; null keeps the study's."""
+
+    patch_size: Annotated[int, Field(ge=1)] | None = None
+    """Another side of a patch; null keeps the study's, or takes the other model's own."""
+
+    arguments: dict[str, Any] = {}
+    """Arguments of the timm model: of another `name` all of them, else those that differ."""
+
+    pool: Literal["token", "avg"] | None = None
+    """null keeps the study's."""
+
+    arms: tuple[Arm, ...] | None = None
+    """The arms that are run with it; null takes `axis_arms`."""
 
 
 class StudySettings(Settings):
@@ -107,8 +124,8 @@ class StudySettings(Settings):
     images: tuple[Count, ...] = ()
     """Besides all upstream images, pre-train on so many of them, for as many steps."""
 
-    sizes: dict[str, dict[str, Any]] = {}
-    """Besides the encoder, others: a name, and the `encoder.arguments` that differ."""
+    sizes: dict[str, OtherEncoder] = {}
+    """Besides the study's encoder, others, each with a name for the report."""
 
     axis_arms: tuple[Arm, ...] = ("mean_color", "supervised")
     """The arms that are run for `images` and `sizes`."""

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from mpp.evaluation.comparison import MPP, curve
+from mpp.evaluation.arms import MPP
+from mpp.evaluation.comparison import curve
 
 Unit = dict[str, Any]
 Curves = dict[str, list[list[tuple[float, float]]]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mpp.evaluation.comparison import CONTROLS, MPP
+from mpp.evaluation.arms import CONTROLS, MPP
 from mpp.report import curves
 from mpp.report.charts import Charts, Panel
 from mpp.report.curves import Curves, Unit

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mpp.evaluation.comparison import MPP
+from mpp.evaluation.arms import MPP
 from mpp.files import write_text
 from mpp.report import curves, tables
 from mpp.report.curves import Unit, Variant

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mpp.evaluation.comparison import CONTROLS, MPP
+from mpp.evaluation.arms import CONTROLS, MPP
 from mpp.report.curves import Unit, Variant, fractions, mean, pool_title, scores
 from mpp.report.palette import Key, key
 

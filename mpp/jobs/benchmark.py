@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from mpp.data.images import Images
 from mpp.data.loader import TrainingCrops, batches
 from mpp.data.order import share
+from mpp.jobs.pretrain import make_objective, prepare_data
+from mpp.jobs.running import count_flops, uses_fused_attention
 from mpp.objective.masked_patch import MaskedPatchPrediction
-from mpp.pretraining import make_objective, prepare_data
 from mpp.recipe import PretrainRecipe
-from mpp.running import count_flops, uses_fused_attention
 from mpp.training.launch import precision, start_processes
 from mpp.training.optimizer import make_optimizer
 from mpp.training.speed import peak_flops

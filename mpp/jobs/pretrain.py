@@ -16,13 +16,13 @@ from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.encoder.build import build_backbone, build_encoder
 from mpp.evaluation.in_training import in_training
+from mpp.jobs.running import Job, check_same_images, claim, is_finished, on_each, run_job, stopped, uses_fused_attention
 from mpp.objective.baselines import label_baseline, masked_patch_baselines
 from mpp.objective.masked_patch import MaskedPatchPrediction
 from mpp.objective.settings import MaskedPatchSettings
 from mpp.objective.supervised import SupervisedClassification
 from mpp.recipe import PretrainRecipe
 from mpp.report.reconstruction import reconstructions
-from mpp.running import Job, check_same_images, claim, is_finished, on_each, run_job, stopped, uses_fused_attention
 from mpp.training.journal import read_metrics
 from mpp.training.launch import FolderLock, on_main, start_processes
 from mpp.training.loop import Progress, Run

@@ -22,18 +22,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mpp.evaluating import evaluate
 from mpp.evaluation.comparison import summarize
 from mpp.files import write_text
-from mpp.finetuning import finetune
-from mpp.pretraining import pretrain
+from mpp.jobs.evaluate import evaluate
+from mpp.jobs.finetune import finetune
+from mpp.jobs.pretrain import pretrain
+from mpp.jobs.units import Unit, recipes_of, unit_named, units_of
 from mpp.recipe import EvaluateRecipe, GapRecipe, write_recipe
 from mpp.report.page import write_page
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.journal import read_metrics
 from mpp.training.launch import FolderLock
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code
-from mpp.units import Unit, recipes_of, unit_named, units_of
 
 NOT_YET = 75
 """Exit code of a study that stopped because its time was up: the same command goes on."""

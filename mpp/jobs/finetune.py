@@ -23,10 +23,7 @@ from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.build import build_backbone
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.files import replacing, write_text
-from mpp.objective.settings import LinearProbeSettings
-from mpp.objective.supervised import LinearProbe, SupervisedClassification
-from mpp.recipe import FinetuneRecipe
-from mpp.running import (
+from mpp.jobs.running import (
     Job,
     check_same_images,
     is_finished,
@@ -37,6 +34,9 @@ from mpp.running import (
     stopped,
     uses_fused_attention,
 )
+from mpp.objective.settings import LinearProbeSettings
+from mpp.objective.supervised import LinearProbe, SupervisedClassification
+from mpp.recipe import FinetuneRecipe
 from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint
 from mpp.training.journal import read_metrics

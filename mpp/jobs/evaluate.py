@@ -17,12 +17,13 @@ from mpp.data.loader import EvaluationCrops
 from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.build import build_backbone
-from mpp.evaluation.controls import CONTROLS, Control
+from mpp.evaluation.arms import CONTROLS
+from mpp.evaluation.controls import Control
 from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
 from mpp.evaluation.scoring import check_feasible, scores
 from mpp.files import write_text
+from mpp.jobs.running import on_each, uses_fused_attention
 from mpp.recipe import EvaluateRecipe, write_recipe
-from mpp.running import on_each, uses_fused_attention
 from mpp.training.launch import FolderLock, on_main, precision, start_processes
 
 DATA_ORDER = ("test", "validation")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpp.data.settings import LabelSettings
-from mpp.evaluation.comparison import CONTROLS
-from mpp.evaluation.settings import FeatureSettings
+from mpp.encoder.settings import EncoderSettings
+from mpp.evaluation.arms import CONTROLS
+from mpp.evaluation.settings import FeatureSettings, OtherEncoder
 from mpp.objective.corruption import Corruption
 from mpp.objective.settings import MaskedPatchSettings, SupervisedSettings
 from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
@@ -80,7 +81,8 @@ def units_of(recipe: GapRecipe) -> list[Unit]:
             found += [Unit(arm, seed, back) for arm in study.arms]
             pretrained = [arm for arm in study.axis_arms if arm in OBJECTIVES]
             found += [Unit(arm, seed, back, images) for images in study.images for arm in pretrained]
-            found += [Unit(arm, seed, back, None, size) for size in study.sizes for arm in study.axis_arms]
+            for size, other in study.sizes.items():
+                found += [Unit(arm, seed, back, None, size) for arm in (other.arms or study.axis_arms)]
     return found
 
 
@@ -105,7 +107,7 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
         upstream, downstream = downstream, upstream
     encoder = recipe.encoder
     if unit.size:
-        encoder = _changed(encoder, arguments={**encoder.arguments, **recipe.study.sizes[unit.size]})
+        encoder = _other(encoder, recipe.study.sizes[unit.size])
     start: Any = encoder
     pretrain = None
     if unit.arm in OBJECTIVES:
@@ -196,6 +198,15 @@ def _together(finetuning: Any, pretraining: Any) -> Duration:
     for part in (finetuning, pretraining):
         images += part.duration.in_steps(batch_size=part.batch_size, rows=1) * part.batch_size
     return Duration(images=images)
+
+
+def _other(encoder: EncoderSettings, other: OtherEncoder) -> EncoderSettings:
+    """The study's encoder in another size, or another network in its place."""
+    pool = other.pool or encoder.pool
+    if other.name is not None:
+        return _changed(encoder, name=other.name, patch_size=other.patch_size, arguments=other.arguments, pool=pool)
+    arguments = {**encoder.arguments, **other.arguments}
+    return _changed(encoder, patch_size=other.patch_size or encoder.patch_size, arguments=arguments, pool=pool)
 
 
 def _changed(settings: Any, **changes: Any) -> Any:

@@ -1,0 +1,1 @@
+"""What each command does once its recipe is read: the other rooms put together."""

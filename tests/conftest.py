@@ -9,6 +9,8 @@ if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # two tests at a time, on two cores: one thread each, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts so what it puts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the commands under test are to be as on a terminal
 
 import datasets
 import numpy as np

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import io
 import json
@@ -255,9 +256,12 @@ def losses(run: Path) -> dict[int, float]:
     return found
 
 
-def weights(run: Path) -> dict[str, bytes]:
+def weights(run: Path) -> dict[str, str]:
+    """The type and hash of every tensor, which a failing comparison can show."""
     tensors = load_file(run / "encoder" / "model.safetensors")
-    return {name: str(value.dtype).encode() + value.tobytes() for name, value in sorted(tensors.items())}
+    return {
+        name: f"{value.dtype} {hashlib.sha256(value.tobytes()).hexdigest()}" for name, value in sorted(tensors.items())
+    }
 
 
 def progress(checkpoint: Path) -> int:

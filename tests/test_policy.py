@@ -21,7 +21,7 @@ FLOORS = [
     {"encoder"},
     {"objective"},
     {"training"},
-    {"evaluation", "report"},
+    {"evaluation", "report", "hub.settings"},
     {"recipe"},
     {"command", "hub", "jobs"},
     {"pretrain", "benchmark", "evaluate", "finetune", "gap", "push"},
@@ -51,7 +51,10 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def room(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+    """Where a module lives: its room, or its own place on a floor, as the settings of a room high up have."""
+    inner = module.split(".")[1:]
+    own = ".".join(inner[:2])
+    return own if any(own in rooms for rooms in FLOORS) else ".".join(inner[:1])
 
 
 def floor(name: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -19,16 +20,18 @@ from mpp.encoder.architecture import (
     without_patches,
 )
 from mpp.encoder.backbone import Backbone
+from mpp.encoder.export import export_encoder
 from mpp.encoder.resize import Resize, learnt_positions, resize_positions
 from mpp.encoder.settings import EncoderSettings
 from mpp.encoder.source import architecture_of, open_source
 from mpp.encoder.vit import Encoder
+from mpp.encoder.weights_file import fill, read_weights, size_of
 
 # The ViT paper's: pixels in [−1, 1].
 HALF = (0.5, 0.5, 0.5)
 SETTINGS_OF_THEIR_OWN = frozenset(
     ("name", "source", "image_size", "img_size", "patch_size", "pool", "global_pool", "mean", "std", "resize",
-     "in_chans", "num_classes")
+     "in_chans", "num_classes", "revision", "allow_pickle")
 )  # fmt: skip
 
 
@@ -115,25 +118,41 @@ def load_encoder(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     resize: Resize = "bilinear",
+    name: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
     **arguments: Any,
 ) -> Backbone:
     """A network with weights: an `Encoder` where it has patches, a plain `Backbone` (e.g. a ResNet) where not.
 
     Args:
-        source: a run (its newest export is read), an exported encoder folder, or `timm:NAME` with the pretrained
-            weights of that name.
+        source: a run (its newest export is read), an exported encoder folder, `USER/NAME` or `USER/NAME@REVISION` on
+            the Hugging Face Hub, `timm:NAME` with the pretrained weights of that name, or a file of weights alone.
         image_size: pixels a side; None takes the source's own.
         patch_size: must be the source's own, or None.
         pool, mean, std: None takes the source's own.
         resize: how learnt absolute position embeddings are brought to another image size: `bilinear` with aligned
             corners (the ViT paper's code), `bicubic` (MAE's), or `timm` (bicubic and antialiased). Relative and
             rotary positions go timm's way whatever this says.
+        name: the timm model that a file of weights is of, e.g. `vit_base_patch16_224` of an MAE checkpoint.
+        revision: branch, tag or commit on the Hub.
+        allow_pickle: read weights that are pickled too; only tensors are taken from them.
         **arguments: further arguments of the timm model.
 
     Raises:
         ValueError: if there is no such source, or it does not suit.
     """
-    origin, name, saved, config = open_source(source)
+    if Path(source).is_file():
+        common: dict[str, Any] = {"patch_size": patch_size, "pool": pool, "mean": mean, "std": std, **arguments}
+        own = _from_file(Path(source), name, image_size, allow_pickle, common)
+        if image_size in (None, own.image_size):
+            return own
+        with TemporaryDirectory() as folder:  # described, it is as any other source
+            export_encoder(own, Path(folder))
+            return load_encoder(folder, image_size=image_size, pool=pool, resize=resize)
+    if revision is not None:
+        source = f"{source}@{revision}"
+    origin, name, saved, config = open_source(source, allow_pickle=allow_pickle)
     arguments = saved | arguments
     mean, std = mean or tuple(config["mean"]), std or tuple(config["std"])
     if not has_patches(name, arguments):
@@ -206,7 +225,35 @@ def build_backbone(settings: EncoderSettings, image_size: int) -> Backbone:
         common["pool"] = settings.pool or own.pop("global_pool", None)
         own.pop("img_size", None)
         return create_backbone(name, **(own | common))
-    return load_encoder(settings.source, resize=settings.resize, mean=settings.mean, std=settings.std, **common)
+    if Path(settings.source).is_file():
+        common |= {"name": settings.name, "patch_size": settings.patch_size, **settings.arguments}
+    return load_encoder(
+        settings.source,
+        resize=settings.resize,
+        mean=settings.mean,
+        std=settings.std,
+        allow_pickle=settings.allow_pickle,
+        **common,
+    )
+
+
+def _from_file(
+    path: Path, name: str | None, image_size: int | None, allow_pickle: bool, settings: dict[str, Any]
+) -> Backbone:
+    """The named network with the weights of a file: at the image size that its learnt absolute positions are for, or
+    where it has none, at the one that is asked for.
+    """
+    if name is None:
+        raise ValueError(f"{path} is a file of weights, which does not say of what: give the name of the timm model")
+    weights = read_weights(path, allow_pickle=allow_pickle)
+    check_name(name)
+    if has_patches(name, {}):
+        small = skeleton(name)
+        patch_size = settings["patch_size"] or layout_of(name, small).patch_size
+        image_size = size_of(weights, getattr(small, "num_prefix_tokens", 1), patch_size) or image_size
+    own = create_backbone(name, image_size=image_size, **settings)
+    fill(own.model, weights, path, name)
+    return own
 
 
 def _with_weights(source: str | Path, origin: str, arguments: dict[str, Any]) -> Any:

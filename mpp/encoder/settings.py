@@ -21,9 +21,15 @@ class EncoderSettings(Settings):
     e.g. `resnet50`; their batch norm, if any, looks at the images of one micro-batch in one process."""
 
     source: str | None = None
-    """Start from these weights: a run, an exported encoder folder, or a timm name with pretrained weights
-    (`timm:vit_base_patch16_224.mae`). `name`, `patch_size` and `arguments` describe the network without a source:
-    with one they are the source's own. null starts from random weights."""
+    """Start from these weights: a run, an exported encoder folder, `USER/NAME` or `USER/NAME@REVISION` on the Hugging
+    Face Hub, or a timm name with pretrained weights (`timm:vit_base_patch16_224.mae`). `name`, `patch_size` and
+    `arguments` describe the network without a source: with one they are the source's own. Or a file of weights alone
+    (`mae.safetensors`), which `name`, `patch_size`, `arguments`, `mean` and `std` describe. null starts from random
+    weights."""
+
+    allow_pickle: bool = False
+    """Read `source` where its weights are pickled too (`.pth`, `.bin`). Only tensors are taken from them, but no
+    reader of pickles is proof against all malice."""
 
     pretrained: bool = True
     """false takes the architecture of `source` alone, and random weights."""

@@ -12,13 +12,14 @@ from huggingface_hub import file_exists
 from timm.models import is_model, load_model_config_from_hf
 
 from mpp.encoder.architecture import check_name
+from mpp.encoder.weights_file import NEVER, PICKLES
 
 DROPOUT = ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
 
 
-def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """What timm opens, the architecture's name, its saved arguments, and its mean, std and input size."""
-    folder = _folder(source)
+    folder = _folder(source, allow_pickle)
     if folder is not None:
         try:
             config = json.loads((folder / "config.json").read_text())
@@ -36,7 +37,7 @@ def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str,
             f"{source} holds no encoder: expected config.json and model.safetensors in it or in its encoder/ folder"
         )
     if _is_hub_id(str(source)):
-        return _hub(str(source))
+        return _hub(str(source), allow_pickle)
     name = str(source).removeprefix("timm:")
     architecture = name.split(".")[0]
     if not str(source).startswith("timm:") and not is_model(architecture):
@@ -52,6 +53,8 @@ def open_source(source: str | Path) -> tuple[str, str, dict[str, Any], dict[str,
         raise ValueError(f"timm has no pretrained weights {name}; for {architecture} there are: {tags}") from error
     if config is None or not config.has_weights:
         raise ValueError(f"timm has no pretrained weights for {name}")
+    if not allow_pickle and not config.hf_hub_id and str(config.url).endswith(PICKLES):
+        raise ValueError(f"timm's weights {name} are {NEVER}, or set encoder.allow_pickle=true")
     return name, architecture, {}, config.to_dict()
 
 
@@ -60,12 +63,15 @@ def _is_hub_id(source: str) -> bool:
     return looks and not Path(source.split("/")[0]).is_dir()  # runs/mine that is not there is a slip of the pen
 
 
-def _hub(source: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+def _hub(source: str, allow_pickle: bool) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """A model on the Hub in timm's form, `USER/NAME` or `USER/NAME@REVISION`."""
     try:
         name, _, revision = source.partition("@")
-        if not file_exists(name, "model.safetensors", revision=revision or None):  # timm would fall back to a pickle
-            raise ValueError("there is no such repository, or no model.safetensors in it; pickles are not read")
+        if not allow_pickle and not file_exists(name, "model.safetensors", revision=revision or None):
+            raise ValueError(  # else timm would fall back to a pickle
+                "there is no such repository, or no model.safetensors in it; pickles are not read unless "
+                "encoder.allow_pickle=true"
+            )
         config, name, arguments = load_model_config_from_hf(source)
         norm = {key: config[key] for key in ("mean", "std", "input_size")}
     except Exception as error:  # whatever the Hub, the network and the file of another form may raise
@@ -96,9 +102,10 @@ def architecture_of(source: str | Path) -> tuple[str, dict[str, Any], Any, Any]:
     return name, arguments, tuple(config["mean"]), tuple(config["std"])
 
 
-def _folder(source: str | Path) -> Path | None:
+def _folder(source: str | Path, allow_pickle: bool = False) -> Path | None:
     """The exported folder that a path stands for: itself, or the `encoder/` of a run; None if it is neither."""
     for folder in (Path(source), Path(source) / "encoder"):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            return folder
+        for name in ("model.safetensors", *(["pytorch_model.bin"] if allow_pickle else [])):
+            if (folder / "config.json").is_file() and (folder / name).is_file():
+                return folder
     return None

@@ -34,7 +34,7 @@ ALLOWED = (
     "reconstructions.png",
 )
 """What is pushed, and nothing else."""
-HEADER = "# Every setting of the run. Paths on the machine that it ran on are cut to their last part."
+HEADER = "# Every setting of the run. Paths on the machine that it ran on are cut to their last part.\n"
 LINES = 500
 """Journal lines that are kept, evenly spread."""
 
@@ -126,9 +126,7 @@ def _recipe(recipe: PretrainRecipe, state: dict[str, Any]) -> str:
     for name in ("data", "encoder"):
         if tree[name]["source"] is not None:
             tree[name]["source"] = _without_path(tree[name]["source"], name in state.get("local", ()))
-    return "# Every setting of the run. Paths on the machine that it ran on are cut to their last part.\n" + in_block(
-        tree
-    )
+    return HEADER + in_block(tree)
 
 
 def _without_path(source: str, local: bool) -> str:

@@ -16,6 +16,7 @@ from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.encoder.build import build_backbone, build_encoder
 from mpp.evaluation.in_training import in_training
+from mpp.hub.background import BackgroundPush
 from mpp.jobs.running import Job, check_same_images, claim, is_finished, on_each, run_job, stopped, uses_fused_attention
 from mpp.objective.baselines import label_baseline, masked_patch_baselines
 from mpp.objective.masked_patch import MaskedPatchPrediction
@@ -25,7 +26,7 @@ from mpp.recipe import PretrainRecipe
 from mpp.report.reconstruction import reconstructions
 from mpp.training.journal import read_metrics
 from mpp.training.launch import FolderLock, on_main, start_processes
-from mpp.training.loop import Progress, Run
+from mpp.training.loop import Callback, Progress, Run
 from mpp.training.signals import StopRequest
 from mpp.training.validation import chosen_rows, on_device
 
@@ -78,10 +79,16 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     if recipe.evaluation.evaluators:
         every = job.steps(recipe.evaluation.every)
         job.callbacks.append(in_training(recipe.evaluation, accelerator, splits.train, recipe.data, every=every))
+    pusher = None
+    if recipe.hub.push_to is not None and accelerator.is_main_process:
+        pusher = BackgroundPush(recipe.hub, folder, job.steps(recipe.training.duration))
+        job.callbacks.append(Callback(job.steps(recipe.hub.every), pusher))
     run, progress = run_job(job, accelerator, stop, checkpoint)
     code = stopped(run, progress)
     if code is None and accelerator.is_main_process:
         _farewell(run, progress, folder, baselines)
+    if code is None and pusher is not None:
+        pusher.finish()
     return code or 0
 
 

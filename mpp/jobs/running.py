@@ -32,7 +32,7 @@ from mpp.training.speed import flops_per_image, hardware, peak_flops
 from mpp.training.validation import validation
 
 MAY_CHANGE = ("output_dir", "data.workers", "data.cache", "training.micro_batch_size", "training.compile",
-              "journal.", "checkpoint.")  # fmt: skip
+              "journal.", "checkpoint.", "hub.")  # fmt: skip
 """What may differ between a run and its resumption: nothing that decides which weights come out."""
 
 

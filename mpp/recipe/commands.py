@@ -17,6 +17,7 @@ from mpp.evaluation.settings import (
     ProbeSettings,
     StudySettings,
 )
+from mpp.hub.settings import HubSettings
 from mpp.objective.settings import ClassificationSettings, FineTuningSettings, ObjectiveSettings
 from mpp.report.settings import ReconstructionSettings
 from mpp.settings import Settings
@@ -55,6 +56,7 @@ class PretrainRecipe(Settings):
     journal: JournalSettings = JournalSettings()
     reconstructions: ReconstructionSettings = ReconstructionSettings()
     evaluation: InTrainingSettings = InTrainingSettings()
+    hub: HubSettings = HubSettings()
 
 
 class FinetuneRecipe(Settings):

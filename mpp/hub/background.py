@@ -1,0 +1,100 @@
+"""Pushing the newest checkpoint during a run, by a process of its own: whatever becomes of it, the run goes on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+from torch import nn
+from tqdm import tqdm
+
+from mpp.hub.settings import HubSettings
+
+LOG = "push.log"
+"""In the run's folder: what the pushes said."""
+LOWEST = 19
+
+
+class BackgroundPush:
+    """Starts `python -m mpp.push` on a run now and then; at most one at a time.
+
+    The process has the lowest priority, one thread and a session of its own: signals to the run do not reach it.
+
+    Args:
+        settings: where to push.
+        run: the run's folder.
+        steps: of the whole run, whose last checkpoint is pushed by `finish`.
+
+    Raises:
+        ValueError: if there is no token to push with.
+    """
+
+    def __init__(self, settings: HubSettings, run: Path, steps: int) -> None:
+        assert settings.push_to is not None
+        if get_token() is None:
+            raise ValueError(
+                f"hub.push_to is {settings.push_to}, but there is no token for the Hugging Face Hub: run "
+                "'hf auth login', set HF_TOKEN, or leave hub.push_to out"
+            )
+        self.repo_id, self.run, self.steps = settings.push_to, run, steps
+        self.command = [sys.executable, "-m", "mpp.push", str(run), settings.push_to]
+        self.command += ["--private"] if settings.private else []
+        for name in ("branch", "license"):
+            if value := getattr(settings, name):
+                self.command += [f"--{name}", value]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, step: int, module: nn.Module) -> Iterator[tuple[str, Any]]:
+        """Push the newest checkpoint, unless a push is under way; yields how the one before ended, for the journal."""
+        if (ended := self._ended()) is not None:
+            yield "hub/push_failed", ended
+        if self._process is None and step < self.steps and (self.run / "checkpoints").is_dir():
+            self._start()
+
+    def finish(self) -> None:
+        """Push the run's last checkpoint, and wait until it is there; or say what to do."""
+        if self._process is not None:
+            self._process.wait()
+            self._ended()
+        _say(f"pushing to {self.repo_id} …")
+        self._start().wait()
+        if self._ended() == 0:
+            _say(self._told()[-1])
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        with (self.run / LOG).open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST)
+        return self._process
+
+    def _told(self) -> list[str]:
+        return (self.run / LOG).read_text(errors="replace").strip().splitlines() or ["nothing was said"]
+
+    def _ended(self) -> int | None:
+        """0 if the last push arrived, 1 if it failed, which is said; None while there is nothing to tell."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        failed, self._process = int(self._process.returncode != 0), None
+        if failed:
+            told = self._told()
+            reason = next((line for line in reversed(told) if line.startswith("error: ")), told[-1])
+            _say(
+                f"the push to {self.repo_id} failed: {reason.removeprefix('error: ')}\n"
+                f"The run is untouched. All of it: {self.run / LOG}; "
+                f"by hand: {shlex.join(['python', *self.command[1:]])}"
+            )
+        return failed
+
+
+def _say(text: str) -> None:
+    tqdm.write(text)  # above the progress bar, where there is one

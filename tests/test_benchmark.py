@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp import benchmarking
+from mpp.jobs import benchmark
 from mpp.recipe import load_recipe
 
 
@@ -15,9 +15,9 @@ from mpp.recipe import load_recipe
 def test_the_benchmark_prints_every_figure(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], objective: str
 ):
-    monkeypatch.setattr(benchmarking, "SECONDS", 0.1)
-    monkeypatch.setattr(benchmarking, "LOADED", 64)
-    assert benchmarking.benchmark(load_recipe(tiny_recipe, [f"objective.kind={objective}"])) == 0
+    monkeypatch.setattr(benchmark, "SECONDS", 0.1)
+    monkeypatch.setattr(benchmark, "LOADED", 64)
+    assert benchmark.benchmark(load_recipe(tiny_recipe, [f"objective.kind={objective}"])) == 0
     said = capsys.readouterr().out
     assert re.search(r"loader, 0 workers: +\d+ images/s", said)
     assert re.search(r"training step: +[\d.]+ images/s, [\d.]+ ms", said)

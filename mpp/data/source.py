@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+from huggingface_hub import get_token
 
 from mpp import randomness
 from mpp.data import embedded
@@ -144,6 +145,28 @@ def open_splits(
     return Splits(*(_rows(table, image, label, classes, name) for name, table in splits.items()))
 
 
+def public_name(source: str, *, local: bool = False) -> str:
+    """A data set or encoder without the folders of this machine: `~/clients/scans` → `scans`, a Hub id as it is.
+
+    Args:
+        source: as a recipe has it.
+        local: whether it is known to be a path, though it looks like a Hub id.
+    """
+    local = local or source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
+    return Path(source).name if local else source
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of another library's error, or its kind; never the token for the Hub, which some of them show."""
+    if getattr(getattr(error, "response", None), "status_code", None) == 401:
+        return "it is not there, is private, or the token is wrong or expired: see 'hf auth login' (401)"
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    if token := get_token():
+        for form in (token, repr(token)[1:-1]):
+            reason = reason.replace(form, "…")
+    return reason
+
+
 def _tables(settings: DataSettings) -> datasets.DatasetDict:
     """All splits of the source, prepared by `datasets` once and cached by it."""
     if not sys.stderr.isatty():
@@ -159,9 +182,8 @@ def _tables(settings: DataSettings) -> datasets.DatasetDict:
         return datasets.load_dataset(source, **arguments)
     except Exception as error:
         # `datasets` raises whatever its readers raise; each of them means that this source cannot be read.
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
-            f"data.source {settings.source!r} cannot be opened: {reason}\n"
+            f"data.source {settings.source!r} cannot be opened: {reason_of(error)}\n"
             "It can be embedded or embedded:b, a folder of images, a .parquet or .tar file, a folder of them, "
             "or the id of a data set on the Hugging Face Hub (which needs a network)"
         ) from error

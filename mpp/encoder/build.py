@@ -23,7 +23,7 @@ from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
 from mpp.encoder.resize import Resize, learnt_positions, resize_positions
 from mpp.encoder.settings import EncoderSettings
-from mpp.encoder.source import architecture_of, open_source
+from mpp.encoder.source import NOT_THE_MODEL_S, architecture_of, open_source
 from mpp.encoder.vit import Encoder
 from mpp.encoder.weights_file import fill, read_weights, size_of
 
@@ -31,7 +31,7 @@ from mpp.encoder.weights_file import fill, read_weights, size_of
 HALF = (0.5, 0.5, 0.5)
 SETTINGS_OF_THEIR_OWN = frozenset(
     ("name", "source", "image_size", "img_size", "patch_size", "pool", "global_pool", "mean", "std", "resize",
-     "in_chans", "num_classes", "revision", "allow_pickle")
+     "in_chans", "revision", "allow_pickle")
 )  # fmt: skip
 
 
@@ -172,7 +172,8 @@ def load_encoder(
     own_arguments = arguments
     if size != own.image_size:
         arguments = arguments | {"img_size": size}
-    if pool is not None and pool != arguments.get("global_pool"):
+    saved_pool = arguments.get("global_pool")
+    if (pool is not None and pool != saved_pool) or saved_pool == "":  # which gives tokens, and no feature
         arguments |= pooling(name, pool, arguments)
     layout = layout_of(name, skeleton(name, **arguments), size)
     vit = _with_weights(source, origin, arguments)
@@ -207,7 +208,7 @@ def build_backbone(settings: EncoderSettings, image_size: int) -> Backbone:
     Raises:
         ValueError: if it cannot be built, or `arguments` say what a setting of its own says.
     """
-    if taken := SETTINGS_OF_THEIR_OWN & set(settings.arguments):
+    if taken := (SETTINGS_OF_THEIR_OWN | NOT_THE_MODEL_S) & set(settings.arguments):
         raise ValueError(
             f"encoder.arguments cannot hold {', '.join(sorted(taken))}: images have 3 channels, the encoder has no "
             "classes, and the rest is set by data.image_size, encoder.name, encoder.source, encoder.patch_size, "

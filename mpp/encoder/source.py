@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import file_exists
+from huggingface_hub import file_exists, try_to_load_from_cache
 from timm.models import is_model, load_model_config_from_hf
 
+from mpp.data.source import reason_of
 from mpp.encoder.architecture import check_name
 from mpp.encoder.weights_file import NEVER, PICKLES
 
 DROPOUT = ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
+NOT_THE_MODEL_S = frozenset(
+    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes",
+     "features_only", "out_indices", "scriptable", "exportable", "no_jit")
+)  # fmt: skip
+"""Arguments of timm's `create_model` that say where weights come from and what for, not what the network is."""
+SAFE = ("model.safetensors", "open_clip_model.safetensors")
+"""The names that timm looks for before it takes a pickle."""
 
 
 def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
@@ -27,7 +35,7 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str,
             return (
                 f"local-dir:{folder}",
                 name,
-                _without_dropout(config.get("model_args", {})),
+                architecture_arguments(config.get("model_args") or {}),
                 {key: norm[key] for key in ("mean", "std", "input_size")},
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -39,6 +47,8 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str,
     if _is_hub_id(str(source)):
         return _hub(str(source), allow_pickle)
     name = str(source).removeprefix("timm:")
+    if name in ("raw_pixels", "patch_colors"):
+        raise ValueError(f"encoder source {name!r} is a control for mpp.evaluate; there is nothing in it to train")
     architecture = name.split(".")[0]
     if not str(source).startswith("timm:") and not is_model(architecture):
         raise ValueError(
@@ -53,7 +63,13 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str,
         raise ValueError(f"timm has no pretrained weights {name}; for {architecture} there are: {tags}") from error
     if config is None or not config.has_weights:
         raise ValueError(f"timm has no pretrained weights for {name}")
-    if not allow_pickle and not config.hf_hub_id and str(config.url).endswith(PICKLES):
+    try:
+        safe = allow_pickle or (
+            _is_safe(config.hf_hub_id, None) if config.hf_hub_id else not str(config.url).endswith(PICKLES)
+        )
+    except Exception as error:  # whatever the Hub and the network may raise
+        raise ValueError(f"timm's weights {name} cannot be had from the Hub: {reason_of(error)}") from error
+    if not safe:
         raise ValueError(f"timm's weights {name} are {NEVER}, or set encoder.allow_pickle=true")
     return name, architecture, {}, config.to_dict()
 
@@ -66,26 +82,52 @@ def _is_hub_id(source: str) -> bool:
 def _hub(source: str, allow_pickle: bool) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """A model on the Hub in timm's form, `USER/NAME` or `USER/NAME@REVISION`."""
     try:
-        name, _, revision = source.partition("@")
-        if not allow_pickle and not file_exists(name, "model.safetensors", revision=revision or None):
+        repo, _, revision = source.partition("@")
+        if not allow_pickle and not _is_safe(repo, revision or None):
             raise ValueError(  # else timm would fall back to a pickle
                 "there is no such repository, or no model.safetensors in it; pickles are not read unless "
                 "encoder.allow_pickle=true"
             )
-        config, name, arguments = load_model_config_from_hf(source)
-        norm = {key: config[key] for key in ("mean", "std", "input_size")}
+        try:
+            config, name, arguments = load_model_config_from_hf(source)
+            norm = {key: config[key] for key in ("mean", "std", "input_size")}
+        except KeyError as error:
+            raise ValueError(f"its config.json is not timm's description of a model: {error} is missing") from error
+        if not allow_pickle and (config.get("hf_hub_filename") or config.get("custom_load")):
+            raise ValueError("its config.json points to weights in another file; set encoder.allow_pickle=true to read")
+        arguments = architecture_arguments(arguments or {})
     except Exception as error:  # whatever the Hub, the network and the file of another form may raise
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"encoder source {source!r} is no file here, and cannot be loaded as timm's model from the Hugging Face "
-            f"Hub: {reason}"
+            f"Hub: {reason_of(error)}"
         ) from error
-    return f"hf-hub:{source}", str(name), _without_dropout(arguments or {}), norm
+    return f"hf-hub:{source}", str(name), arguments, norm
 
 
-def _without_dropout(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a saved model; how it was regularised in training is not part of what it is."""
-    return {name: 0.0 if name in DROPOUT else value for name, value in arguments.items()}
+def _is_safe(repo: str, revision: str | None) -> bool:
+    """Whether a repository has weights that are no pickle; asked of what was loaded before, then of the Hub."""
+    if any(isinstance(try_to_load_from_cache(repo, name, revision=revision), str) for name in SAFE):
+        return True
+    return any(file_exists(repo, name, revision=revision) for name in SAFE)
+
+
+def architecture_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a saved model that say what it is: not how it was regularised, nor where its weights are.
+
+    timm itself writes the number of classes among them, and an image size as a pair.
+
+    Raises:
+        ValueError: if its images are not square, or not of three channels.
+    """
+    kept = {name: value for name, value in arguments.items() if name not in NOT_THE_MODEL_S}
+    if kept.pop("in_chans", 3) != 3:
+        raise ValueError(f"its images have {arguments['in_chans']} channels; only three are supported")
+    size = kept.get("img_size")
+    if isinstance(size, list | tuple):
+        if len(set(size)) != 1:
+            raise ValueError(f"its images are {' × '.join(map(str, size))} pixels; only square ones are supported")
+        kept["img_size"] = size[0]
+    return {name: 0.0 if name in DROPOUT else value for name, value in kept.items()}
 
 
 def architecture_of(source: str | Path) -> tuple[str, dict[str, Any], Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,8 +44,21 @@ def checked(
     return Labelled(train, known, test, asked, classes)
 
 
+def _tensor(values: Any) -> Tensor:
+    """A tensor, or what NumPy takes for an array: views, read-only memory, any byte order and width."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    if isinstance(values, list | tuple) and values and isinstance(values[0], Tensor):
+        return torch.stack([value.detach().cpu() for value in values])
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"features and labels must be numbers, found {array.dtype}")
+    width = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}[array.dtype.kind]
+    return torch.from_numpy(np.array(array, dtype=width, order="C"))  # a copy that is ours: torch warns of read-only
+
+
 def _features(values: Any, name: str, dtype: torch.dtype) -> Tensor:
-    features = torch.as_tensor(values).detach().cpu().to(dtype)
+    features = _tensor(values).to(dtype)
     if features.ndim != 2 or not features.numel():
         raise ValueError(f"{name} features must have the shape (rows, dimensions), found {tuple(features.shape)}")
     if not torch.isfinite(features).all():
@@ -57,7 +71,7 @@ def _features(values: Any, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _labels(values: Any, rows: int, name: str) -> Tensor:
-    labels = torch.as_tensor(values).detach().cpu()
+    labels = _tensor(values)
     if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64, torch.complex128):
         raise ValueError(f"{name} labels must be integers, found {labels.dtype}")
     if tuple(labels.shape) != (rows,):

@@ -12,6 +12,8 @@ from mpp.evaluation.intervals import paired
 
 Outcome = dict[str, Any]
 
+NO_SPREAD = 1e-9
+"""Differences of accuracies that vary less than this are equal, but for rounding."""
 NOTE = (
     "{count} comparisons, each with an interval of its own; none is corrected for their number, so about one in twenty "
     "that mean nothing would be called shown. The headline ones were chosen before anything was measured."
@@ -120,13 +122,11 @@ def _claim(table: dict[str, Any], metric: str, lower: str, higher: str) -> dict[
     low: dict[int, float]
     high: dict[int, float]
     low, high = (dict(zip(cell["seeds"], cell["accuracies"], strict=True)) for cell in (cells[0], cells[1]))
-    if lower in CONTROLS:  # nothing in them depends on the seed
-        low = dict.fromkeys(high, float(cells[0]["accuracies"][0]))
     seeds = sorted(low.keys() & high.keys())
     if len(seeds) < 2:
         return None
     interval = paired([low[seed] for seed in seeds], [high[seed] for seed in seeds])
-    if interval.low == interval.high:  # equal differences by chance: there is no spread to judge by
+    if interval.high - interval.low < NO_SPREAD:  # equal differences by chance: there is nothing to judge by
         shown = "not resolved"
     else:
         shown = "shown" if interval.low > 0 else "shown, the other way round" if interval.high < 0 else "not resolved"
@@ -153,7 +153,7 @@ def _signed(points: float) -> str:
 
 def _order(table: dict[str, Any], metric: str, floor: str, arm: str, gain: Any, gap: Any) -> dict[str, Any]:
     """The order of three arms, claimed only where both lower bounds are above 0."""
-    both = gain["low"] > 0 and gap["low"] > 0
+    both = gain["verdict"] == gap["verdict"] == "shown"
     place = f" ({table['variant']})" if table["variant"] else ""
     return {
         "variant": table["variant"],

@@ -163,8 +163,8 @@ def extract(
     batch_size: int,
     workers: int = 0,
     title: str = "",
-) -> Features:
-    """Read the features of some rows, in their order; every process takes its share, and all get everything.
+) -> Features | None:
+    """Read the features of some rows, in their order; every process takes its share, and the main one gets them all.
 
     Args:
         reader: an encoder, or a control.
@@ -175,6 +175,9 @@ def extract(
         batch_size: images that one process takes at once.
         workers: loader processes.
         title: of the progress bar; without one there is none.
+
+    Returns:
+        The features; None in all processes but the main one.
 
     Raises:
         TooManyDamagedError: when there is no good image near a damaged one.
@@ -195,20 +198,25 @@ def extract(
         damaged |= {row for row, _ in batch.damaged}
         with torch.no_grad(), accelerator.autocast():
             found = reader.read(batch.pixels.to(accelerator.device, non_blocking=pin), places)
-        for place, value in found.items():
-            collected[place].append(_gathered(accelerator, value.float()))
-        labels.append(_gathered(accelerator, batch.labels.to(accelerator.device)))
+        parts_of_all = {place: _gathered(accelerator, value.float()) for place, value in found.items()}
+        labels_of_all = _gathered(accelerator, batch.labels.to(accelerator.device))
+        if accelerator.is_main_process:
+            labels.append(labels_of_all.cpu())
+            for place, value in parts_of_all.items():
+                collected[place].append(value.cpu())
+    if not accelerator.is_main_process:
+        return None
     values = {place: torch.cat(parts)[: len(rows)] for place, parts in collected.items()}
     return Features(values, torch.cat(labels)[: len(rows)], len(damaged))
 
 
 def _gathered(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """All processes' values in main memory, in the order of the rows, which were dealt out one by one."""
+    """All processes' values, in the order of the rows, which were dealt out one by one."""
     if accelerator.num_processes > 1:
         everyone = accelerator.gather(values)
         assert isinstance(everyone, Tensor)
         values = everyone.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
-    return values.cpu()
+    return values
 
 
 def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, precision: str) -> dict[str, Any]:
@@ -241,8 +249,11 @@ def kept(folder: Path, key: dict[str, Any], places: Sequence[Place]) -> Features
             metadata = file.metadata()
             if json.loads(metadata["key"]) != json.loads(json.dumps(key)):
                 return None
-            values = {place: file.get_tensor(str(place)) for place in places}
-            return Features(values, file.get_tensor("labels"), int(metadata["damaged"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+            if weights_digest(tensors) != metadata["sha256"]:  # a flipped bit loads silently
+                return None
+            values = {place: tensors[str(place)] for place in places}
+            return Features(values, tensors["labels"], int(metadata["damaged"]))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
 
@@ -251,9 +262,10 @@ def keep(folder: Path, key: dict[str, Any], features: Features) -> None:
     """Write features down for `kept`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {str(place): value.contiguous() for place, value in features.values.items()}
-    metadata = {"key": json.dumps(key), "damaged": str(features.damaged)}
+    tensors["labels"] = features.labels
+    metadata = {"key": json.dumps(key), "damaged": str(features.damaged), "sha256": weights_digest(tensors)}
     with replacing(_path(folder, key)) as path:
-        save_file(tensors | {"labels": features.labels}, path, metadata=metadata)
+        save_file(tensors, path, metadata=metadata)
 
 
 def _path(folder: Path, key: dict[str, Any]) -> Path:

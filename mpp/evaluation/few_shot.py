@@ -8,6 +8,7 @@ eigendecomposition serves every λ. All in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,8 +48,8 @@ def few_shot(
     train_labels: Any,
     test_features: Any,
     test_labels: Any,
-    shots: Sequence[int] = (1, 5, 10, 25),
-    seeds: Sequence[int] = (0, 1, 2),
+    shots: Sequence[int] | int = (1, 5, 10, 25),
+    seeds: Sequence[int] | int = (0, 1, 2),
     l2: float | Literal["auto"] = L2,
 ) -> dict[int, Score]:
     """Accuracy on test of a ridge classifier fitted to a few images of each class.
@@ -70,10 +71,9 @@ def few_shot(
             are not finite.
     """
     data = checked(train_features, train_labels, test_features, test_labels, torch.float64)
-    if not shots or min(shots) < 1 or not seeds:
-        raise ValueError(f"few-shot needs shots of 1 or more and a seed; found shots {tuple(shots)}, seeds {seeds}")
-    if l2 != "auto" and (isinstance(l2, str) or not l2 > 0):
-        raise ValueError(f"l2 must be above 0, or auto; found {l2}")
+    shots, seeds = _numbers(shots, "shots", 1), _numbers(seeds, "seeds", 0)
+    if l2 != "auto" and not (isinstance(l2, int | float | np.number) and 0 < l2 < math.inf):
+        raise ValueError(f"l2 must be a number above 0, or auto; found {l2!r}")
     per_seed: dict[int, list[float]] = {count: [] for count in shots}
     for seed in seeds:
         rows = shot_rows(data.train_labels, max(shots), seed)
@@ -85,6 +85,18 @@ def few_shot(
             predicted = Ridge(design, design.weights(targets, float(value))).predict(data.test)
             per_seed[count].append(float((predicted == data.test_labels.numpy()).mean()))
     return {count: Score(tuple(values)) for count, values in per_seed.items()}
+
+
+def _numbers(values: Any, name: str, least: int) -> tuple[int, ...]:
+    """Whole numbers, each once.
+
+    Raises:
+        ValueError: for anything else, and for none at all.
+    """
+    array = np.atleast_1d(np.asarray(values))
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu" or array.min() < least:
+        raise ValueError(f"few-shot needs {name} that are whole numbers of {least} or more; found {values!r}")
+    return tuple(dict.fromkeys(array.tolist()))
 
 
 def shot_rows(labels: Any, shots: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -51,6 +52,8 @@ def in_training(
         objective.eval()
         features = extract(reader, crops, rows, places, accelerator, batch_size=256)
         objective.train(was_training)
+        if features is None:
+            return  # the main process scores, and writes the journal
         train, test = features.take(known), features.take(asked)
         for place in places:
             if not torch.isfinite(features.values[place]).all():
@@ -72,6 +75,8 @@ def _check(settings: InTrainingSettings, labels: Any) -> None:
     Raises:
         ValueError: with both numbers.
     """
+    if len(np.unique(labels)) < 2:
+        raise ValueError("evaluation.evaluators: all training images are of one class; there is nothing to tell apart")
     fewest = min(int((labels == label).sum()) for label in range(int(labels.max()) + 1))
     if "few_shot" in settings.evaluators and fewest < max(settings.shots):
         raise ValueError(

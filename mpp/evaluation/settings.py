@@ -124,7 +124,7 @@ class StudySettings(Settings):
     images: tuple[Count, ...] = ()
     """Besides all upstream images, pre-train on so many of them, for as many steps."""
 
-    sizes: dict[str, OtherEncoder] = {}
+    sizes: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], OtherEncoder] = {}
     """Besides the study's encoder, others, each with a name for the report."""
 
     axis_arms: tuple[Arm, ...] = ("mean_color", "supervised")

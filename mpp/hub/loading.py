@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
+from mpp.data.source import reason_of
 from mpp.encoder.build import load_encoder
 from mpp.objective.masked_patch import MaskedPatchPrediction
 from mpp.objective.settings import MaskedPatchSettings, ObjectiveSettings
@@ -59,7 +60,6 @@ def _downloaded(source: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # whatever the Hub and the network may raise
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{source} is no folder here, and cannot be had from the Hugging Face Hub: {reason}"
+            f"{source} is no folder here, and cannot be had from the Hugging Face Hub: {reason_of(error)}"
         ) from error

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
 import shutil
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import get_token
 from safetensors.torch import load_file, save_file
 
+from mpp.data.source import public_name
 from mpp.encoder.export import weights_digest
+from mpp.encoder.source import architecture_arguments
 from mpp.files import replacing, write_text
 from mpp.recipe import PretrainRecipe
 from mpp.recipe.dialect import in_block
@@ -35,6 +40,8 @@ ALLOWED = (
 )
 """What is pushed, and nothing else."""
 HEADER = "# Every setting of the run. Paths on the machine that it ran on are cut to their last part.\n"
+NOBODY = ("root", "user", "admin", "ubuntu", "localhost")
+"""Names that tell nothing about anybody."""
 LINES = 500
 """Journal lines that are kept, evenly spread."""
 
@@ -69,9 +76,7 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
         raise ValueError(f"{folder} lies in the run itself; choose a folder outside of it")
     checkpoint = _checkpoint(run)
     recipe = PretrainRecipe.model_validate(checkpoint.state["recipe"])
-    strange = [path.name for path in folder.iterdir() if path.name not in ALLOWED] if folder.is_dir() else []
-    if strange:
-        raise ValueError(f"{folder} holds other things, e.g. {strange[0]}; choose an empty folder")
+    _check_ours(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ALLOWED:
         (folder / name).unlink(missing_ok=True)
@@ -80,7 +85,7 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     head = {name: tensor for name, tensor in weights.items() if not name.startswith("encoder.")}
     with replacing(folder / "objective.safetensors") as path:
         save_file(head, path, metadata={"format": "pt"})
-    write_text(folder / "recipe.yaml", _recipe(recipe, checkpoint.state))
+    write_text(folder / "recipe.yaml", _recipe(recipe, checkpoint.state, repo_id))
     metrics = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= checkpoint.step]
     write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in _summary(metrics)))
     pictures = [line["reconstructions"] for line in metrics if "reconstructions" in line]
@@ -89,8 +94,26 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png")
     write_card(_facts(run, checkpoint, recipe, metrics, repo_id, licence, folder), folder / "README.md")
     staged = Staged(folder, checkpoint.step)
-    _check_nothing_local(staged, run)
+    _check_nothing_local(staged, run, repo_id)
     return staged
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier staging.
+
+    Raises:
+        ValueError: naming what is in it.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose an empty folder")
+    names = sorted(path.name for path in folder.iterdir())
+    strange = [name for name in names if name not in ALLOWED]
+    recipe = folder / "recipe.yaml"
+    staged = recipe.is_file() and recipe.read_text(encoding="utf-8", errors="replace").startswith(HEADER)
+    if strange or (names and not staged):
+        raise ValueError(f"{folder} holds other things, e.g. {(strange or names)[0]}; choose an empty folder")
 
 
 def _checkpoint(run: Path) -> Checkpoint:
@@ -99,6 +122,8 @@ def _checkpoint(run: Path) -> Checkpoint:
     checkpoint = Checkpoints(run / "checkpoints", 2).newest(print)
     if checkpoint is None:
         raise ValueError(f"{run} has no finished checkpoint yet")
+    if missing := [name for name in ("metrics.jsonl", "encoder/config.json") if not (run / name).is_file()]:
+        raise ValueError(f"{run} is not whole: {missing[0]} is missing; give the run's command again, which writes it")
     if checkpoint.state["recipe"].get("command") != "pretrain":
         raise ValueError(f"{run} is a run of mpp.{checkpoint.state['recipe'].get('command')}; push a pre-training run")
     return checkpoint
@@ -119,20 +144,14 @@ def _encoder(run: Path, folder: Path, weights: dict[str, Any]) -> None:
     write_text(folder / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
 
 
-def _recipe(recipe: PretrainRecipe, state: dict[str, Any]) -> str:
+def _recipe(recipe: PretrainRecipe, state: dict[str, Any], repo_id: str) -> str:
     """The resolved recipe; of paths on this machine only the last part is left."""
     tree = plain(recipe)
-    tree["output_dir"] = f"runs/{Path(recipe.output_dir).name}"
+    tree["output_dir"] = f"runs/{repo_id.split('/')[-1]}"  # what it is called here is nobody else's business
     for name in ("data", "encoder"):
         if tree[name]["source"] is not None:
-            tree[name]["source"] = _without_path(tree[name]["source"], name in state.get("local", ()))
+            tree[name]["source"] = public_name(tree[name]["source"], local=name in state.get("local", ()))
     return HEADER + in_block(tree)
-
-
-def _without_path(source: str, local: bool) -> str:
-    """A data set or encoder without the folders of this machine: `/some/where/cifar10` → `cifar10`."""
-    local = local or source.startswith((".", "/", "~")) or source.count("/") > 1
-    return Path(source).name if local else source
 
 
 def _summary(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -155,16 +174,15 @@ def _facts(
     state = checkpoint.state
     images = checkpoint.step * recipe.training.batch_size
     held_out = next((line for line in reversed(metrics) if "validation/loss" in line), {})
-    digest = weights_digest(load_file(folder / "model.safetensors"))
-    found = [json.loads(path.read_text()) for path in sorted(run.glob("evaluation/*/results.json"))]
-    evaluations = [results for results in found if results.get("weights") == digest]  # of these very weights
     config = json.loads((folder / "config.json").read_text())
+    evaluations, others = _evaluations(run, config, weights_digest(load_file(folder / "model.safetensors")))
+    start = recipe.encoder.source
     return Facts(
         repo_id=repo_id,
         licence=licence,
         config=config,
         recipe=plain(recipe),
-        data=_without_path(recipe.data.source, "data" in state.get("local", ())),
+        data=public_name(recipe.data.source, local="data" in state.get("local", ())),
         rows=state["data"]["rows"],
         step=checkpoint.step,
         steps=state["steps"],
@@ -175,11 +193,36 @@ def _facts(
         held_out={name.removeprefix("validation/"): value for name, value in held_out.items()},
         baselines=state["baselines"],
         evaluations=evaluations,
+        others=others,
+        start=public_name(start, local="encoder" in state.get("local", ())) if start else None,
         pictures=[name for name in ("reconstructions.png", "loss.png") if (folder / name).is_file()],
     )
 
 
-def _check_nothing_local(staged: Staged, run: Path) -> None:
+def _evaluations(run: Path, config: dict[str, Any], weights: str) -> tuple[list[dict[str, Any]], int]:
+    """What was measured on the very encoder that is published, and how many results are of another.
+
+    Raises:
+        ValueError: naming a file that is no results of `mpp.evaluate`.
+    """
+    norm = config["pretrained_cfg"]
+    published = [config["architecture"], architecture_arguments(config["model_args"]), norm["mean"], norm["std"]]
+    mine, others = [], 0
+    for path in sorted(run.glob("evaluation/*/results.json")):
+        try:
+            results = json.loads(path.read_text())
+            of = results["features_of"]
+            is_mine = of["weights"] == weights and [
+                of["name"], architecture_arguments(of["arguments"]), of["mean"], of["std"]
+            ] == published  # fmt: skip
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no results of mpp.evaluate; remove it, or evaluate again") from error
+        mine += [results] if is_mine else []
+        others += not is_mine
+    return mine, others
+
+
+def _check_nothing_local(staged: Staged, run: Path, repo_id: str) -> None:
     """Look for this machine's names, paths and secrets in every byte that would leave it.
 
     Raises:
@@ -188,8 +231,15 @@ def _check_nothing_local(staged: Staged, run: Path) -> None:
     told = {"the home folder": str(Path.home()), "the run's folder": str(run.resolve())}
     secrets = {f"the environment variable {name}": value for name, value in os.environ.items()
                if re.search(r"TOKEN|SECRET|PASSWORD|KEY", name) and len(value) > 7}  # fmt: skip
+    secrets["the token for the Hugging Face Hub"] = get_token() or ""
+    machine = {"this machine's name": socket.gethostname(), "your user name on this machine": getpass.getuser()}
+    words = {what: name for what, name in machine.items() if len(name) > 3 and name not in NOBODY}
     for path in staged.files:
         content = path.read_bytes()
         for what, text in (told | secrets).items():
             if len(text) > 3 and text.encode() in content:
                 raise RuntimeError(f"{path} would publish {what}; nothing was pushed")
+        text = "" if path.suffix in (".safetensors", ".png") else content.decode().replace(repo_id, "")
+        for what, name in words.items():
+            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text):
+                raise RuntimeError(f"{path} would publish {what}, {name}; nothing was pushed")

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from mpp import randomness
 from mpp.data.images import Images
 from mpp.data.loader import EvaluationCrops
-from mpp.data.source import ImageRows, Splits, open_splits
+from mpp.data.source import ImageRows, Splits, open_splits, public_name
 from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.build import build_backbone
 from mpp.evaluation.arms import CONTROLS
@@ -23,9 +23,11 @@ from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cach
 from mpp.evaluation.scoring import check_feasible, scores
 from mpp.files import write_text
 from mpp.jobs.running import on_each, uses_fused_attention
-from mpp.recipe import EvaluateRecipe, write_recipe
+from mpp.recipe import EvaluateRecipe, differences, write_recipe
 from mpp.training.launch import FolderLock, on_main, precision, start_processes
 
+DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
+"""Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""
 DATA_ORDER = ("test", "validation")
 """What the split that final scores are measured on may be called."""
 
@@ -48,6 +50,16 @@ def evaluate(recipe: EvaluateRecipe) -> int:
         print(table(results))
         print(f"\nall of it: {folder / 'results.json'}")
     return 0
+
+
+def is_evaluated(recipe: EvaluateRecipe) -> bool:
+    """Whether the folder of a recipe holds its results: of the same settings, but for those that decide nothing."""
+    path = output_folder(recipe) / "results.json"
+    try:
+        before = EvaluateRecipe.model_validate(json.loads(path.read_text())["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return all(path.startswith(DECIDES_NOTHING) for path, _, _ in differences(before, recipe))
 
 
 def evaluate_reader(
@@ -86,10 +98,17 @@ def evaluate_reader(
             "encoder": recipe.encoder.source or recipe.encoder.name,
             "data": recipe.data.source,
             "data_name": data_name(recipe),
-            "weights": reader.identity().get("weights"),
+            "features_of": reader.identity(),
+            "split": recipe.data.validation_split or "test",
+            "protocol": {
+                name: settings.model_dump(mode="json")
+                for name in ("few_shot", "knn", "linear_probe")
+                if (settings := getattr(recipe, name)) is not None
+            },
             "train_images": len(train.labels),
             "test_images": len(test.labels),
             "classes": len(splits.train.class_names or ()),
+            "recipe": recipe.model_dump(mode="json"),
             "scores": scores(evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth),
         }
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
@@ -113,8 +132,7 @@ def output_folder(recipe: EvaluateRecipe) -> Path:
 
 def data_name(recipe: EvaluateRecipe) -> str:
     """What the data set is called, without the folders that it lies in."""
-    path = Path(recipe.data.source)
-    return path.name if path.exists() else recipe.data.source
+    return public_name(recipe.data.source)
 
 
 def _as_name(text: str) -> str:
@@ -172,7 +190,7 @@ def _features(
         workers=recipe.data.workers,
         title=f"features of {images.name}",
     )
-    on_main(accelerator, lambda: keep(store, key, features))
+    on_main(accelerator, lambda: features and keep(store, key, features))
     return features
 
 

@@ -36,7 +36,7 @@ from mpp.jobs.running import (
 )
 from mpp.objective.settings import LinearProbeSettings
 from mpp.objective.supervised import LinearProbe, SupervisedClassification
-from mpp.recipe import FinetuneRecipe
+from mpp.recipe import FinetuneRecipe, differences
 from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint
 from mpp.training.journal import read_metrics
@@ -47,6 +47,8 @@ from mpp.training.signals import StopRequest
 from mpp.training.validation import chosen_rows, validation
 
 DEV_ACCURACY = "validation/accuracy"
+DIVERGED = "diverged.json"
+"""In the folder of a combination that did not stay finite: its recipe."""
 
 
 class Candidate(NamedTuple):
@@ -175,12 +177,15 @@ class _FineTuning:
         recipe = _with(recipe, candidate, output_dir=str(folder), journal=quiet)
         on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
         checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
+        if on_main(self.accelerator, lambda: _diverged(recipe, folder)):
+            return None, candidate
         if checkpoint is None or not is_finished(checkpoint):
             self.say(f"\n{candidate}")
             try:
                 _, code, _ = self.train(recipe, folder, checkpoint, dev=True)
             except NonFiniteError as error:
                 self.say(str(error).split(".")[0])
+                on_main(self.accelerator, lambda: write_text(folder / DIVERGED, recipe.model_dump_json() + "\n"))
                 return None, candidate
             if code is not None:
                 return code, candidate
@@ -318,6 +323,15 @@ def _with(recipe: FinetuneRecipe, chosen: Candidate, **changes: Any) -> Finetune
             **changes,
         }
     )
+
+
+def _diverged(recipe: FinetuneRecipe, folder: Path) -> bool:
+    """Whether this very combination was found not to stay finite before: it would do so again."""
+    try:
+        before = FinetuneRecipe.model_validate_json((folder / DIVERGED).read_text())
+    except (OSError, ValueError):
+        return False
+    return all(path == "output_dir" for path, _, _ in differences(before, recipe))
 
 
 def _best(folder: Path, step: int) -> Path:

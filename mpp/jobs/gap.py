@@ -20,15 +20,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from mpp.data.source import open_splits
 from mpp.evaluation.comparison import summarize
 from mpp.files import write_text
-from mpp.jobs.evaluate import evaluate
-from mpp.jobs.finetune import finetune
+from mpp.jobs.evaluate import DATA_ORDER, evaluate, is_evaluated
+from mpp.jobs.finetune import Candidate, finetune
 from mpp.jobs.pretrain import pretrain
 from mpp.jobs.units import Unit, recipes_of, unit_named, units_of
-from mpp.recipe import EvaluateRecipe, GapRecipe, write_recipe
+from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, write_recipe
 from mpp.report.page import write_page
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.journal import read_metrics
@@ -57,6 +59,8 @@ def study(recipe: GapRecipe) -> int:
     done = [unit for unit in units if _outcome_of(recipe, unit)]  # refuses what was run with other settings
     write_recipe(recipe, folder / "recipe.yaml")
     failed: list[str] = []
+    if len(done) < len(units):
+        _check_data(recipe, units)
     code = 0 if len(done) == len(units) else _run_all(recipe, folder, units, failed)
     outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
     if outcomes:
@@ -83,6 +87,25 @@ def _check_installed(recipe: GapRecipe) -> None:
     needed = ["scipy", "matplotlib", "jinja2", *(["sklearn"] if recipe.evaluation.linear_probe else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
         raise RuntimeError(f'a study needs {", ".join(missing)}: pip install "mpp[study]"')
+
+
+def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
+    """Open the data sets once, before anything is trained on them.
+
+    Raises:
+        ValueError: if one of them cannot be had, or does not have what the study asks for.
+    """
+    for back in sorted({unit.back for unit in units}):
+        upstream, downstream = (recipe.downstream, recipe.upstream) if back else (recipe.upstream, recipe.downstream)
+        here = [unit for unit in units if unit.back == back]
+        labelled = bool(recipe.pretraining.evaluation.evaluators) or any(unit.arm == "supervised" for unit in here)
+        rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
+        if (most := max((unit.images or 0 for unit in here), default=0)) > len(rows):
+            raise ValueError(f"study.images {most} are more than the {len(rows)} of {upstream.source}")
+        labels = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER).train.labels
+        assert labels is not None
+        if len(np.unique(labels)) < 2:
+            raise ValueError(f"{downstream.source} holds images of a single class: there is nothing to tell apart")
 
 
 def _run_all(recipe: GapRecipe, folder: Path, units: list[Unit], failed: list[str]) -> int:
@@ -179,7 +202,7 @@ def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
 
 def _evaluate(recipe: EvaluateRecipe, stop: StopRequest) -> int:
     """Measure frozen features, if that is not done yet; a signal ends it at once, and it begins again."""
-    if (Path(recipe.output_dir or "") / "results.json").is_file():
+    if is_evaluated(recipe):
         return 0
     stop.forget()
     code = evaluate(recipe)
@@ -216,15 +239,24 @@ def _outcome(recipe: GapRecipe, unit: Unit) -> dict[str, Any]:
     outcome["finetuning"] = {
         fraction: {
             **json.loads((Path(each.output_dir) / "results.json").read_text()),
-            "curve": [
-                {"samples": m["samples"], "accuracy": m["validation/accuracy"]}
-                for m in read_metrics(Path(each.output_dir) / "metrics.jsonl")
-                if "validation/accuracy" in m
-            ],
+            "curve": _dev_curve(each),
         }
         for fraction, each in recipes.finetune.items()
     }
     return outcome
+
+
+def _dev_curve(recipe: FinetuneRecipe) -> list[dict[str, Any]]:
+    """Accuracies on the dev split during a fine-tuning; after a search, of the run whose settings were chosen."""
+    folder = Path(recipe.output_dir)
+    results = json.loads((folder / "results.json").read_text())
+    if results["search"]:
+        folder = folder / "search" / str(Candidate(**results["chosen"]))
+    return [
+        {"samples": m["samples"], "accuracy": m["validation/accuracy"]}
+        for m in read_metrics(folder / "metrics.jsonl")
+        if "validation/accuracy" in m
+    ]
 
 
 def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
@@ -237,10 +269,15 @@ def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     outcome: dict[str, Any] = json.loads(path.read_text())
-    before, now = outcome.get("recipes", {}), recipes_of(recipe, unit).plain()
-    changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    try:
+        changed = recipes_of(recipe, unit).changes(outcome["recipes"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} was written by another version of this package, whose settings cannot be compared; "
+            "choose another output_dir"
+        ) from error
     if changed:
-        listed = "\n".join(f"  {name}: {before.get(name)!r} then, {now.get(name)!r} now" for name in changed[:5])
+        listed = "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, old, new in changed[:5])
         more = f"\n  and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ValueError(
             f"{path.parent} was run with other settings:\n{listed}{more}\n"

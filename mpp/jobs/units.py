@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from mpp.evaluation.settings import FeatureSettings, OtherEncoder
 from mpp.objective.corruption import Corruption
 from mpp.objective.settings import MaskedPatchSettings, SupervisedSettings
 from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
-from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe
+from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, differences
 from mpp.report.settings import ReconstructionSettings
 from mpp.settings import Duration, Settings
 from mpp.training.settings import ComputeSettings
@@ -27,7 +26,7 @@ OBJECTIVES: dict[str, Any] = {
     "supervised": SupervisedSettings(),
 }
 """The arms that pre-train, and how."""
-DECIDES_NOTHING = (".output_dir", ".encoder.source", ".workers", ".cache", ".compile", ".trackers")
+DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "training.compile", "journal.", "hub.")
 """Settings that may differ between a study and its resumption."""
 
 
@@ -61,13 +60,36 @@ class Recipes:
     finetune: dict[str, FinetuneRecipe]
     """By the share of the labels."""
 
+    def named(self) -> dict[str, Settings]:
+        """Each recipe by what it is for."""
+        stages: dict[str, Settings | None] = {"pretrain": self.pretrain, "evaluate": self.evaluate}
+        stages |= {f"finetune {fraction}": each for fraction, each in self.finetune.items()}
+        return {name: each for name, each in stages.items() if each is not None}
+
     def plain(self) -> dict[str, Any]:
-        """Every setting that decides results, by its dotted name, as JSON would have it."""
-        named = {"pretrain": self.pretrain, "evaluate": self.evaluate}
-        named |= {f"finetune {fraction}": each for fraction, each in self.finetune.items()}
-        trees = {name: each.model_dump(mode="json") for name, each in named.items() if each is not None}
-        flat = dict(_flat(trees, ""))
-        return {name: value for name, value in flat.items() if not name.endswith(DECIDES_NOTHING)}
+        """All of them as JSON."""
+        return {name: each.model_dump(mode="json") for name, each in self.named().items()}
+
+    def changes(self, before: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+        """What decides results and is not as it was: dotted name, value then, value now.
+
+        Recipes of an earlier version are read as its settings meant: what has been added since has its default.
+
+        Args:
+            before: what `plain` gave then.
+
+        Raises:
+            ValueError: if these are no recipes of this version.
+        """
+        now, found = self.named(), []
+        for name in dict.fromkeys([*before, *now]):
+            if name not in before or name not in now:
+                found.append((name, *("asked for" if name in each else "not asked for" for each in (before, now))))
+                continue
+            then = type(now[name]).model_validate(before[name])
+            changed = (d for d in differences(then, now[name]) if not d[0].startswith(DECIDES_NOTHING))
+            found += [(f"{name}.{path}", old, new) for path, old, new in changed]
+        return found
 
 
 def units_of(recipe: GapRecipe) -> list[Unit]:
@@ -75,9 +97,8 @@ def units_of(recipe: GapRecipe) -> list[Unit]:
     study = recipe.study
     found: list[Unit] = []
     for back in (False, True) if study.both_ways else (False,):
-        if study.controls:
-            found += [Unit(control, 0, back) for control in CONTROLS]
-        for seed in study.seeds:
+        for seed in study.seeds:  # of the controls too: it decides which labelled images there are
+            found += [Unit(control, seed, back) for control in CONTROLS] if study.controls else []
             found += [Unit(arm, seed, back) for arm in study.arms]
             pretrained = [arm for arm in study.axis_arms if arm in OBJECTIVES]
             found += [Unit(arm, seed, back, images) for images in study.images for arm in pretrained]
@@ -171,14 +192,6 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
             checkpoint=scaled(part.checkpoint, scale),
         )
     return Recipes(pretrain, evaluate, finetune)
-
-
-def _flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _compute(recipe: GapRecipe) -> ComputeSettings:

@@ -199,6 +199,9 @@ class GapRecipe(Settings):
                 f"encoder.source {self.encoder.source}: every arm of a study begins from random weights; name the "
                 "architecture with encoder.name and encoder.arguments"
             )
+        study = self.study
+        if not (study.arms or study.controls or (study.axis_arms and (study.images or study.sizes))):
+            raise ValueError("study.arms is empty, and nothing else is asked for: there is nothing to run")
         up, down = self.upstream, self.downstream
         if (up.source, up.subset, up.split) == (down.source, down.subset, down.split):
             raise ValueError(

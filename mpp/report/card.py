@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -33,6 +34,10 @@ class Facts:
     baselines: dict[str, float]
     evaluations: list[dict[str, Any]]
     """On one data set each, as `mpp.evaluate` writes them."""
+    others: int
+    """Results that are of another encoder: of other weights, another pool, image size, mean or std."""
+    start: str | None
+    """What the run began from, where it was not random weights."""
     pictures: list[str]
 
 
@@ -47,7 +52,9 @@ def write_card(facts: Facts, path: Path) -> None:
     except ImportError as error:
         raise RuntimeError('the model card needs Jinja: pip install "mpp[study]"') from error
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(facts=facts, scores_of=scores_of)
+    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        facts=facts, scores_of=scores_of, duration=duration
+    )
     write_text(path, f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}")
 
 
@@ -56,33 +63,67 @@ def metadata(facts: Facts) -> ModelCardData:
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=evaluation["data_name"],
+            dataset_type=re.sub(r"[^\w.-]+", "-", evaluation["data_name"]),  # the Hub takes nothing else
             dataset_name=evaluation["data_name"],
+            dataset_split=evaluation["split"],
             metric_type="accuracy",
-            metric_name=name,
-            metric_value=round(100 * value, 2),
+            metric_name=score.name,
+            metric_value=round(100 * score.accuracy, 2),
+            metric_args=score.protocol
+            | {"train_images": evaluation["train_images"], "pool": facts.config["global_pool"]},
         )
         for evaluation in facts.evaluations
-        for name, value, _ in scores_of(evaluation)
+        for score in scores_of(evaluation)
     ]
-    return ModelCardData(
+    card = ModelCardData(
         license=facts.licence,
         library_name="timm",
         pipeline_tag="image-feature-extraction",
         tags=["timm", "transformers", "mpp", "masked-patch-prediction", "self-supervised"],
-        model_name=facts.repo_id.split("/")[-1],
+        base_model=facts.start if facts.start and is_hub_id(facts.start) else None,
+        model_name=facts.repo_id.split("/")[-1] if results else None,  # the name of the results
         eval_results=results or None,
     )
+    if not results:
+        del card.model_name
+    return card
 
 
-def scores_of(evaluation: dict[str, Any]) -> list[tuple[str, float, float | None]]:
-    """Name, accuracy in [0, 1] and standard deviation of what was measured on the features of the last block."""
-    scores = evaluation["scores"]
-    found: list[tuple[str, float, float | None]] = []
+class Score(NamedTuple):
+    """A measured accuracy."""
+
+    name: str
+    accuracy: float
+    """In [0, 1]."""
+    std: float | None
+    """Over the seeds, where there are several."""
+    protocol: dict[str, Any]
+    """How it was measured."""
+
+
+def scores_of(evaluation: dict[str, Any]) -> list[Score]:
+    """What was measured on the features of the last block, which are those that the published model gives."""
+    scores, protocol = evaluation["scores"], evaluation["protocol"]
+    found: list[Score] = []
     for shots, score in scores.get("few_shot", {}).get("default", {}).get("shots", {}).items():
-        found.append((f"linear few-shot, {shots} a class", score["mean"], score["std"]))
+        how = {"shots": int(shots), **{name: protocol["few_shot"][name] for name in ("seeds", "l2")}}
+        found.append(Score(f"linear few-shot, {shots} a class", score["mean"], score["std"], how))
     if "knn" in scores:
-        found += [(f"{k} nearest neighbours", value, None) for k, value in scores["knn"]["default"]["k"].items()]
+        for k, value in scores["knn"]["default"]["k"].items():
+            how = {"k": int(k), "temperature": protocol["knn"]["temperature"]}
+            found.append(Score(f"{k} nearest neighbours", value, None, how))
     if "linear_probe" in scores:
-        found.append(("linear probe", scores["linear_probe"]["default"]["accuracy"], None))
+        score = scores["linear_probe"]["default"]
+        found.append(Score("linear probe", score["accuracy"], None, {"C": score["c"]}))
     return found
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether this is `USER/NAME`."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+
+
+def duration(hours: float) -> str:
+    """A length of time in the unit that suits it."""
+    minutes = 60 * hours
+    return f"{hours:.1f} hours" if hours >= 2 else f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} s"

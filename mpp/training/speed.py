@@ -47,4 +47,5 @@ def hardware(device: torch.device, processes: int) -> str:
     with contextlib.suppress(OSError, StopIteration):  # Linux alone says it there
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{processes} × {torch.get_num_threads()} threads of {model}"
+    threads = processes * torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} of {model}"

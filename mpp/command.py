@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import textwrap
@@ -14,6 +15,7 @@ MISTAKE = 2
 """Exit code for what the user can mend."""
 FAILED = 1
 """Exit code for a run that could not go on."""
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 TRACEBACK = "MPP_TRACEBACK"
 """Set this in the environment to see where an error comes from."""
 
@@ -54,6 +56,11 @@ def guarded(work: Callable[[], int]) -> int:
 def _tell(error: Exception, code: int) -> int:
     if os.environ.get(TRACEBACK):
         raise error
+    if isinstance(error, OSError) and error.errno in FULL:
+        error = RuntimeError(
+            f"{error.filename or 'a file'} could not be written: {error.strerror}. What was saved before stands: make "
+            "room, or raise the limit, and give the same command again"
+        )
     # What the user can mend shows in all processes alike: one of them tells.
     shared = code == MISTAKE and os.environ.get("RANK", "0") != "0"
     if not getattr(error, "told_elsewhere", shared):

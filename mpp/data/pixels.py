@@ -57,11 +57,20 @@ def decode(encoded: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits a pixel, of which PIL would clip all but the lowest 8
-                upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            if upright.mode.startswith(("I", "F")):  # of which PIL would clip all but 0…255
+                upright = Image.fromarray(_to_8_bits(np.asarray(upright)))
             return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
     except Exception as error:  # PIL's readers raise nearly anything on damaged bytes
         raise DamagedImageError(str(error).split(" <_io")[0] or type(error).__name__) from error
+
+
+def _to_8_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Grey values of 16 or 32 bits, or floats, as 8 bits: by their highest byte, unless none of them needs it."""
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values) * (255 if np.nanmax(values) <= 1 else 1)
+    elif values.dtype.itemsize == 2 or values.max() > 255:
+        values = values.astype(np.int64) >> 8
+    return values.clip(0, 255).astype(np.uint8)
 
 
 def random_crop(words: np.ndarray[Any, Any], height: int, width: int, settings: DataSettings) -> Crop:

@@ -16,8 +16,22 @@ from mpp import randomness
 from mpp.data import embedded
 from mpp.data.settings import DataSettings
 
+MOST_CLASSES = 10**6
+"""Numbers from here on are ids, and no classes."""
 HOLD_OUT = 10
 """One row in this many is held out of train where a data set has no other split."""
+
+
+class Part(NamedTuple):
+    """Some rows of a data set."""
+
+    table: datasets.Dataset
+    numbers: np.ndarray[Any, np.dtype[np.int64]]
+    """The number of each row in the split that it is from."""
+
+    def select(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Part:
+        """Some of them."""
+        return Part(self.table.select(rows), self.numbers[rows])
 
 
 class ImageRows:
@@ -28,11 +42,12 @@ class ImageRows:
         class_names: of the labels, or None for unlabelled data.
     """
 
-    def __init__(self, table: datasets.Dataset, image: str, label: str | None, classes: Classes | None, name: str):
+    def __init__(self, part: Part, image: str, label: str | None, classes: Classes | None, name: str):
+        table = part.table
         self.name = name
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
-        self._numbers: np.ndarray[Any, Any] | None = None
+        self._numbers = part.numbers
         self.class_names = classes.names if classes else None
         self.labels = classes.numbers(table, label, name) if classes and label else None
 
@@ -40,11 +55,11 @@ class ImageRows:
         return len(self._images)
 
     def select(self, rows: np.ndarray[Any, np.dtype[np.int64]], name: str) -> ImageRows:
-        """Some of the rows, under a name of their own; messages still call them by their numbers here."""
+        """Some of the rows, under a name of their own; messages still call them by their numbers in the data set."""
         part = copy(self)
         part.name = name
         part._images = self._images.select(rows)
-        part._numbers = rows if self._numbers is None else self._numbers[rows]
+        part._numbers = self._numbers[rows]
         part.labels = None if self.labels is None else self.labels[rows]
         return part
 
@@ -68,8 +83,7 @@ class ImageRows:
             path = (self._images[row][self._image] or {}).get("path")
         except Exception:
             path = None
-        number = row if self._numbers is None else int(self._numbers[row])
-        return f"row {number}" + (f" ({path})" if path else "")
+        return f"row {self._numbers[row]}" + (f" ({path})" if path else "")
 
 
 class Classes(NamedTuple):
@@ -133,16 +147,17 @@ def open_splits(
     else:
         train, validation = _held_out(train, seed)
     if settings.images is not None:
-        if settings.images > len(train):
-            raise ValueError(f"data.images {settings.images} are more than the {len(train)} of {settings.source}")
-        order = randomness.permutation(randomness.key(seed, "images"), 0, len(train))
+        rows = len(train.numbers)
+        if settings.images > rows:
+            raise ValueError(f"data.images {settings.images} are more than the {rows} of {settings.source}")
+        order = randomness.permutation(randomness.key(seed, "images"), 0, rows)
         train = train.select(np.sort(order[: settings.images]))
-    image = _image_column(train, settings)
+    image = _image_column(train.table, settings)
     # Labels that nobody asked for need not be in order.
-    label = _label_column(train, settings, required=labelled) if labelled or settings.label_column else None
-    classes = _classes(train, label) if label else None
+    label = _label_column(train.table, settings, required=labelled) if labelled or settings.label_column else None
+    classes = _classes(train.table, label) if label else None
     splits = {f"{settings.source}, training split": train, f"{settings.source}, validation split": validation}
-    return Splits(*(_rows(table, image, label, classes, name) for name, table in splits.items()))
+    return Splits(*(_rows(part, image, label, classes, name) for name, part in splits.items()))
 
 
 def public_name(source: str, *, local: bool = False) -> str:
@@ -211,7 +226,7 @@ def _reader(settings: DataSettings) -> tuple[str, dict[str, Any]]:
     return settings.source, {"name": settings.subset, "revision": settings.revision}
 
 
-def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> datasets.Dataset:
+def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Part:
     """A split, or a part of one such as `train[:10%]`."""
     sizes = {name: len(table) for name, table in tables.items()}
     try:
@@ -221,18 +236,19 @@ def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> datasets.Da
             f"{setting} {spec!r} cannot be taken: {str(error).strip() or type(error).__name__}; "
             f"there are {', '.join(f'{name} ({size} rows)' for name, size in sizes.items())}"
         ) from error
-    tables_of_parts = [
-        tables[p.splitname].select(range(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to)) for p in parts
-    ]
-    return tables_of_parts[0] if len(parts) == 1 else datasets.concatenate_datasets(tables_of_parts)
+    ranges = [range(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to) for p in parts]
+    numbers = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
+    slices = [tables[p.splitname].select(rows) for p, rows in zip(parts, ranges, strict=True)]
+    return Part(slices[0] if len(parts) == 1 else datasets.concatenate_datasets(slices), numbers)
 
 
-def _held_out(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _held_out(train: Part, seed: int) -> tuple[Part, Part]:
     """Train and validation, where a data set has but one split: a seeded tenth is held out."""
-    if len(train) < 2:
-        raise ValueError(f"a training split of {len(train)} rows cannot be divided; name a data.validation_split")
-    order = randomness.permutation(randomness.key(seed, "hold-out"), 0, len(train))
-    held = max(len(train) // HOLD_OUT, 1)
+    rows = len(train.numbers)
+    if rows < 2:
+        raise ValueError(f"a training split of {rows} rows cannot be divided; name a data.validation_split")
+    order = randomness.permutation(randomness.key(seed, "hold-out"), 0, rows)
+    held = max(rows // HOLD_OUT, 1)
     return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
 
 
@@ -292,10 +308,16 @@ def _classes(table: datasets.Dataset, column: str) -> Classes:
         return Classes(sorted(values), strings=True)
     if not all(isinstance(value, int) for value in values):
         raise ValueError(f"column {column!r} holds no labels: expected integers or strings, found {feature}")
+    if max(values) >= MOST_CLASSES:
+        raise ValueError(
+            f"column {column!r} holds no class numbers: they reach {max(values)}, with {len(values)} different ones; "
+            "number the classes from 0"
+        )
     return Classes([str(number) for number in range(max(values) + 1)], strings=False)
 
 
-def _rows(table: datasets.Dataset, image: str, label: str | None, classes: Classes | None, name: str) -> ImageRows:
+def _rows(part: Part, image: str, label: str | None, classes: Classes | None, name: str) -> ImageRows:
+    table = part.table
     for column in filter(None, (image, label)):
         if column not in table.column_names:
             near = difflib.get_close_matches(column, table.column_names, n=1)
@@ -303,4 +325,4 @@ def _rows(table: datasets.Dataset, image: str, label: str | None, classes: Class
             raise ValueError(f"{name} has no column {column!r} among {', '.join(table.column_names)}{hint}")
     if len(table) == 0:
         raise ValueError(f"{name} is empty: it has no rows")
-    return ImageRows(table, image, label, classes, name)
+    return ImageRows(part, image, label, classes, name)

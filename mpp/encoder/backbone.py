@@ -77,7 +77,7 @@ class Backbone(nn.Module):
                 f"pixels must be uint8 in 0…255, found {pixels.dtype}: pass them as they were decoded, "
                 "the encoder normalises them itself"
             )
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size) or not len(pixels):
             raise ValueError(f"pixels must have the shape (b, 3, {size}, {size}), found {tuple(pixels.shape)}")
 
     def normalize(self, pixels: Tensor) -> Tensor:

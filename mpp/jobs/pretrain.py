@@ -47,7 +47,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     accelerator = start_processes(recipe.training, folder=folder, trackers=recipe.journal.trackers)
     locks: list[FolderLock] = []  # held until the process ends
     checkpoint = on_main(accelerator, lambda: claim(recipe, folder, locks))
-    if checkpoint is not None and is_finished(checkpoint):
+    if checkpoint is not None and is_finished(checkpoint) and (folder / "encoder" / "model.safetensors").is_file():
         if accelerator.is_main_process:
             print(f"{folder} is finished: {checkpoint.step} steps. Its encoder is {folder / 'encoder'}.\n"
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip

@@ -22,7 +22,7 @@ from mpp.encoder.export import export_encoder
 from mpp.recipe import differences, write_recipe
 from mpp.settings import Duration, Settings
 from mpp.training.augmentation import Augmentation
-from mpp.training.checkpoint import Checkpoint, Checkpoints
+from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from mpp.training.journal import Journal
 from mpp.training.launch import FolderLock, adopt_statistics, move_aside, on_main, precision
 from mpp.training.loop import Callback, EarlyStopping, Progress, Run, train
@@ -90,6 +90,11 @@ def stands(recipe: Any, folder: Path) -> Checkpoint | None:
     """
     checkpoint = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep).newest(print)
     if checkpoint is None:
+        if (folder / "encoder" / "model.safetensors").is_file():
+            raise CheckpointError(
+                f"{folder} holds the encoder of a run, but {folder / 'checkpoints'} has no checkpoint to go on from: "
+                "restore one, start afresh with checkpoint.resume=false, or choose another output_dir"
+            )
         return None
     schema: type[Settings] = type(recipe)
     try:
@@ -274,9 +279,11 @@ def _begin(recipe: Any, folder: Path) -> None:
 
 
 def _content(rows: ImageRows) -> dict[str, Any]:
-    """What identifies the training images wherever they lie: how many, and a few of them to the last byte."""
+    """What identifies the training images wherever they lie: how many, a few of them to the last byte, all labels."""
     digest = hashlib.sha256()
-    for row in {0, len(rows) // 3, len(rows) // 2, len(rows) - 1}:
+    if rows.labels is not None:
+        digest.update(rows.labels.tobytes())
+    for row in sorted({0, len(rows) // 3, len(rows) // 2, len(rows) - 1}):
         try:
             digest.update(rows.encoded(row))
         except (ValueError, OSError):

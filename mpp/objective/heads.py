@@ -7,6 +7,8 @@ from torch import nn
 
 def make_head(kind: str, width: int, outputs: int) -> nn.Module:
     """`linear`: one layer. `mlp`: two, with a GELU between them, the hidden one as wide as the token."""
+    if kind not in ("linear", "mlp"):
+        raise ValueError(f"head must be linear or mlp, found {kind!r}")
     layers: list[nn.Module] = [nn.Linear(width, outputs)]
     if kind == "mlp":
         layers = [nn.Linear(width, width), nn.GELU(), *layers]

@@ -82,6 +82,8 @@ class MaskedPatchPrediction(nn.Module):
             ValueError: for float or wrongly shaped pixels.
         """
         self.encoder.check(pixels)
+        if samples is not None and samples.shape != pixels.shape[:1]:
+            raise ValueError(f"{len(pixels)} images need as many sample numbers, found {tuple(samples.shape)}")
         if samples is None:
             samples = torch.randint(2**62, pixels.shape[:1], device=pixels.device)
         draw = self.corruption.draw(self.key, samples, self.encoder.num_patches)

@@ -118,6 +118,10 @@ class Checkpoints:
             )
         return None
 
+    def is_empty(self) -> bool:
+        """Whether there is none, whole or not."""
+        return not self._folders()
+
     def _folders(self) -> list[Path]:
         """Finished checkpoints, newest first."""
         return sorted(self.folder.glob("step-*"), reverse=True)

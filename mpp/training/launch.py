@@ -188,12 +188,24 @@ class FolderLock:
         return True
 
 
+OF_A_RUN = {"recipe.yaml", "metrics.jsonl", "checkpoints", "encoder", "results.json"}
+
+
 def move_aside(folder: Path) -> Path | None:
-    """Move all of a run, the lock apart, to a numbered folder beside it, and say where; None if there is nothing."""
+    """Move all of a run, the lock apart, to a numbered folder beside it, and say where; None if there is nothing.
+
+    Raises:
+        ValueError: if the folder holds things, but no run.
+    """
     folder = folder.resolve()
     entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
     if not entries:
         return None
+    if not OF_A_RUN & {entry.name for entry in entries}:
+        raise ValueError(
+            f"checkpoint.resume=false would move {folder} aside, but it holds things that no run made, e.g. "
+            f"{min(entry.name for entry in entries)}; choose another output_dir"
+        )
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1

@@ -147,6 +147,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     if checkpoint is not None:
         checkpoint.load_into(run.objective, run.optimizer)
         progress = Progress.from_json(checkpoint.state["progress"])
+        on_main(run.accelerator, lambda: _export(run, progress))  # a kill may have come before
     numbers = run.share.micro_batches(progress.step, run.steps)
     pin = run.accelerator.device.type == "cuda"
     loader = batches(run.crops, numbers, workers=run.workers, pin=pin)
@@ -194,14 +195,17 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
             values |= _look(run, progress)
         if values:
             run.journal.write(done, done * run.share.batch_size, values)
+        # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
+        good = not progress.skipped_in_a_row or done == run.steps
+        saves = stopped or progress.ended or (_due(done, run.save_every, run.steps) and good)
         try:
             _stop_if_hopeless(run, progress)
+            if saves:
+                _stop_if_broken(run, progress)
         except RuntimeError as error:  # of all processes alike: one of them tells
             error.told_elsewhere = not run.accelerator.is_main_process  # pyright: ignore[reportAttributeAccessIssue]
             raise
-        # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
-        good = not progress.skipped_in_a_row or done == run.steps
-        if stopped or progress.ended or (_due(done, run.save_every, run.steps) and good):
+        if saves:
             _save(run, progress)
     return progress
 
@@ -312,19 +316,39 @@ def _stop_if_hopeless(run: Run, progress: Progress) -> None:
     if progress.skipped_in_a_row >= run.max_skipped:
         raise NonFiniteError(
             f"{progress.skipped_in_a_row} steps in a row, up to step {progress.step}, had a loss or gradient that is "
-            f"not finite. The last good checkpoint stands in {run.checkpoints.folder}. "
+            f"not finite. {_kept(run)} "
             "Try a smaller optimizer.lr, a longer optimizer.warmup, or training.precision=float32, in another "
             "output_dir or with checkpoint.resume=false"
         )
     rows = len(run.crops.images)
     judged = max(min(progress.step * run.share.batch_size, rows), min(rows, FEWEST_JUDGED))
-    if len(progress.damaged) > run.max_bad_share * judged:
+    allowed = max(run.max_bad_share * judged, 1 if run.max_bad_share else 0)  # a single one stops no small data set
+    if len(progress.damaged) > allowed:
         where = run.crops.images.rows.where
         examples = "\n".join(f"  {where(row)}: {reason}" for row, reason in list(progress.damaged.items())[:5])
         raise TooManyDamagedError(
             f"{len(progress.damaged)} of {judged} images cannot be decoded, more than the share of "
             f"{run.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}\n"
             "mend the files, or allow more in another output_dir or with checkpoint.resume=false"
+        )
+
+
+def _kept(run: Run) -> str:
+    if run.checkpoints.is_empty():
+        return "Nothing had been saved yet."
+    return f"The last good checkpoint stands in {run.checkpoints.folder}."
+
+
+def _stop_if_broken(run: Run, progress: Progress) -> None:
+    """Refuse to save weights that are not finite, which a finite gradient can still make.
+
+    Raises:
+        NonFiniteError: in all processes alike, since they have the same weights.
+    """
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in run.objective.parameters()):
+        raise NonFiniteError(
+            f"the weights are not finite after step {progress.step}. {_kept(run)} "
+            "Try a smaller optimizer.lr, in another output_dir or with checkpoint.resume=false"
         )
 
 
@@ -341,18 +365,26 @@ def _save(run: Run, progress: Progress) -> None:
     if run.accelerator.is_main_process:
         if run.journal.path.exists():
             flush(run.journal.path)
-        try:
-            run.before_save()
-        except Exception as error:  # safetensors has errors of its own for a full disk
-            raise CheckpointError(
-                f"the encoder of step {progress.step} could not be written: {error}\n"
-                "make room or mend the disk, then give the same command to go on from the last checkpoint"
-            ) from error
         state = {**run.state, "progress": progress.as_json()}
+        first = run.checkpoints.is_empty()
+        if not first:
+            _export(run, progress)
         run.checkpoints.save(progress.step, run.objective, run.optimizer, state)
+        if first:  # so that an export without any checkpoint says that checkpoints were lost
+            _export(run, progress)
         if run.early_stopping is not None and progress.best is not None:
             run.early_stopping.settle(progress.best_step)
     run.accelerator.wait_for_everyone()
+
+
+def _export(run: Run, progress: Progress) -> None:
+    try:
+        run.before_save()
+    except Exception as error:  # safetensors has errors of its own for a full disk
+        raise CheckpointError(
+            f"the encoder of step {progress.step} could not be written: {error}\n"
+            "make room or mend the disk, then give the same command to go on from the last checkpoint"
+        ) from error
 
 
 def _settle_buckets(run: Run, model: nn.Module) -> None:

@@ -44,6 +44,8 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
     groups = _groups(module, settings)
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.betas is not None:
+        if not optim.get_optimizer_info(settings.name).has_betas:  # pyright: ignore[reportPrivateImportUsage]
+            raise ValueError(f"optimizer.betas {list(settings.betas)} do not fit {settings.name}; leave them out")
         arguments.setdefault("betas", settings.betas)
     if settings.name in FUSED:
         arguments.setdefault("fused", True)

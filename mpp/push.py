@@ -33,10 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _push(options: argparse.Namespace) -> int:
     from mpp.hub.staging import stage  # late: torch takes seconds
-    from mpp.hub.upload import Target, push
+    from mpp.hub.upload import Target, check_target, push
 
-    if options.repo_id.count("/") != 1:
-        raise ValueError(f"{options.repo_id!r} is no name on the Hub; give USER/NAME")
+    target = Target(options.repo_id, options.private, options.branch, options.tag)
+    check_target(target, options.license)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary) / "staged"
         staged = stage(options.run, folder, repo_id=options.repo_id, licence=options.license)
@@ -46,7 +46,6 @@ def _push(options: argparse.Namespace) -> int:
             where = f"it lies in {folder}" if options.folder else "give --folder to keep it"
             print(f"nothing was pushed; {where}")
             return 0
-        target = Target(options.repo_id, options.private, options.branch, options.tag)
         print(f"pushed to {push(staged, target, options.message or f'Encoder of step {staged.step}')}")
     return 0
 

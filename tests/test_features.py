@@ -276,14 +276,15 @@ def features_of(home: Path, names: dict[str, int], rows: int) -> dict[str, torch
     return next(tensors for tensors in found if len(tensors["labels"]) == rows)
 
 
-@pytest.mark.parametrize("kept", [0, 100, 0.5])
-def test_a_truncated_file_of_features_is_read_anew(
-    again: Any, evaluated: tuple[Path, Path], tmp_path: Path, kept: float
-):
+@pytest.mark.parametrize("kept", [0, 100, 0.5, "all but a bit"])
+def test_a_damaged_file_of_features_is_read_anew(again: Any, evaluated: tuple[Path, Path], tmp_path: Path, kept: Any):
     path = max((tmp_path / "out" / "features").iterdir(), key=lambda path: path.stat().st_size)
     content = path.read_bytes()
     tensors = load(content)
-    path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
+    if kept == "all but a bit":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 64]))
+    else:
+        path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
     before, after = again()
     mended = load_file(path)
     assert mended.keys() == tensors.keys()

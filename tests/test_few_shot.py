@@ -1,5 +1,6 @@
 """Closed-form few-shot classification against the normal equations, brute force and scikit-learn."""
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -460,3 +461,41 @@ def test_broken_features_are_refused_with_one_clear_message(name):
     with pytest.raises(ValueError, match=message) as caught:
         mpp.few_shot(*features, shots=(1, 5))
     assert "\n" not in str(caught.value)
+
+
+def as_read_only(values):
+    values.flags.writeable = False
+    return values
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("features", "labels"),
+    [
+        (lambda x: x[::-1][::-1], lambda y: y.astype(np.uint16)),
+        (lambda x: x.astype(">f8"), lambda y: y.astype(np.uint64)),
+        (lambda x: as_read_only(x.copy()), lambda y: as_read_only(y.copy())),
+        (lambda x: [torch.from_numpy(row) for row in x], lambda y: y.tolist()),
+        (lambda x: np.asfortranarray(x), lambda y: torch.from_numpy(y)),
+    ],
+)
+def test_arrays_of_any_kind_are_taken(features, labels):
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 10)
+    x = rng.normal(size=(30, 6)) + y[:, None]
+    expected = mpp.few_shot(x, y, x, y, shots=(1, 5), seeds=(0, 1))
+    assert mpp.few_shot(features(x), labels(y), features(x), labels(y), shots=(1, 5), seeds=(0, 1)) == expected
+
+
+def test_counts_may_be_arrays_or_one_number_and_each_is_taken_once():
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(3), 10)
+    x = rng.normal(size=(30, 6)) + y[:, None]
+    expected = mpp.few_shot(x, y, x, y, shots=(5,), seeds=(0, 1))
+    assert mpp.few_shot(x, y, x, y, shots=np.array([5, 5]), seeds=np.arange(2)) == expected
+    assert mpp.few_shot(x, y, x, y, shots=5, seeds=[0, 1, 1]) == expected
+    for wrong in ({"shots": ()}, {"shots": (1.5,)}, {"seeds": (-1,)}, {"l2": None}, {"l2": math.inf}, {"shots": "5"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            mpp.few_shot(x, y, x, y, **{"shots": (5,), **wrong})
+    with pytest.raises(ValueError, match="must be numbers"):
+        mpp.few_shot(x, y.astype(str), x, y)

@@ -562,6 +562,12 @@ def test_rates_that_diverge_are_left_behind(finetune: Finetune, tmp_path: Path):
     found = results(tmp_path / "run")
     assert found["chosen"]["lr"] == 3e-3
     assert [each["dev_accuracy"] is None for each in found["search"]] == [True, False]
+    (tmp_path / "run" / "results.json").unlink()
+    left = tmp_path / "run" / "search" / "lr=1e+30"
+    before = {path: path.stat().st_mtime_ns for path in left.rglob("*") if path.is_file()}
+    good(finetune(*wild))
+    assert {path: path.stat().st_mtime_ns for path in left.rglob("*") if path.is_file()} == before, "it diverged before"
+    assert results(tmp_path / "run")["search"] == found["search"]
     found = finetune("search.lr=[1e30]", *wild[1:], f"output_dir={tmp_path / 'all'}")
     refused(found, "none of the 1 runs", code=1)
 

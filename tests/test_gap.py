@@ -21,7 +21,7 @@ from tests.runs import journal
 Study = Callable[..., Command]
 ARMS = ("random", "scratch", "mean_color", "supervised")
 UNITS = [f"{arm}/seed-{seed}" for seed in (0, 1) for arm in ARMS]
-CONTROLS = ["raw_pixels/seed-0", "patch_colors/seed-0"]
+CONTROLS = [f"{control}/seed-{seed}" for seed in (0, 1) for control in ("raw_pixels", "patch_colors")]
 TUNED = "fine-tuned, 50 % of labels"
 
 GAP = f"""\
@@ -109,7 +109,7 @@ def test_every_unit_ran_once_and_the_results_are_theirs(straight: tuple[Command,
     said, folder = straight
     assert sorted(finished(folder)) == sorted([*UNITS, *CONTROLS])
     found = results(folder)
-    assert [each["name"] for each in found["units"]] == [*CONTROLS, *UNITS]
+    assert [each["name"] for each in found["units"]] == [*CONTROLS[:2], *UNITS[:4], *CONTROLS[2:], *UNITS[4:]]
     assert found["unfinished"] == []
     for each in found["units"]:
         home = folder / each["name"]
@@ -284,6 +284,50 @@ def test_other_settings_in_the_folder_of_a_study_are_refused(
     before = (straight[1] / "recipe.yaml").read_bytes()
     refused(commands.run("mpp.gap", recipe, change), str(straight[1]), *words)
     assert (straight[1] / "recipe.yaml").read_bytes() == before
+
+
+def test_a_unit_of_an_earlier_version_is_not_run_again(straight: tuple[Command, Path], study: Study, tmp_path: Path):
+    """A setting that was added since has its default there."""
+    folder = tmp_path / "gap"
+    shutil.copytree(straight[1], folder)
+    for path in folder.rglob("unit.json"):
+        outcome = json.loads(path.read_text())
+        for recipe in outcome["recipes"].values():
+            recipe["encoder"].pop("allow_pickle")
+            recipe.pop("hub", None)
+        path.write_text(json.dumps(outcome))
+    before = finished(folder)
+    assert " …" not in good(study()).text
+    assert finished(folder) == before
+
+
+def test_results_of_other_settings_in_an_unfinished_unit_are_measured_again(
+    straight: tuple[Command, Path], study: Study, tmp_path: Path
+):
+    folder = tmp_path / "gap" / "raw_pixels" / "seed-0"
+    shutil.copytree(straight[1] / "raw_pixels" / "seed-0", folder)
+    (folder / "unit.json").unlink()
+    good(study("study.only=[raw_pixels/seed-0]", "evaluation.knn.k=[7]"))
+    assert list(unit(tmp_path / "gap", "raw_pixels/seed-0")["evaluation"]["scores"]["knn"]["default"]["k"]) == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("study.images=[61]", ("study.images 61", "60")),
+        ("study.arms=[]", ("study.arms is empty",)),
+        ("study.sizes={../up: {arms: [random]}}", ("study.sizes",)),
+    ],
+)
+def test_what_a_study_cannot_do_is_told_before_anything_runs(
+    study: Study, tmp_path: Path, change: str, words: tuple[str, ...]
+):
+    command = study(*ALONE, change)
+    assert command.code == 2, command.text
+    assert "Traceback" not in command.text
+    assert all(word in command.text for word in words), command.text
+    assert finished(tmp_path / "gap") == {}
+    assert not list((tmp_path / "gap").glob("*/seed-*"))
 
 
 def test_another_meaning_of_a_size_is_refused(study: Study, tmp_path: Path):

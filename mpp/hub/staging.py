@@ -94,7 +94,8 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png")
     write_card(_facts(run, checkpoint, recipe, metrics, repo_id, licence, folder), folder / "README.md")
     staged = Staged(folder, checkpoint.step)
-    _check_nothing_local(staged, run, repo_id)
+    _hide_names(staged, repo_id)
+    _check_nothing_local(staged, run)
     return staged
 
 
@@ -182,7 +183,7 @@ def _facts(
         licence=licence,
         config=config,
         recipe=plain(recipe),
-        data=public_name(recipe.data.source, local="data" in state.get("local", ())),
+        data=_nameless(public_name(recipe.data.source, local="data" in state.get("local", ()))),
         rows=state["data"]["rows"],
         step=checkpoint.step,
         steps=state["steps"],
@@ -217,12 +218,27 @@ def _evaluations(run: Path, config: dict[str, Any], weights: str) -> tuple[list[
             ] == published  # fmt: skip
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no results of mpp.evaluate; remove it, or evaluate again") from error
-        mine += [results] if is_mine else []
+        mine += [results | {"data_name": _nameless(results["data_name"])}] if is_mine else []
         others += not is_mine
     return mine, others
 
 
-def _check_nothing_local(staged: Staged, run: Path, repo_id: str) -> None:
+def _hide_names(staged: Staged, repo_id: str) -> None:
+    """Hide names wherever they are left, but in the repository's own, whose owner may well have the same."""
+    for path in staged.files:
+        if path.suffix not in (".safetensors", ".png"):
+            parts = path.read_text(encoding="utf-8").split(repo_id)
+            write_text(path, repo_id.join(_nameless(part) for part in parts))
+
+
+def _nameless(text: str) -> str:
+    """A text without this machine's name and the user's on it, which a folder of images may be called after."""
+    names = {socket.gethostname(), os.environ.get("HOSTNAME", ""), getpass.getuser()}
+    words = [re.escape(name) for name in sorted(names) if len(name) > 3 and name not in NOBODY]
+    return re.sub(rf"(?<![A-Za-z0-9])({'|'.join(words)})(?![A-Za-z0-9])", "…", text) if words else text
+
+
+def _check_nothing_local(staged: Staged, run: Path) -> None:
     """Look for this machine's names, paths and secrets in every byte that would leave it.
 
     Raises:
@@ -232,14 +248,8 @@ def _check_nothing_local(staged: Staged, run: Path, repo_id: str) -> None:
     secrets = {f"the environment variable {name}": value for name, value in os.environ.items()
                if re.search(r"TOKEN|SECRET|PASSWORD|KEY", name) and len(value) > 7}  # fmt: skip
     secrets["the token for the Hugging Face Hub"] = get_token() or ""
-    machine = {"this machine's name": socket.gethostname(), "your user name on this machine": getpass.getuser()}
-    words = {what: name for what, name in machine.items() if len(name) > 3 and name not in NOBODY}
     for path in staged.files:
         content = path.read_bytes()
         for what, text in (told | secrets).items():
             if len(text) > 3 and text.encode() in content:
                 raise RuntimeError(f"{path} would publish {what}; nothing was pushed")
-        text = "" if path.suffix in (".safetensors", ".png") else content.decode().replace(repo_id, "")
-        for what, name in words.items():
-            if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text):
-                raise RuntimeError(f"{path} would publish {what}, {name}; nothing was pushed")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from mpp.hub.staging import ALLOWED, Staged
 
@@ -51,6 +55,31 @@ def push(staged: Staged, target: Target, message: str, say: Callable[[str], None
         PushError: saying what was wrong and what to do.
     """
     api = HfApi(library_name="mpp")
+    quiet = logging.getLogger("huggingface_hub")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)  # what it tries again by itself is not worth a wall of text
+    try:
+        return _push(api, staged, target, message, say)
+    finally:
+        quiet.setLevel(level)
+
+
+def check_target(target: Target, licence: str | None) -> None:
+    """Refuse before anything is staged what the Hub would refuse.
+
+    Raises:
+        ValueError: saying what is wrong with the name or the licence.
+    """
+    if target.repo_id.count("/") != 1:
+        raise ValueError(f"{target.repo_id!r} is no name on the Hub; give USER/NAME")
+    validate_repo_id(target.repo_id)
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise ValueError(f"{licence!r} is no identifier of a licence; the Hub's are like apache-2.0, mit or cc-by-4.0")
+
+
+def _push(api: HfApi, staged: Staged, target: Target, message: str, say: Callable[[str], None]) -> str:
+    def check() -> None:
+        ModelCard.load(staged.folder / "README.md").validate()  # else a refusal would leave an empty repository
 
     def create() -> None:
         api.create_repo(target.repo_id, private=target.private, exist_ok=True)
@@ -62,6 +91,7 @@ def push(staged: Staged, target: Target, message: str, say: Callable[[str], None
         if target.branch:
             api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
 
+    _with_patience(check, lambda: False, target, say)
     _with_patience(create, lambda: False, target, say)
     revision = target.branch or "main"
 
@@ -109,10 +139,10 @@ def _with_patience(
 
 
 def _retry_after(error: Exception) -> float:
-    """How long the Hub wishes to be left alone, in seconds; 0 if it does not say, a minute at most."""
+    """How long the Hub wishes to be left alone, in seconds; 0 if it does not say, ten minutes at most."""
     response = getattr(error, "response", None)
     wish = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(wish), 60.0) if wish.isdigit() else 0.0
+    return min(float(wish), 600.0) if wish.isdigit() else 0.0
 
 
 def _told(error: Exception, target: Target) -> tuple[str, bool]:
@@ -122,8 +152,18 @@ def _told(error: Exception, target: Target) -> tuple[str, bool]:
         return _told(error.__cause__, target)
     if isinstance(error, LocalTokenNotFoundError):
         return f"no token for the Hugging Face Hub: run 'hf auth login', or set HF_TOKEN. {repeat}", False
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push", False
+    if isinstance(error, UnicodeError):
+        return (
+            f"the token holds characters that no token has: set HF_TOKEN anew, or log in again. {repeat}",
+            False,
+        )
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 0
+        elsewhere = error.response is not None and not str(error.response.url).startswith(HfApi().endpoint)
+        if status in (400, 403) and elsewhere:  # where large files go to: its addresses are good for a while only
+            return f"an upload address was refused ({status}), which happens when it ran out\n{repeat}", True
         if status in BUSY:
             return f"the Hub answered {status}\n{repeat}", True
         words = {
@@ -133,7 +173,9 @@ def _told(error: Exception, target: Target) -> tuple[str, bool]:
             404: f"{target.repo_id} is not there, or not for this token",
         }
         reason = (error.server_message or "no reason given").splitlines()[0][:200]
-        return f"{words.get(status, f'the Hub refused: {reason}')} ({status}). {repeat}", False
+        if status not in words:
+            return f"the Hub refused: {reason} ({status}). Nothing here was changed.", False
+        return f"{words[status]} ({status}). {repeat}", False
     if isinstance(error, (HTTP_ERROR, OSError)):
         return f"the Hub cannot be reached ({type(error).__name__})\n{repeat}", True
     if isinstance(error, ValueError):

@@ -42,7 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def online(hub: ModelHub, home: Path) -> Iterator[ForkServer]:
+def online(hub: ModelHub, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """Runs commands that know the server as the Hub."""
     kept = {
         name: value for name, value in os.environ.items() if not re.match(r"HF_|HUGGING|MPP_|WORLD_SIZE|RANK", name)
@@ -58,7 +58,7 @@ def online(hub: ModelHub, home: Path) -> Iterator[ForkServer]:
         "ACCELERATE_USE_CPU": "true",
         "PYTHONUNBUFFERED": "1",
     }
-    server = ForkServer(home.parent, IMPORTS, kept | PLANTED | libraries)
+    server = ForkServer(tmp_path_factory.mktemp("server"), IMPORTS, kept | PLANTED | libraries)
     yield server
     server.process.kill()  # it has nothing to put in order, and takes seconds for that
     server.close()

@@ -196,8 +196,7 @@ class ModelHub:
         if (method, path) == ("POST", "/api/repos/create"):
             return self._create(json.loads(body), token)
         if (method, path) == ("POST", "/api/validate-yaml"):
-            yaml.safe_load(json.loads(body)["content"].split("---")[1])
-            return {"errors": [], "warnings": []}
+            return {"errors": _wrong(yaml.safe_load(json.loads(body)["content"].split("---")[1])), "warnings": []}
         if (method, path) == ("GET", "/api/whoami-v2"):
             if not token:
                 raise StopError(401, "Invalid username or password.")
@@ -329,6 +328,15 @@ class ModelHub:
                     fault.times -= 1
                     return fault
         return None
+
+
+def _wrong(card: dict[str, Any]) -> list[dict[str, str]]:
+    """What the Hub would not take of a card's metadata."""
+    types = [result["dataset"]["type"] for model in card.get("model-index", []) for result in model["results"]]
+    wrong = [f"dataset.type {name!r}" for name in types if not re.fullmatch(r"(?:[\w-]+/)?[\w.-]+", name)]
+    licence = card.get("license")
+    wrong += [f"license {licence!r}"] if licence is not None and licence != licence.lower().replace(" ", "-") else []
+    return [{"message": f"{each} fails to match the required pattern"} for each in wrong]
 
 
 def _entry(commit: Commit, name: str) -> dict[str, Any]:

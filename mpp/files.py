@@ -14,13 +14,24 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, flushed to disk, when the block ends well."""
     draft = path.with_name(f".{path.name}.draft")  # one that a kill left behind is written over next time
     try:
-        yield draft
-        draft.chmod(0o644)
-        flush(draft)
-        draft.replace(path)
-        flush(path.parent)
+        with naming(path):
+            yield draft
+            draft.chmod(0o644)
+            flush(draft)
+            draft.replace(path)
+            flush(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say in an error which file it was about, which a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -53,6 +53,10 @@ def serve(address: str) -> None:
     import scipy.stats  # noqa: F401
     import sklearn.linear_model  # noqa: F401
 
+    import mpp.jobs.benchmark
+    import mpp.jobs.gap
+    import mpp.report.figures  # noqa: F401
+
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children vanish when they have really ended
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

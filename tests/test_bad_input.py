@@ -170,6 +170,12 @@ EXPLODING = (  # decay by more than all of a weight: they grow by a factor in ea
 )  # fmt: skip
 
 
+OVERFLOWING = (  # one finite step by more than a float32 can hold
+    "optimizer.name=sgd", "optimizer.lr=1e300", "optimizer.schedule=constant", "optimizer.warmup.steps=0",
+    "checkpoint.every.steps=1",
+)  # fmt: skip
+
+
 def halved(image):
     name, content = image
     return name, content[: len(content) // 2]
@@ -206,10 +212,23 @@ def results(tmp_path_factory, images):
     many[200] = halved(many[200])
     changes = ("training.batch_size=40", "training.micro_batch_size=40", "training.duration.epochs=1")
     job("one truncated", parquet_folder(folder / "one", many), *changes)
+
+    for count, places in ((1, [41]), (2, [41, 7])):
+        sixty = scenes(60)
+        for place in places:
+            sixty[place] = (sixty[place][0], b"no image at all")
+        source = parquet_folder(folder / f"{count}-in-sixty", sixty)
+        job(f"{count} in sixty", source, "training.duration.epochs=2")
+        if count == 1:
+            job("none allowed in sixty", source, "training.duration.epochs=2", "data.max_bad_share=0")
     job("most truncated", parquet_folder(folder / "most", broken(scenes(40))), "training.duration.epochs=2")
 
     job("not finite", images, *EXPLODING, "training.duration.steps=400")
     job("not finite at the end", images, "optimizer.lr=1e30", "training.duration.steps=4")
+    for name, changes in (("in a step", ()), ("in the last step", ("training.duration.steps=1",))):
+        job(f"infinite weights {name}", images, "training.duration.steps=20", *OVERFLOWING, *changes)
+    never = ("optimizer.lr=1e30", "optimizer.warmup.steps=0", "checkpoint.every.steps=0")
+    job("not finite before a save", images, *never, "training.duration.steps=40", "training.max_skipped=3")
     return folder, pretrain_all(jobs, folder)
 
 
@@ -251,6 +270,24 @@ def test_one_truncated_file_in_four_hundred_is_replaced_counted_and_named(result
     assert max(losses(folder / "one truncated")) == 10
 
 
+def test_one_undecodable_image_does_not_stop_a_small_data_set_and_is_counted_and_named_once(results):
+    folder, by_name = results
+    result, rows = by_name["1 in sixty"], journal(folder / "1 in sixty")
+    assert_succeeds(result)
+    assert rows[-1]["step"] == 15, "two epochs of 60 in batches of 8"
+    named = [row for row in rows if "damaged_images" in row]
+    assert [row["damaged"] for row in named] == [1]
+    assert [image["where"] for image in named[0]["damaged_images"]] == ["row 41 (scene-041.png)"]
+    assert result.output.count("row 41 (scene-041.png) cannot be decoded") == 1
+
+
+@pytest.mark.parametrize("name", ["none allowed in sixty", "2 in sixty"])
+def test_more_undecodable_images_than_allowed_stop_a_small_data_set(results, name):
+    result = results[1][name]
+    assert_refused(result, "scene-041.png", "data.max_bad_share")
+    assert result.output.count("error: ") == 1
+
+
 def test_a_data_set_of_broken_files_stops_the_run_with_examples(results):
     result = results[1]["most truncated"]
     assert_refused(result)
@@ -277,3 +314,30 @@ def test_a_loss_that_stays_non_finite_stops_the_run_at_the_weights_of_the_last_f
 def test_a_run_that_ends_before_it_gives_up_on_a_loss_that_is_not_finite_ends_in_words(results):
     assert "step 4: loss nan" in results[1]["not finite at the end"].output
     assert "Traceback" not in results[1]["not finite at the end"].output
+
+
+@pytest.mark.parametrize("name", ["infinite weights in a step", "infinite weights in the last step"])
+def test_weights_that_a_finite_step_made_infinite_are_never_saved(results, name):
+    folder, by_name = results
+    first = journal(folder / name)[0]
+    assert first["step"] == 1
+    assert all(np.isfinite(first[value]) for value in ("loss", "gradient_norm"))
+    assert_refused(by_name[name], "the weights are not finite after step 1", "Nothing had been saved yet")
+    assert by_name[name].output.count("error: ") == 1
+    assert not checkpoints(folder / name)
+    assert not list((folder / name).rglob("*.safetensors"))
+
+
+def test_a_loss_that_is_never_finite_again_says_that_nothing_had_been_saved(results):
+    folder, by_name = results
+    name = "not finite before a save"
+    assert np.isfinite(losses(folder / name)[1])
+    assert_refused(by_name[name], "3 steps in a row", "not finite", "Nothing had been saved yet")
+    assert by_name[name].output.count("error: ") == 1
+    assert not list((folder / name).rglob("*.safetensors"))
+
+
+def test_a_run_that_gives_up_says_where_its_last_good_checkpoint_is(results):
+    folder, by_name = results
+    assert f"The last good checkpoint stands in {folder / 'not finite' / 'checkpoints'}" in by_name["not finite"].output
+    assert "Nothing had been saved yet" not in by_name["not finite"].output

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from mpp.data.order import Order, share
 from mpp.data.pixels import ATTEMPTS, WORDS_PER_CROP, DamagedImageError, centre, cut, decode, random_crop
 from mpp.data.settings import DataSettings
 from mpp.data.source import open_splits
+from tests.runs import parquet_folder, scenes, write_parquet
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -124,6 +127,50 @@ def test_sixteen_bits_keep_their_upper_eight():
     pixels = decode(encoded(Image.fromarray(grey)))
     assert np.array_equal(pixels[0].numpy(), grey >> 8)
     assert torch.equal(pixels[0], pixels[2])
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("top", [1, 255, 256, 4095, 65535])
+def test_sixteen_bits_keep_their_upper_eight_however_dark_the_image(form: str, top: int):
+    grey = np.random.default_rng(top).integers(0, top + 1, (9, 13)).astype(np.uint16)
+    grey[4, 5] = top
+    pixels = decode(encoded(Image.fromarray(grey), form))
+    assert np.array_equal(pixels.numpy(), np.stack([grey >> 8] * 3))
+
+
+@pytest.mark.parametrize("top", [0, 1, 100, 255])
+def test_grey_of_32_bits_is_taken_as_it_is_where_8_hold_it(top: int):
+    grey = np.random.default_rng(top).integers(0, top + 1, (9, 13)).astype(np.int32)
+    grey[4, 5] = top
+    image = Image.fromarray(grey)
+    assert image.mode == "I"
+    pixels = decode(encoded(image, "TIFF"))
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.numpy(), np.stack([grey] * 3))
+
+
+def test_grey_of_32_bits_with_values_of_16_keeps_their_upper_eight():
+    grey = np.arange(0, 65536, 257, dtype=np.int32).reshape(16, 16)
+    assert np.array_equal(decode(encoded(Image.fromarray(grey), "TIFF"))[0].numpy(), grey >> 8)
+
+
+@pytest.mark.parametrize("scale", [1, 255], ids=["0…255", "[0, 1]"])
+@pytest.mark.parametrize("top", [255, 200, 3])
+def test_grey_in_floats_comes_out_right_in_both_ranges(scale: int, top: int):
+    grey = np.random.default_rng(top).integers(0, top + 1, (9, 13))
+    grey[4, 5] = top
+    image = Image.fromarray((grey / scale).astype(np.float32))
+    assert image.mode == "F"
+    pixels = decode(encoded(image, "TIFF"))
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.numpy(), np.stack([grey] * 3))
+
+
+@pytest.mark.parametrize(("scale", "unit"), [(255, 1), (1, 255)], ids=["0…255", "[0, 1]"])
+def test_floats_between_two_grey_values_come_out_as_one_of_them(scale: float, unit: float):
+    values = np.random.default_rng(0).random((40, 40), dtype=np.float32) * np.float32(scale)
+    pixels = decode(encoded(Image.fromarray(values), "TIFF"))[0].numpy()
+    assert np.abs(pixels - values.astype(np.float64) * unit).max() <= 1
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
@@ -279,6 +326,17 @@ def test_wrong_columns_and_splits_are_named_with_what_there_is(tiny_data: Path, 
         open_splits(settings_of(tiny_data, **change), 0)
 
 
+@pytest.mark.parametrize("number", [10**6, 10**9, 2**62, -(10**9)])
+def test_a_label_column_of_ids_is_refused_by_its_name(tmp_path: Path, number: int):
+    columns = {"image": [picture(seed=n) for n in range(12)], "owner": [number + n for n in range(12)]}
+    features = datasets.Features({"image": datasets.Image(), "owner": datasets.Value("int64")})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "train.parquet"))
+    with pytest.raises(ValueError, match=r"column 'owner'.*\b(class|classes)\b") as caught:
+        open_splits(settings_of(tmp_path / "train.parquet", label_column="owner"), 0, labelled=True)
+    assert str(number)[:4] in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 def test_missing_and_empty_places_are_named(tmp_path: Path):
     (tmp_path / "images").mkdir()
     with pytest.raises(ValueError, match=r"images is an empty folder"):
@@ -315,3 +373,34 @@ def test_nothing_but_damaged_images_stops_at_once_with_examples(tmp_path: Path):
     for crops in (TrainingCrops(images, settings, 0), EvaluationCrops(images, settings)):
         with pytest.raises(TooManyDamagedError, match=r"cannot be decoded:\n  row \d+ \(.*png\): "):
             next(batches(crops, [np.array([0])], workers=2))
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"split": "train[10:]"}, {"split": "train[25%:75%]", "validation_split": "train[75%:]"},
+     {"split": "train[60:]+train[:29]"}, {"images": 12}, {"split": "train[10:]", "images": 12}],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_row_is_called_by_its_number_in_the_data_set_s_own_split(
+    tmp_path: Path, change: dict[str, Any], seed: int
+):
+    contents = [encoded(picture(seed=number)) for number in range(80)]
+    for number in range(0, 80, 5):
+        contents[number] = contents[number][: 60 + number]
+    known = {content: f"row {number} ({number:02d}.png)" for number, content in enumerate(contents)}
+    write_parquet(tmp_path / "train.parquet", [(f"{n:02d}.png", content) for n, content in enumerate(contents)])
+    splits = open_splits(settings_of(tmp_path / "train.parquet", **change), seed)
+    for rows in (*splits, splits.train.select(np.array([8, 1, 5, 6, 7, 11]), "some")):
+        expected = [known[rows.encoded(row)] for row in range(len(rows))]
+        assert [rows.where(row) for row in range(len(rows))] == expected
+        found = {rows.where(bad) for row in range(len(rows)) for bad, _ in Images(rows).load(row).damaged}
+        assert found == {name for name in expected if int(name.split()[1]) % 5 == 0}
+    if "split" not in change and "images" not in change:
+        assert {rows.where(row) for rows in splits for row in range(len(rows))} == set(known.values())
+
+
+def test_rows_of_a_second_split_are_counted_from_its_own_start(tmp_path: Path):
+    splits = open_splits(settings_of(parquet_folder(tmp_path, scenes(20)), split="train[3:]"), 0)
+    assert [splits.train.where(row) for row in (0, 16)] == ["row 3 (scene-003.png)", "row 19 (scene-019.png)"]
+    assert [splits.validation.where(row) for row in (0, 7)] == ["row 0 (test-0.png)", "row 7 (test-7.png)"]

@@ -185,6 +185,29 @@ def test_the_encoder_stays_clean_through_forward_backward_and_errors():
     assert torch.equal(encoder.vit(images), expected)
 
 
+def test_an_unknown_head_is_refused_with_the_known_ones():
+    encoder = mpp.create_encoder("test_vit", image_size=SIZE, patch_size=PATCH)
+    with pytest.raises(ValueError, match=r"head must be linear or mlp, found 'conv'"):
+        mpp.MaskedPatchPrediction(encoder, head="conv")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (5,), (4, 1), (0,)], ids=str)
+def test_samples_of_another_number_than_the_images_are_refused(shape):
+    objective, _ = build()
+    pixels, samples = random_pixels(4, SIZE), torch.arange(4)
+    before = objective(pixels, samples=samples).logits
+    with pytest.raises(ValueError, match="4 images"):
+        objective(pixels, samples=torch.zeros(shape, dtype=torch.int64))
+    assert torch.equal(objective(pixels, samples=samples).logits, before)
+
+
+@pytest.mark.parametrize("samples", [None, torch.arange(0)], ids=["drawn", "given"])
+def test_a_batch_without_images_is_refused(samples):
+    objective, _ = build()
+    with pytest.raises(ValueError, match=r"\(0, 3, 32, 32\)"):
+        objective(random_pixels(4, SIZE)[:0], samples=samples)
+
+
 def test_two_objectives_on_one_encoder_do_not_stack():
     first, encoder = build(mask=1.0, swap=0.0, keep=0.0)
     pixels, samples = random_pixels(4, SIZE), torch.arange(4)

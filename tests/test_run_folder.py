@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 
 import pytest
 import timm
@@ -11,8 +12,19 @@ from PIL import Image
 from pyarrow import parquet
 
 import mpp
+from tests.downstream import refused
 from tests.reference import inputs_of, random_pixels
-from tests.runs import arguments, assert_succeeds, checkpoints, journal, losses, pretrain, pretrain_all
+from tests.runs import (
+    RECIPES,
+    arguments,
+    assert_succeeds,
+    checkpoints,
+    journal,
+    losses,
+    pretrain,
+    pretrain_all,
+    weights,
+)
 
 
 def exported(run):
@@ -193,3 +205,52 @@ def test_real_parquet_files_train_out_of_the_box(real_data, tmp_path, name, size
     )  # fmt: skip
     assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
     assert_export_equals_run(tmp_path / "run", size)
+
+
+def with_small_files(commands, size, settings):
+    """A run whose process can write no file beyond so many bytes, which is how a full disk looks to it."""
+    server, limit = commands.process.pid, resource.RLIMIT_FSIZE
+    soft, hard = resource.prlimit(server, limit)
+    resource.prlimit(server, limit, (size, hard))  # inherited by what is forked off it
+    try:
+        command = commands.start("mpp.pretrain", RECIPES / "mean_color.yaml", *settings)
+    finally:
+        resource.prlimit(server, limit, (soft, hard))
+    command.wait()
+    return command
+
+
+def test_a_recipe_that_cannot_be_written_ends_in_one_message_that_says_what_to_do(commands, finished, images, tmp_path):
+    run = tmp_path / "run"
+    settings = arguments(run, images, "training.duration.steps=2")
+    refused(with_small_files(commands, 1000, settings), "could not be written", "make room", "same command", code=1)
+    assert {path.name for path in run.iterdir()} <= {".lock"}, "nothing that is half a recipe"
+    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    assert max(losses(run)) == 2
+
+
+def test_a_journal_that_cannot_be_written_ends_in_one_message_that_says_what_to_do(
+    commands, finished, images, tmp_path
+):
+    run = tmp_path / "run"
+    settings = arguments(run, images, "training.duration.steps=60", "checkpoint.every.steps=0")
+    refused(with_small_files(commands, 9000, settings), "could not be written", "make room", "same command", code=1)
+    assert (run / "metrics.jsonl").stat().st_size == 9000, "it was the journal"
+    assert not checkpoints(run)
+    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    assert sorted(losses(run)) == list(range(1, 61))
+
+
+def test_a_run_that_cannot_go_on_for_want_of_room_is_left_as_it_was_and_goes_on_when_there_is(
+    commands, finished, stopped
+):
+    stopped.restore()
+    lines, saved = (stopped.run / "metrics.jsonl").read_bytes(), checkpoints(stopped.run)
+    assert len(lines) > 9000
+    command = with_small_files(commands, 9000, stopped.settings)
+    refused(command, "could not be written", "make room", "same command", code=1)
+    assert (stopped.run / "metrics.jsonl").read_bytes() == lines
+    assert checkpoints(stopped.run) == saved
+    assert_succeeds(stopped.again())
+    assert weights(stopped.run) == weights(finished[0])
+    assert losses(stopped.run) == losses(finished[0])

@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
+
+import pytest
 
 from tests.runs import (
     RECIPES,
@@ -17,10 +20,19 @@ from tests.runs import (
     largest_file,
     launched,
     losses,
+    parquet_folder,
     pretrain,
     progress,
+    scenes,
     weights,
+    write_parquet,
 )
+
+
+def contents(folder):
+    """Every file of a folder, the lock apart, which is of whoever looked last."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_finished_run_says_so_and_is_left_alone(finished):
@@ -102,6 +114,79 @@ def test_without_a_good_checkpoint_it_is_an_error_never_a_fresh_start(stopped):
     assert_refused(stopped.again(), victims[-1].name)
     assert (stopped.run / "metrics.jsonl").read_bytes() == before
     assert all(victim.exists() for victim in victims), "nothing lost"
+
+
+@pytest.mark.parametrize("lost", ["checkpoints/step-*", "checkpoints"])
+def test_a_run_that_lost_its_checkpoints_is_refused_and_left_as_it_is(finished, tmp_path, lost):
+    original, settings, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(original, run)
+    for folder in list(run.glob(lost)):
+        shutil.rmtree(folder)
+    before = contents(run)
+    settings = [setting for setting in settings if not setting.startswith("output_dir")]
+    result = pretrain("mean_color.yaml", [*settings, f"output_dir={run}"], tmp_path)
+    assert_refused(result, str(run), "checkpoint.resume=false")
+    assert result.output.count("error: ") == 1
+    assert contents(run) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing is moved aside"
+
+
+def test_a_run_killed_between_its_only_checkpoint_and_its_export_is_exported_by_the_same_command(tmp_path, images):
+    run = tmp_path / "run"
+    settings = arguments(run, images, "training.duration.steps=3", "checkpoint.every.steps=0")
+    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    exported, saved, curve = contents(run / "encoder"), contents(run / "checkpoints"), losses(run)
+    shutil.rmtree(run / "encoder")
+    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    assert contents(run / "encoder") == exported
+    assert (contents(run / "checkpoints"), losses(run)) == (saved, curve)
+    result = pretrain("mean_color.yaml", settings, tmp_path)
+    assert_succeeds(result)
+    assert "is finished" in result.output
+
+
+def test_a_run_killed_between_a_checkpoint_and_its_first_export_goes_on_to_the_same_weights(stopped, finished):
+    stopped.restore()
+    shutil.rmtree(stopped.run / "encoder")
+    assert_succeeds(stopped.again())
+    assert weights(stopped.run) == weights(finished[0])
+    assert losses(stopped.run) == losses(finished[0])
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "photos/cat.txt"])
+def test_resume_false_moves_nothing_that_no_run_made(tmp_path, images, name):
+    run = tmp_path / "mine"
+    (run / name).parent.mkdir(parents=True)
+    (run / name).write_text("dear to me")
+    settings = arguments(run, images, "training.duration.steps=2", "checkpoint.resume=false")
+    result = pretrain("mean_color.yaml", settings, tmp_path)
+    assert_refused(result, str(run), name.split("/")[0])
+    assert result.output.count("error: ") == 1
+    assert contents(run) == {name: b"dear to me"}
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_supervised_run_does_not_go_on_with_other_labels(tmp_path):
+    run, train = tmp_path / "run", scenes(24)
+    source = parquet_folder(tmp_path / "data", train, labelled=True)
+    settings = arguments(run, source, "training.duration.steps=120", "checkpoint.every.steps=2")
+    process = Process([*alone(), str(RECIPES / "supervised.yaml"), *settings], tmp_path)
+    process.until(lambda: len(checkpoints(run)) >= 1)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.wait() == 143, process.output
+    before = contents(run)
+    labels = [number % 3 for number in range(24)]
+    labels[6], labels[7] = labels[7], labels[6]
+    shutil.move(source / "train.parquet", tmp_path / "kept.parquet")
+    write_parquet(source / "train.parquet", train, labels)
+    result = pretrain("supervised.yaml", settings, tmp_path)
+    assert_refused(result, str(source), "the rows themselves differ")
+    assert result.output.count("error: ") == 1
+    assert contents(run) == before
+    shutil.move(tmp_path / "kept.parquet", source / "train.parquet")
+    assert_succeeds(pretrain("supervised.yaml", settings, tmp_path))
+    assert max(losses(run)) == 120
 
 
 def test_a_folder_in_use_is_refused_and_the_first_run_goes_on(tmp_path, images):

@@ -50,6 +50,51 @@ def test_the_cosine_schedule_is_the_paper_s():
     assert [linear(step) for step in (0, 5)] == pytest.approx([1, 0.55])
 
 
+SHAPES = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: math.cos(math.pi * done / 2) ** 2,
+}
+"""What is left of the fall from the peak, when so much of the way is done."""
+
+
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("warmup", [0, 1, 7, 29])
+@pytest.mark.parametrize("schedule", SHAPES)
+def test_the_learning_rate_is_the_schedule_s_formula_at_every_step(schedule: str, warmup: int, final: float):
+    count, peak = 30, 0.25
+    lr = learning_rate(
+        OptimizerSettings(lr=peak, schedule=schedule, final_lr=final),  # pyright: ignore[reportArgumentType]
+        steps=count,
+        warmup=warmup,
+        batch_size=8,
+    )
+    rise = [peak * step / warmup for step in range(1, warmup + 1)]
+    shape, end = SHAPES[schedule], final * peak
+    fall = [end + (peak - end) * shape((step - warmup) / (count - warmup)) for step in range(warmup, count)]
+    assert [lr(step) for step in range(count)] == pytest.approx(rise + fall, rel=1e-12, abs=1e-15)
+
+
+def test_the_constant_schedule_stays_at_the_peak_from_the_warm_up_to_the_end():
+    lr = learning_rate(OptimizerSettings(lr=3e-4, schedule="constant"), steps=50, warmup=5, batch_size=8)
+    assert {lr(step) for step in range(4, 50)} == {3e-4}
+    assert all(lr(step) < lr(step + 1) for step in range(4))
+
+
+@pytest.mark.parametrize("schedule", SHAPES)
+@pytest.mark.parametrize(("scaling", "power"), [("none", 0), ("sqrt", 0.5), ("linear", 1)])
+@pytest.mark.parametrize(("batch", "base"), [(8, 256), (96, 256), (256, 256), (1024, 256), (8, 1), (100, 300)])
+def test_scaling_multiplies_every_step_by_a_power_of_the_batch_over_its_base(
+    schedule: str, scaling: str, power: float, batch: int, base: int
+):
+    settings: dict[str, Any] = {"lr": 0.02, "schedule": schedule, "final_lr": 0.05}
+    place = {"steps": 12, "warmup": 3, "batch_size": batch}
+    plain = learning_rate(OptimizerSettings(**settings), **place)
+    scaled = learning_rate(OptimizerSettings(**settings, lr_scaling=scaling, base_batch_size=base), **place)  # pyright: ignore[reportArgumentType]
+    factor = (batch / base) ** power
+    assert [scaled(step) for step in range(12)] == pytest.approx([factor * plain(step) for step in range(12)])
+
+
 # Optimisers
 
 
@@ -106,6 +151,15 @@ def test_every_optimiser_comes_back_from_a_checkpoint_bit_for_bit(tmp_path: Path
     steps(resumed, optimizer, 2, seed=2)
     for (key, left), right in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(left, right), key
+
+
+def test_betas_are_refused_by_an_optimiser_without_moments_and_taken_by_one_with_them():
+    with pytest.raises(ValueError, match=r"optimizer\.betas \[0\.8, 0\.95\] do not fit sgd"):
+        make_optimizer(small_objective(), OptimizerSettings(name="sgd", betas=(0.8, 0.95)))
+    make_optimizer(small_objective(), OptimizerSettings(name="sgd"))
+    for name in ("adamw", "lion", "nadamw"):
+        optimizer = make_optimizer(small_objective(), OptimizerSettings(name=name, betas=(0.8, 0.95)))
+        assert {tuple(group["betas"]) for group in optimizer.param_groups} == {(0.8, 0.95)}
 
 
 # Whole runs

@@ -65,10 +65,15 @@ def decode(encoded: bytes) -> Tensor:
 
 
 def _to_8_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Grey values of 16 or 32 bits, or floats, as 8 bits: by their highest byte, unless none of them needs it."""
+    """Grey values of 16 or 32 bits, or floats, as 8 bits.
+
+    Of 16 bits the highest byte is taken; 32-bit integers and floats are read as 16-bit values where one is above 255,
+    and floats in [0, 1] as shares of white. What is above 65,535 is white.
+    """
     if values.dtype.kind == "f":
-        values = np.nan_to_num(values) * (255 if np.nanmax(values) <= 1 else 1)
-    elif values.dtype.itemsize == 2 or values.max() > 255:
+        values = np.nan_to_num(values)
+        values = np.rint(values * 255 if values.max() <= 1 else values)
+    if values.dtype.itemsize == 2 or values.max() > 255:
         values = values.astype(np.int64) >> 8
     return values.clip(0, 255).astype(np.uint8)
 

@@ -77,13 +77,17 @@ class ImageRows:
             return value["bytes"]
         return Path(value["path"]).read_bytes()
 
+    def number(self, row: int) -> int:
+        """What a row is called in the data set's own split."""
+        return int(self._numbers[row])
+
     def where(self, row: int) -> str:
         """What to call a row in a message: its number, and its path if it has one."""
         try:
             path = (self._images[row][self._image] or {}).get("path")
         except Exception:
             path = None
-        return f"row {self._numbers[row]}" + (f" ({path})" if path else "")
+        return f"row {self.number(row)}" + (f" ({path})" if path else "")
 
 
 class Classes(NamedTuple):

@@ -104,6 +104,17 @@ def tuning(unit: Unit, fraction: str) -> list[tuple[float, float]]:
     return [(at["samples"], 100 * at["accuracy"]) for at in points if at.get("accuracy") is not None]
 
 
+def spent(unit: Unit, fraction: str, *, compute: bool) -> list[tuple[float, float]]:
+    """Per cent right on the test images against all images that training took, or all its operations: one point."""
+    tuned = unit.get("finetuning", {}).get(fraction)
+    if not tuned:
+        return []
+    before = unit.get("pretraining") or {}
+    images = before.get("images_seen") or 0
+    x = images * (before.get("flops_per_image") or 0) + tuned["flops"] if compute else images + tuned["images_seen"]
+    return [(x, 100 * tuned["test"]["accuracy"])]
+
+
 def fractions(units: Iterable[Unit]) -> list[str]:
     """The shares of the labels that were fine-tuned on, ascending."""
     return sorted({fraction for unit in units for fraction in unit.get("finetuning", {})}, key=float)

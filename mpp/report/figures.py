@@ -107,6 +107,16 @@ class Figures:
             panels.append(self._accuracy(title, found, x=x, chance=chance, log=log))
         return self._group(panels)
 
+    def spent(self, units: Sequence[Unit], chance: float | None) -> Group | None:
+        """Test accuracy after fine-tuning against everything that training took: images, and operations."""
+        panels = []
+        for share in curves.fractions(units):
+            for compute, x in ((False, "images seen in all training"), (True, "operations of all training, FLOPs")):
+                found = self._by_arm(units, partial(curves.spent, fraction=share, compute=compute))
+                title = f"{100 * float(share):g} % of the labels"
+                panels.append(self._accuracy(title, found, x=x, chance=chance))
+        return self._group(panels)
+
     def depth(self, units: Sequence[Unit], chance: float | None) -> Group | None:
         """Accuracy on the dev split by block, a panel for each evaluator and pooling; poolings share their y axis."""
         names = {"few_shot": "few-shot", "knn": "kNN", "linear_probe": "linear probe"}

@@ -58,6 +58,7 @@ class Direction:
     in_training_more: Group | None
     compute: Group | None
     tuning: Group | None
+    spent: Group | None
     depth: Group | None
     axes: Sequence[Axis]
     pictures: Sequence[Picture]
@@ -147,6 +148,7 @@ def _direction(
         in_training_more=figures.in_training(units, [name for name in names if name not in first]),
         compute=figures.in_training(units, names, compute=True),
         tuning=figures.tuning(units, chance),
+        spent=figures.spent(units, chance),
         depth=figures.depth(units, chance),
         axes=_axes(results, every, found, figures, back=back),
         pictures=_pictures(units, titles, folder),

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from mpp.files import write_text
+from mpp.files import naming, write_text
 
 
 class Journal:
@@ -56,7 +56,7 @@ class Journal:
                 self.path, "".join(f"{line}\n" for line in [*_lines_until(self.path, step - 1), json.dumps(entry)])
             )
         else:
-            with self.path.open("a", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
         self._last = entry
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}

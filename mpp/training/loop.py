@@ -308,7 +308,7 @@ def _note_damaged(run: Run, progress: Progress, damaged: list[tuple[int, str]]) 
     rows = run.crops.images.rows
     for row, reason in new.items():
         run.journal.say(f"{rows.where(row)} cannot be decoded, its neighbour stands in: {reason}")
-    listed = [{"row": row, "where": rows.where(row), "reason": reason} for row, reason in new.items()]
+    listed = [{"row": rows.number(row), "where": rows.where(row), "reason": reason} for row, reason in new.items()]
     return {"damaged": len(progress.damaged), "damaged_images": listed}
 
 

@@ -122,6 +122,20 @@ def test_a_harmless_pickle_from_the_hub_is_refused_too(
     assert re.search(r"ValueError: .*user/old-form", said)
 
 
+@pytest.mark.parametrize("trick", [{"hf_hub_filename": "other.bin"}, {"custom_load": "hf"}])
+def test_a_config_that_points_to_another_file_beside_the_safe_one_is_refused(
+    published: dict[str, bytes], run: Path, hub: ModelHub, online: ForkServer, tmp_path: Path, trick: dict[str, str]
+):
+    config = json.loads(published["config.json"])
+    config["pretrained_cfg"] |= trick
+    other = {name: torch.zeros_like(value) for name, value in load_file(run / "encoder" / "model.safetensors").items()}
+    files = {**published, "config.json": json.dumps(config).encode(), "other.bin": pickled(other)}
+    hub.create(f"user/{next(iter(trick))}", files)
+    found, said = load_back(online, tmp_path, f"mpp:a:user/{next(iter(trick))}")
+    assert found == {}
+    assert re.search(r"ValueError: .*points to weights in another file", said), said
+
+
 def test_code_from_the_hub_is_never_fetched(
     published: dict[str, bytes], hub: ModelHub, online: ForkServer, tmp_path: Path
 ):

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.downstream import PRETRAIN, good, written
+from tests.downstream import ENCODER, EVALUATE, PRETRAIN, good, written
 from tests.forkserver import ForkServer
 from tests.publishing.model_hub import WRITER, ModelHub
 from tests.publishing.pushing import (
@@ -187,6 +187,59 @@ def test_results_of_other_weights_are_not_those_of_the_card(run: Path, push: Pus
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000000008")
     found = card(staged(push, tmp_path / "run", tmp_path / "out")["README.md"])
     assert not found.data.eval_results
+
+
+def test_the_card_says_how_its_results_were_measured(published: dict[str, bytes]):
+    found = card(published["README.md"])
+    by_name = {result.metric_name: result for result in found.data.eval_results}
+    few = by_name["linear few-shot, 5 a class"]
+    assert few.dataset_split == "test"
+    assert few.metric_args == {"shots": 5, "seeds": [0, 1], "l2": 1024.0, "train_images": 90, "pool": "token"}
+    assert by_name["5 nearest neighbours"].metric_args["temperature"] == 0.07
+    assert "λ = 1024" in found.text
+    assert "over 2 draws" in found.text
+
+
+@pytest.mark.parametrize("setting", ["encoder.pool=avg", "encoder.mean=[0,0,0]", "data.image_size=32"])
+def test_results_at_other_settings_are_not_those_of_the_card(
+    run: Path, home: Path, online: ForkServer, push: Push, tmp_path: Path, setting: str
+):
+    shutil.copytree(run, tmp_path / "run")
+    recipe = written(tmp_path / "evaluate.yaml", EVALUATE, home / "data of planted-alice")
+    good(online.run("mpp.evaluate", recipe, f"encoder={tmp_path / 'run'}", setting, cwd=home))
+    found = card(staged(push, tmp_path / "run", tmp_path / "out")["README.md"])
+    assert not found.data.eval_results
+    assert "was not measured on these very weights, at this size and pool" in found.text
+
+
+def test_the_card_of_a_run_that_began_from_others_weights_says_so(
+    run: Path, online: ForkServer, tinted_images: Path, push: Push, tmp_path: Path
+):
+    recipe = written(tmp_path / "r.yaml", PRETRAIN.replace(ENCODER, "{}"), tinted_images, tmp_path / "child")
+    good(online.run("mpp.pretrain", recipe, f"encoder={run / 'encoder'}", ONE_STEP, cwd=tmp_path))
+    text = card(staged(push, tmp_path / "child", tmp_path / "out")["README.md"]).text
+    assert "| began from | encoder |" in text
+    assert "began from encoder" in text
+    assert "alone" not in text
+
+
+def test_a_folder_of_something_else_is_not_touched(run: Path, unfinished: Path, push: Push, tmp_path: Path):
+    """Though all that is in it is called as what is pushed."""
+    before = {path.name: path.read_bytes() for path in (unfinished / "encoder").iterdir()}
+    said = push(run, NAME, "--dry-run", "--folder", unfinished / "encoder")
+    assert said.code == 2
+    assert "holds other things" in said.text
+    assert {path.name: path.read_bytes() for path in (unfinished / "encoder").iterdir()} == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_results_that_are_damaged_are_named(run: Path, push: Push, tmp_path: Path, content: str):
+    shutil.copytree(run, tmp_path / "run")
+    (path,) = (tmp_path / "run").glob("evaluation/*/results.json")
+    path.write_text(content)
+    said = push(tmp_path / "run", NAME, "--dry-run")
+    assert said.code == 2
+    assert str(path) in said.text
 
 
 def test_the_card_of_a_supervised_run_promises_nothing_that_is_not_there(supervised: Path, push: Push, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Weights alone in a file, as MAE, BEiT and DINOv2 are handed round: for a named model, pickles only if asked."""
+"""Weights that others made: folders in timm's own form, and files alone as MAE, BEiT and DINOv2 are handed round."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 import mpp
 from mpp.encoder.export import export_encoder
@@ -53,6 +54,29 @@ def test_a_file_gives_the_model_s_features_to_the_last_bit(tmp_path: Path, name:
     encoder = mpp.load_encoder(path, name=name, image_size=32, patch_size=patch_size, allow_pickle=True, **SMALL)
     with torch.no_grad():
         assert torch.equal(encoder.eval()(PIXELS), features(model))
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("vit_tiny_patch16_224", {}), ("vit_tiny_patch16_224", {"global_pool": ""}),
+     ("vit_tiny_patch16_224", {"global_pool": "avg"}), ("deit_tiny_distilled_patch16_224", {}),
+     ("beit_base_patch16_224", {}), ("vit_small_patch14_reg4_dinov2", {}), ("vit_small_patch16_dinov3", {}),
+     ("vit_base_patch16_siglip_224", {}), ("eva02_tiny_patch14_224", {})],
+)  # fmt: skip
+def test_what_timm_itself_saves_gives_its_features_to_the_last_bit(
+    tmp_path: Path, name: str, more: dict[str, Any], explicit: bool
+):
+    """With the number of classes and a pair of sizes among the arguments, as timm writes them."""
+    arguments: dict[str, Any] = {"patch_size": 8, "img_size": 32, **SMALL, **more}
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0, **arguments).eval()
+    config = {"model_args": {**arguments, "num_classes": 0, "img_size": [32, 32]}} if explicit else None
+    save_for_hf(model, str(tmp_path), model_config=config, safe_serialization=True)
+    encoder = mpp.load_encoder(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(encoder(PIXELS), model.forward_features(encoder.normalize(PIXELS)))
+        assert encoder.pooled(encoder(PIXELS)).shape == (3, 32), "one feature, whatever its maker pooled"
 
 
 @pytest.mark.parametrize("resize", ["bilinear", "bicubic", "timm"])

@@ -12,6 +12,8 @@ from mpp.recipe import PretrainRecipe, RecipeError, load_recipe, load_settings
 from mpp.recipe.reading import read_value
 from tests.small_recipe import GOOD, Guess, Tiles, Tree, block, load, wrong
 
+SHIPPED = Path(__file__).parent.parent / "recipes" / "mean_color.yaml"
+
 # Reading
 
 
@@ -262,3 +264,21 @@ def test_a_recipe_must_name_its_command(recipe: Path, line: str, advice: str) ->
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe, command="pretrain")
     assert {"command", "seed", "output_dir", "objective"} <= {problem.setting for problem in caught.value.problems}
+
+
+def test_what_settings_say_together_is_told_beside_other_mistakes_of_their_section():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(
+            SHIPPED,
+            ["data.crop_scale=[1,0.5]", "data.sorce=x", "training.batch_size=100", "training.micro_batch_size=30",
+             "training.precision=fp16"],
+        )  # fmt: skip
+    said = str(caught.value)
+    for words in ("data.sorce", "crop_scale", "training.precision", "100", "30"):
+        assert words in said, said
+
+
+def test_a_default_that_stands_in_for_a_mistake_is_not_blamed():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(SHIPPED, ["training.batch_size=many", "training.micro_batch_size=7"])
+    assert str(caught.value).count("found: ") == 1, caught.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,23 +15,47 @@ from mpp.recipe.schema import KIND, Hint, every_setting, read_hint, resolve, set
 from mpp.settings import Settings
 
 S = TypeVar("S", bound=Settings)
+OBJECTIONS = ("value_error", "assertion_error")
+"""Pydantic's names for what a validator of ours says."""
 
 
 def check(document: Document, model: type[S]) -> S:
     """The settings in `document`; a `RecipeError` with everything that is wrong in it otherwise."""
+    tree = _for_json(document.values, read_hint(model))
+    settings, errors = _validated(tree, model)
     explained: dict[Keys, Problem] = {}
-    settings = None
-    try:
-        text = json.dumps(_for_json(document.values, read_hint(model)))
-        settings = model.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        for details in error.errors(include_url=False, include_input=False):
-            keys = _keys(model, details["loc"])
-            explained.setdefault(keys, _explain(keys, details, model, document))  # each member of a union complains
+    for details in errors:
+        keys = _keys(model, details["loc"])
+        explained.setdefault(keys, _explain(keys, details, model, document))  # each member of a union complains
+    # What several settings say together is looked at only where each is good by itself: once more, without the others.
+    wrong = [_keys(model, details["loc"]) for details in errors if details["type"] not in OBJECTIONS]
+    pruned = {str(keys[-1]) for keys in wrong if keys and _prune(tree, keys)}
+    for details in _validated(tree, model)[1] if pruned else ():
+        keys = _keys(model, details["loc"])
+        if details["type"] in OBJECTIONS and keys not in explained:
+            problem = _explain(keys, details, model, document)
+            if not pruned & set(re.findall(r"\w+", problem.complaint)):  # what was left out has its default there
+                explained[keys] = problem
     problems = [*document.problems, *explained.values()]
     if problems or settings is None:
         raise RecipeError(problems, document.name)
     return settings
+
+
+def _validated(tree: Any, model: type[S]) -> tuple[S | None, list[ErrorDetails]]:
+    try:
+        return model.model_validate_json(json.dumps(tree), strict=True), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False, include_input=False)
+
+
+def _prune(tree: Any, keys: Keys) -> bool:
+    """Take what stands at `keys` out of a tree; whether there was something."""
+    for key in keys[:-1]:
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return isinstance(tree, dict) and bool(keys) and tree.pop(keys[-1], tree) is not tree
 
 
 def _for_json(value: Any, hint: Hint | None) -> Any:
@@ -58,7 +83,7 @@ def _explain(keys: Keys, details: ErrorDetails, model: type[BaseModel], document
             return _missing((*keys, KIND), model, document)
         case "union_tag_invalid":
             return _mismatch((*keys, KIND), model, document)
-        case "value_error" | "assertion_error":
+        case kind if kind in OBJECTIONS:
             return _objection(keys, details, document)
         case _:
             return _mismatch(keys, model, document, details)

@@ -145,7 +145,7 @@ class Command:
     def alive(self) -> bool:
         try:
             state = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # it may end between the opening and the reading
             return False
         return state != "Z"
 

@@ -83,7 +83,7 @@ def unit(folder: Path, name: str) -> dict[str, Any]:
 def numbers(value: Any) -> Any:
     """What was measured, without what a clock says and where it was written."""
     if isinstance(value, dict):
-        left = ("seconds", "encoder", "recipe", "reconstructions")
+        left = ("seconds", "encoder", "recipe", "recipes", "reconstructions")
         return {name: numbers(inner) for name, inner in value.items() if name not in left and not timed(name)}
     return [numbers(inner) for inner in value] if isinstance(value, list) else value
 
@@ -272,7 +272,7 @@ def test_a_finished_study_is_only_written_up_again(straight: tuple[Command, Path
     [
         ("pretraining.optimizer.lr=1e-2", ("pretrain.optimizer.lr: 0.001 then, 0.01 now",)),
         ("finetuning.fractions=[1.0]", ("finetune 0.5",)),
-        ("study.scale=0.5", ("training.duration.steps: 12 then, 6 now",)),
+        ("study.scale=0.5", ("training.duration: {'steps': 12} then, {'steps': 6} now",)),
         ("encoder.arguments.depth=3", ("encoder.arguments.depth: 1 then, 3 now",)),
         ("evaluation.knn.k=[6]", ("evaluate.knn.k",)),
     ],

@@ -304,7 +304,10 @@ def test_any_part_may_be_missing(part: str, tmp_path: Path):
     page = written(study(units), tmp_path)
     assert "how" in page.ids
     assert ("depth" in page.ids) == (part != "evaluation")
-    assert ("curves" in page.ids) == (part != "curve")
+    text = (tmp_path / "report.html").read_text()
+    assert ("Held-out loss in pre-training" in text) == (part not in ("curve", "pretraining"))
+    assert ("Accuracy while fine-tuning" in text) == (part not in ("curve", "finetuning"))
+    assert ("against what it took" in text) == (part != "finetuning")
 
 
 def test_a_seed_may_be_missing_from_an_arm_and_numbers_may_be_none_or_not_finite(tmp_path: Path):

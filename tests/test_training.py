@@ -266,10 +266,11 @@ def test_compiled_training_is_one_graph_with_the_same_loss(commands: ForkServer,
 
 
 def test_the_model_learns_more_than_histogram_and_neighbours_know(commands: ForkServer, tmp_path: Path):
-    command = commands.run(
+    command = commands.start(
         "mpp.pretrain", ROOT / "recipes" / "mean_color.yaml", f"output_dir={tmp_path}", "training.duration.steps=250",
         "reconstructions.images=0",
     )  # fmt: skip
+    command.wait(900)
     assert command.code == 0, command.text
     last = lines(tmp_path)[-1]
     assert last["validation/loss_mask"] < last["validation/neighbours"] - 0.05

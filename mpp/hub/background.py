@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -74,7 +75,8 @@ class BackgroundPush:
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST)
+        with contextlib.suppress(ProcessLookupError):  # it may be done already
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST)
         return self._process
 
     def _told(self) -> list[str]:

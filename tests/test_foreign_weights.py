@@ -133,6 +133,15 @@ def test_weights_of_something_else_are_refused_by_name(tmp_path: Path):
         mpp.load_encoder(tmp_path / "cut.safetensors", name="vit_tiny_patch16_224")
 
 
+@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg_overlay", "cache_dir", "num_classes"])
+def test_arguments_of_a_recipe_say_what_the_network_is_and_not_where_weights_are(
+    tinted_images: Path, commands: ForkServer, tmp_path: Path, argument: str
+):
+    recipe = written(tmp_path / "pretrain.yaml", PRETRAIN, tinted_images, tmp_path / "run")
+    said = commands.run("mpp.pretrain", recipe, f"encoder.arguments.{argument}=/some/where.pth")
+    refused(said, "encoder.arguments cannot hold", argument)
+
+
 def test_a_recipe_starts_from_a_file(tinted_images: Path, commands: ForkServer, tmp_path: Path):
     path = tmp_path / "mae.pth"
     model = model_of("vit_tiny_patch16_224", size=16, patch_size=4, **SMALL)

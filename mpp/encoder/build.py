@@ -142,6 +142,7 @@ def load_encoder(
     Raises:
         ValueError: if there is no such source, or it does not suit.
     """
+    source = _expanded(source)
     if Path(source).is_file():
         common: dict[str, Any] = {"patch_size": patch_size, "pool": pool, "mean": mean, "std": std, **arguments}
         own = _from_file(Path(source), name, image_size, allow_pickle, common)
@@ -214,28 +215,33 @@ def build_backbone(settings: EncoderSettings, image_size: int) -> Backbone:
             "classes, and the rest is set by data.image_size, encoder.name, encoder.source, encoder.patch_size, "
             "encoder.pool, encoder.resize, encoder.mean and encoder.std"
         )
+    source = None if settings.source is None else _expanded(settings.source)
     common: dict[str, Any] = {"image_size": image_size, "pool": settings.pool}
     if settings.drop_path is not None:
         common["drop_path_rate"] = settings.drop_path
-    if settings.source is None:
+    if source is None:
         own = {"patch_size": settings.patch_size, "mean": settings.mean, "std": settings.std, **settings.arguments}
         return create_backbone(settings.name, **(own | common))
     if not settings.pretrained:
-        name, saved, mean, std = architecture_of(settings.source)
+        name, saved, mean, std = architecture_of(source)
         own = {"mean": settings.mean or mean, "std": settings.std or std, **saved}
         common["pool"] = settings.pool or own.pop("global_pool", None)
         own.pop("img_size", None)
         return create_backbone(name, **(own | common))
-    if Path(settings.source).is_file():
+    if Path(source).is_file():
         common |= {"name": settings.name, "patch_size": settings.patch_size, **settings.arguments}
     return load_encoder(
-        settings.source,
+        source,
         resize=settings.resize,
         mean=settings.mean,
         std=settings.std,
         allow_pickle=settings.allow_pickle,
         **common,
     )
+
+
+def _expanded(source: str | Path) -> str:
+    return str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
 
 
 def _from_file(

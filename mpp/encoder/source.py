@@ -27,8 +27,6 @@ SAFE = ("model.safetensors", "open_clip_model.safetensors")
 
 def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """What timm opens, the architecture's name, its saved arguments, and its mean, std and input size."""
-    if str(source).startswith("~"):
-        source = Path(source).expanduser()
     folder = _folder(source, allow_pickle)
     if folder is not None:
         try:

@@ -21,7 +21,7 @@ from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.neighbours import nearest_neighbours
 from mpp.evaluation.settings import FeatureSettings, InTrainingSettings
 from mpp.training.launch import adopt_statistics
-from mpp.training.loop import Callback
+from mpp.training.run import Callback
 
 
 def in_training(

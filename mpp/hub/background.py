@@ -22,6 +22,19 @@ LOG = "push.log"
 LOWEST = 19
 
 
+def check_token(settings: HubSettings) -> None:
+    """Refuse before anything is trained what could not be pushed.
+
+    Raises:
+        ValueError: if there is no token to push with.
+    """
+    if settings.push_to is not None and get_token() is None:
+        raise ValueError(
+            f"hub.push_to is {settings.push_to}, but there is no token for the Hugging Face Hub: run "
+            "'hf auth login', set HF_TOKEN, or leave hub.push_to out"
+        )
+
+
 class BackgroundPush:
     """Starts `python -m mpp.push` on a run now and then; at most one at a time.
 
@@ -31,18 +44,10 @@ class BackgroundPush:
         settings: where to push.
         run: the run's folder.
         steps: of the whole run, whose last checkpoint is pushed by `finish`.
-
-    Raises:
-        ValueError: if there is no token to push with.
     """
 
     def __init__(self, settings: HubSettings, run: Path, steps: int) -> None:
         assert settings.push_to is not None
-        if get_token() is None:
-            raise ValueError(
-                f"hub.push_to is {settings.push_to}, but there is no token for the Hugging Face Hub: run "
-                "'hf auth login', set HF_TOKEN, or leave hub.push_to out"
-            )
         self.repo_id, self.run, self.steps = settings.push_to, run, steps
         self.command = [sys.executable, "-m", "mpp.push", str(run), settings.push_to]
         self.command += ["--private"] if settings.private else []

@@ -94,7 +94,6 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png")
     write_card(_facts(run, checkpoint, recipe, metrics, repo_id, licence, folder), folder / "README.md")
     staged = Staged(folder, checkpoint.step)
-    _hide_names(staged, repo_id)
     _check_nothing_local(staged, run)
     return staged
 
@@ -151,7 +150,7 @@ def _recipe(recipe: PretrainRecipe, state: dict[str, Any], repo_id: str) -> str:
     tree["output_dir"] = f"runs/{repo_id.split('/')[-1]}"  # what it is called here is nobody else's business
     for name in ("data", "encoder"):
         if tree[name]["source"] is not None:
-            tree[name]["source"] = public_name(tree[name]["source"], local=name in state.get("local", ()))
+            tree[name]["source"] = _shown(tree[name]["source"], local=name in state.get("local", ()))
     return HEADER + in_block(tree)
 
 
@@ -183,7 +182,7 @@ def _facts(
         licence=licence,
         config=config,
         recipe=plain(recipe),
-        data=_nameless(public_name(recipe.data.source, local="data" in state.get("local", ()))),
+        data=_shown(recipe.data.source, local="data" in state.get("local", ())),
         rows=state["data"]["rows"],
         step=checkpoint.step,
         steps=state["steps"],
@@ -195,7 +194,7 @@ def _facts(
         baselines=state["baselines"],
         evaluations=evaluations,
         others=others,
-        start=public_name(start, local="encoder" in state.get("local", ())) if start else None,
+        start=_shown(start, local="encoder" in state.get("local", ())) if start else None,
         pictures=[name for name in ("reconstructions.png", "loss.png") if (folder / name).is_file()],
     )
 
@@ -218,24 +217,22 @@ def _evaluations(run: Path, config: dict[str, Any], weights: str) -> tuple[list[
             ] == published  # fmt: skip
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no results of mpp.evaluate; remove it, or evaluate again") from error
-        mine += [results | {"data_name": _nameless(results["data_name"])}] if is_mine else []
+        mine += [results | {"data_name": _shown(results["data_name"], local=False)}] if is_mine else []
         others += not is_mine
     return mine, others
 
 
-def _hide_names(staged: Staged, repo_id: str) -> None:
-    """Hide names wherever they are left, but in the repository's own, whose owner may well have the same."""
-    for path in staged.files:
-        if path.suffix not in (".safetensors", ".png"):
-            parts = path.read_text(encoding="utf-8").split(repo_id)
-            write_text(path, repo_id.join(_nameless(part) for part in parts))
+def _shown(source: str, *, local: bool) -> str:
+    """A data set or encoder as strangers may read it: no folders of this machine, and no names of it or of its user.
 
-
-def _nameless(text: str) -> str:
-    """A text without this machine's name and the user's on it, which a folder of images may be called after."""
-    names = {socket.gethostname(), os.environ.get("HOSTNAME", ""), getpass.getuser()}
-    words = [re.escape(name) for name in sorted(names) if len(name) > 3 and name not in NOBODY]
-    return re.sub(rf"(?<![A-Za-z0-9])({'|'.join(words)})(?![A-Za-z0-9])", "…", text) if words else text
+    An id on the Hub is public already.
+    """
+    name = public_name(source, local=local)
+    if "/" in name:
+        return name
+    known = {socket.gethostname(), os.environ.get("HOSTNAME", ""), getpass.getuser()}
+    words = [re.escape(word) for word in sorted(known) if len(word) > 3 and word not in NOBODY]
+    return re.sub(rf"(?<![A-Za-z0-9])({'|'.join(words)})(?![A-Za-z0-9])", "…", name) if words else name
 
 
 def _check_nothing_local(staged: Staged, run: Path) -> None:

@@ -39,9 +39,10 @@ from mpp.objective.supervised import LinearProbe, SupervisedClassification
 from mpp.recipe import FinetuneRecipe, differences
 from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint
+from mpp.training.faults import NonFiniteError
 from mpp.training.journal import read_metrics
 from mpp.training.launch import FolderLock, adopt_statistics, move_aside, on_main, start_processes
-from mpp.training.loop import EarlyStopping, NonFiniteError, Progress
+from mpp.training.run import EarlyStopping, Progress
 from mpp.training.settings import SearchSettings
 from mpp.training.signals import StopRequest
 from mpp.training.validation import chosen_rows, validation

@@ -236,27 +236,18 @@ def _outcome(recipe: GapRecipe, unit: Unit) -> dict[str, Any]:
         }
     if recipes.evaluate is not None:
         outcome["evaluation"] = json.loads((home / "evaluation" / "results.json").read_text())
-    outcome["finetuning"] = {
-        fraction: {
-            **json.loads((Path(each.output_dir) / "results.json").read_text()),
-            "curve": _dev_curve(each),
-        }
-        for fraction, each in recipes.finetune.items()
-    }
+    outcome["finetuning"] = {fraction: _finetuned(each) for fraction, each in recipes.finetune.items()}
     return outcome
 
 
-def _dev_curve(recipe: FinetuneRecipe) -> list[dict[str, Any]]:
-    """Accuracies on the dev split during a fine-tuning; after a search, of the run whose settings were chosen."""
+def _finetuned(recipe: FinetuneRecipe) -> dict[str, Any]:
+    """The results of a fine-tuning, and its accuracies on the dev split: after a search, of the run that was chosen."""
     folder = Path(recipe.output_dir)
-    results = json.loads((folder / "results.json").read_text())
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
     if results["search"]:
         folder = folder / "search" / str(Candidate(**results["chosen"]))
-    return [
-        {"samples": m["samples"], "accuracy": m["validation/accuracy"]}
-        for m in read_metrics(folder / "metrics.jsonl")
-        if "validation/accuracy" in m
-    ]
+    looks = (m for m in read_metrics(folder / "metrics.jsonl") if "validation/accuracy" in m)
+    return results | {"curve": [{"samples": m["samples"], "accuracy": m["validation/accuracy"]} for m in looks]}
 
 
 def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.encoder.build import build_backbone, build_encoder
 from mpp.evaluation.in_training import in_training
-from mpp.hub.background import BackgroundPush
+from mpp.hub.background import BackgroundPush, check_token
 from mpp.jobs.running import Job, check_same_images, claim, is_finished, on_each, run_job, stopped, uses_fused_attention
 from mpp.objective.baselines import label_baseline, masked_patch_baselines
 from mpp.objective.masked_patch import MaskedPatchPrediction
@@ -26,7 +26,7 @@ from mpp.recipe import PretrainRecipe
 from mpp.report.reconstruction import reconstructions
 from mpp.training.journal import read_metrics
 from mpp.training.launch import FolderLock, on_main, start_processes
-from mpp.training.loop import Callback, Progress, Run
+from mpp.training.run import Callback, Progress, Run
 from mpp.training.signals import StopRequest
 from mpp.training.validation import chosen_rows, on_device
 
@@ -53,6 +53,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
         return 0
 
+    on_main(accelerator, lambda: check_token(recipe.hub))
     splits = prepare_data(recipe, accelerator)
     if checkpoint is not None:
         check_same_images(checkpoint, splits.train, recipe.data.source)

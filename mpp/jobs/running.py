@@ -25,8 +25,9 @@ from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from mpp.training.journal import Journal
 from mpp.training.launch import FolderLock, adopt_statistics, move_aside, on_main, precision
-from mpp.training.loop import Callback, EarlyStopping, Progress, Run, train
+from mpp.training.loop import train
 from mpp.training.optimizer import learning_rate, make_optimizer
+from mpp.training.run import Callback, EarlyStopping, Progress, Run
 from mpp.training.signals import StopRequest, exit_code
 from mpp.training.speed import flops_per_image, hardware, peak_flops
 from mpp.training.validation import validation
@@ -211,7 +212,7 @@ def run_job(
         callbacks=callbacks,
         log_every=job.steps(recipe.journal.every),
         save_every=job.steps(recipe.checkpoint.every),
-        before_save=lambda: export_encoder(
+        export=lambda: export_encoder(
             encoder, folder / "encoder", interpolation=recipe.data.interpolation, crop_pct=recipe.data.crop_pct
         ),
         state={

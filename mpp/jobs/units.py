@@ -142,11 +142,9 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
             data=upstream,
             encoder=encoder,
             objective=OBJECTIVES[unit.arm],
-            optimizer=scaled(part.optimizer, scale),
             training=scaled(part.training, scale),
-            validation=scaled(part.validation, scale),
-            checkpoint=scaled(part.checkpoint, scale),
             evaluation=scaled(part.evaluation, scale),
+            **_scaled_parts(part, scale),
             reconstructions=ReconstructionSettings(every=Duration(steps=0)),
         )
         start = _changed(encoder, source=str(folder / "pretrain"))
@@ -185,11 +183,9 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
             encoder=_changed(start, drop_path=part.drop_path),
             objective=part.objective,
             augmentation=part.augmentation,
-            optimizer=scaled(part.optimizer, scale),
             training=training,
             search=part.search,
-            validation=scaled(part.validation, scale),
-            checkpoint=scaled(part.checkpoint, scale),
+            **_scaled_parts(part, scale),
         )
     return Recipes(pretrain, evaluate, finetune)
 
@@ -203,6 +199,11 @@ def scaled(settings: Any, factor: float) -> Any:
     """Settings with all their durations times a factor."""
     durations = {name: getattr(settings, name) for name in type(settings).model_fields}
     return _changed(settings, **{n: d.scaled(factor) for n, d in durations.items() if isinstance(d, Duration)})
+
+
+def _scaled_parts(part: Any, factor: float) -> dict[str, Any]:
+    """What pre-training and fine-tuning have alike besides the training itself."""
+    return {name: scaled(getattr(part, name), factor) for name in ("optimizer", "validation", "checkpoint")}
 
 
 def _together(finetuning: Any, pretraining: Any) -> Duration:

@@ -16,7 +16,7 @@ from mpp.files import replacing
 from mpp.objective.corruption import KEEP, SWAP
 from mpp.objective.masked_patch import MaskedPatchPrediction
 from mpp.objective.patches import patchify, unpatchify
-from mpp.training.loop import Callback
+from mpp.training.run import Callback
 
 MASKED = 0.5
 """Grey level of a masked patch."""

@@ -5,122 +5,23 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mpp import randomness
-from mpp.data.images import TooManyDamagedError
-from mpp.data.loader import Batch, TrainingCrops, batches
-from mpp.data.order import Share
+from mpp.data.loader import Batch, batches
 from mpp.files import flush
 from mpp.objective import scores as sums
 from mpp.objective.scores import Scores
-from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from mpp.training.journal import Journal
+from mpp.training.checkpoint import Checkpoint, CheckpointError
+from mpp.training.faults import note_damaged, stop_if_broken, stop_if_hopeless
 from mpp.training.launch import distribute, on_main, saved_buffers
-from mpp.training.optimizer import LearningRate
-from mpp.training.signals import StopRequest
-
-FEWEST_JUDGED = 1000
-"""Damaged images are held against at least so many (or all there are) before a run is stopped for them."""
-
-
-class Callback(NamedTuple):
-    """Something to do every so often, and after the last step."""
-
-    every: int
-    """Steps; 0 means only after the last."""
-    call: Callable[[int, nn.Module], Iterable[tuple[str, Any]]]
-    """Called with the step and the objective, in every process; yields (name, value) pairs for the journal."""
-
-
-class EarlyStopping(NamedTuple):
-    """When to be content with what there is, by what the callbacks say; and how to keep the best of it."""
-
-    metric: str
-    """The name of a value that the callbacks yield; the larger, the better."""
-    patience: int
-    """The run ends after so many looks in a row without a new best; 0 means never."""
-    keep: Callable[[int], None]
-    """Called with the step, by the main process, at every new best."""
-    settle: Callable[[int], None]
-    """Called with the step of the best, by the main process, after every save: older ones are not needed again."""
-
-
-class NonFiniteError(RuntimeError):
-    """Too many steps in a row without a finite loss."""
-
-
-@dataclass
-class Progress:
-    """What a run remembers besides weights and optimiser. Samples seen are step × batch size."""
-
-    step: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    seconds: float = 0.0
-    damaged: dict[int, str] = field(default_factory=dict)
-    owes_a_look: bool = False
-    """The callbacks of this step were put off, because the run was asked to stop."""
-    best: float | None = None
-    """The best value of the early-stopping metric so far, and its step."""
-    best_loss: float = 0.0
-    best_step: int = 0
-    looks_since_best: int = 0
-    ended: bool = False
-    """Early stopping has ended the run."""
-
-    def as_json(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {**vars(self), "damaged": list(self.damaged.items())}
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> Progress:
-        """The inverse of `as_json`."""
-        return cls(**{**saved, "damaged": dict(saved["damaged"])})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything that the loop works with; the objective is any module of the room `objective`."""
-
-    objective: nn.Module
-    crops: TrainingCrops
-    share: Share
-    steps: int
-    seed: int
-    optimizer: torch.optim.Optimizer
-    learning_rate: LearningRate
-    accelerator: Accelerator
-    checkpoints: Checkpoints
-    journal: Journal
-    stop: StopRequest
-    callbacks: list[Callback]
-    log_every: int
-    save_every: int
-    before_save: Callable[[], None]
-    """Called by the main process before each save: where there is a checkpoint, this was done."""
-    state: dict[str, Any]
-    """Goes into every checkpoint as it is."""
-    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    """uint8 pixels and labels of a training batch, on the device → others, of the same shape and type; labels may
-    become probabilities `(b, classes)`."""
-    early_stopping: EarlyStopping | None = None
-    workers: int = 0
-    compile: bool = False
-    clip_grad: float | None = None
-    max_skipped: int = 10
-    max_bad_share: float = 0.01
-    flops_per_image: float = 0.0
-    peak_flops: float = 0.0
+from mpp.training.run import Progress, Run
 
 
 def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
@@ -183,7 +84,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
 
         values: dict[str, Any] = {}
         if any_damaged:
-            values |= _note_damaged(run, progress, damaged)
+            values |= note_damaged(run, progress, damaged)
         if progress.skipped_in_a_row:
             run.journal.say(f"step {done}: loss {loss:g}, gradient norm {norm:g}: not finite, the step is skipped")
             values["skipped"] = progress.skipped
@@ -199,9 +100,9 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         good = not progress.skipped_in_a_row or done == run.steps
         saves = stopped or progress.ended or (_due(done, run.save_every, run.steps) and good)
         try:
-            _stop_if_hopeless(run, progress)
+            stop_if_hopeless(run, progress)
             if saves:
-                _stop_if_broken(run, progress)
+                stop_if_broken(run, progress)
         except RuntimeError as error:  # of all processes alike: one of them tells
             error.told_elsewhere = not run.accelerator.is_main_process  # pyright: ignore[reportAttributeAccessIssue]
             raise
@@ -298,60 +199,6 @@ def _agree(run: Run, loss: Tensor, damaged: list[tuple[int, str]]) -> tuple[floa
     return total / run.accelerator.num_processes, stops > 0, finds > 0
 
 
-def _note_damaged(run: Run, progress: Progress, damaged: list[tuple[int, str]]) -> dict[str, Any]:
-    """Remember the rows that could not be decoded; what is new is named in the journal."""
-    everyone = gather_object(damaged) if run.accelerator.num_processes > 1 else damaged
-    new = {row: reason for row, reason in everyone if row not in progress.damaged}
-    if not new:
-        return {}
-    progress.damaged |= new
-    rows = run.crops.images.rows
-    for row, reason in new.items():
-        run.journal.say(f"{rows.where(row)} cannot be decoded, its neighbour stands in: {reason}")
-    listed = [{"row": rows.number(row), "where": rows.where(row), "reason": reason} for row, reason in new.items()]
-    return {"damaged": len(progress.damaged), "damaged_images": listed}
-
-
-def _stop_if_hopeless(run: Run, progress: Progress) -> None:
-    if progress.skipped_in_a_row >= run.max_skipped:
-        raise NonFiniteError(
-            f"{progress.skipped_in_a_row} steps in a row, up to step {progress.step}, had a loss or gradient that is "
-            f"not finite. {_kept(run)} "
-            "Try a smaller optimizer.lr, a longer optimizer.warmup, or training.precision=float32, in another "
-            "output_dir or with checkpoint.resume=false"
-        )
-    rows = len(run.crops.images)
-    judged = max(min(progress.step * run.share.batch_size, rows), min(rows, FEWEST_JUDGED))
-    allowed = max(run.max_bad_share * judged, 1 if run.max_bad_share else 0)  # a single one stops no small data set
-    if len(progress.damaged) > allowed:
-        where = run.crops.images.rows.where
-        examples = "\n".join(f"  {where(row)}: {reason}" for row, reason in list(progress.damaged.items())[:5])
-        raise TooManyDamagedError(
-            f"{len(progress.damaged)} of {judged} images cannot be decoded, more than the share of "
-            f"{run.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}\n"
-            "mend the files, or allow more in another output_dir or with checkpoint.resume=false"
-        )
-
-
-def _kept(run: Run) -> str:
-    if run.checkpoints.is_empty():
-        return "Nothing had been saved yet."
-    return f"The last good checkpoint stands in {run.checkpoints.folder}."
-
-
-def _stop_if_broken(run: Run, progress: Progress) -> None:
-    """Refuse to save weights that are not finite, which a finite gradient can still make.
-
-    Raises:
-        NonFiniteError: in all processes alike, since they have the same weights.
-    """
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in run.objective.parameters()):
-        raise NonFiniteError(
-            f"the weights are not finite after step {progress.step}. {_kept(run)} "
-            "Try a smaller optimizer.lr, in another output_dir or with checkpoint.resume=false"
-        )
-
-
 def _summary(run: Run, scores: Scores) -> dict[str, float]:
     """The means of the step's scores over all processes."""
     if run.accelerator.num_processes > 1:
@@ -379,7 +226,7 @@ def _save(run: Run, progress: Progress) -> None:
 
 def _export(run: Run, progress: Progress) -> None:
     try:
-        run.before_save()
+        run.export()
     except Exception as error:  # safetensors has errors of its own for a full disk
         raise CheckpointError(
             f"the encoder of step {progress.step} could not be written: {error}\n"

@@ -14,7 +14,7 @@ from mpp import randomness
 from mpp.data.loader import Batch, EvaluationCrops
 from mpp.data.order import Numbers
 from mpp.objective import scores as sums
-from mpp.training.loop import Callback
+from mpp.training.run import Callback
 
 
 def chosen_rows(crops: EvaluationCrops, images: int, seed: int) -> Numbers:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from tests.downstream import PRETRAIN, good, refused, written
 from tests.forkserver import ForkServer
@@ -39,8 +41,10 @@ def test_a_run_that_pushes_ends_with_the_same_weights_and_its_last_checkpoint_on
     assert steps[-1] == 40
     assert f"pushed to {hub.endpoint}/user/during" in said
     assert weights(tmp_path / "run") == weights(alone)
-    exported = (tmp_path / "run" / "encoder" / "model.safetensors").read_bytes()
-    assert len(repo.commits[-1].files["model.safetensors"]) == len(exported)
+    pushed = load(repo.commits[-1].files["model.safetensors"])
+    exported = load((tmp_path / "run" / "encoder" / "model.safetensors").read_bytes())
+    assert pushed.keys() == exported.keys()
+    assert all(torch.equal(pushed[name], value) for name, value in exported.items())
     assert WRITER not in said + (tmp_path / "run" / "push.log").read_text()
 
 

@@ -94,6 +94,15 @@ def test_nothing_local_is_in_a_run_that_began_from_a_path_and_was_tracked(
     assert resolved["output_dir"] == "runs/vit-tiny", "whatever it is called here"
 
 
+def test_a_user_who_is_called_like_a_word_of_the_recipe_changes_nothing_else(run: Path, push: Push, tmp_path: Path):
+    files = staged(push, run, tmp_path / "out")
+    called = staged(push, run, tmp_path / "called", LOGNAME="encoder", USER="encoder", HOSTNAME="data")
+    for name in ("config.json", "preprocessor_config.json", "metrics.jsonl"):
+        assert called[name] == files[name]
+    recipe, other = (yaml.safe_load(each["recipe.yaml"]) for each in (files, called))
+    assert other | {"data": None} == recipe | {"data": None}
+
+
 def test_a_relative_path_is_cut_wherever_the_push_is_made(
     home: Path, online: ForkServer, tinted_images: Path, push: Push, tmp_path: Path
 ):

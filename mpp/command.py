@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from mpp.recipe import COMMANDS, RecipeError, help_text, load_recipe
+from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe, placed
+from mpp.settings import SettingError
 
 MISTAKE = 2
 """Exit code for what the user can mend."""
@@ -37,7 +38,15 @@ def run_command(
         print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{said}\n\n{rest}", end="")
         return 0 if arguments else MISTAKE
     path, *overrides = arguments
-    return guarded(lambda: work(load_recipe(path, overrides, command=reads or name)))
+
+    def run() -> int:
+        document, recipe = open_recipe(path, overrides, reads or name)
+        try:
+            return work(recipe)
+        except SettingError as error:
+            raise placed(error, document) from error
+
+    return guarded(run)
 
 
 def guarded(work: Callable[[], int]) -> int:

@@ -20,6 +20,18 @@ class Settings(BaseModel):
     """The setting that is meant where a recipe gives plain text for the whole section: `encoder=runs/mine`."""
 
 
+class SettingError(ValueError):
+    """Values that are well-formed, and refused by what uses them: which settings they are, and why."""
+
+    def __init__(self, complaints: dict[str, str]) -> None:
+        """`complaints` says what is wrong with each setting, by its name in the room that refuses it, or dotted."""
+        super().__init__(complaints)
+        self.complaints = complaints
+
+    def __str__(self) -> str:
+        return "\n".join(self.complaints.values())
+
+
 class Duration(Settings):
     """A length or an interval, in exactly one of three units: `{steps: 100}`, `{epochs: 3}`, `{images: 5e4}`."""
 

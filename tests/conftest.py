@@ -9,6 +9,7 @@ if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # two tests at a time, on two cores: one thread each, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # where there are GPUs too; test_cuda.py is for those
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts so what it puts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the commands under test are to be as on a terminal
 
@@ -36,6 +37,20 @@ from tests.small_recipe import GOOD
 
 STEPS = "training.duration.steps=120"
 ROOT = Path(__file__).parent.parent
+
+
+LONGEST = (
+    "test_training.py",
+    "test_resume.py",
+    "test_same_command_again.py",
+    "test_several_processes.py",
+    "test_gap.py",
+)
+"""Begun first, so that no core waits for them at the end; the order of the others is that of their names."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,12 @@ def good(command: Command) -> Command:
 
 
 def refused(command: Command, *words: str, code: int = 2) -> None:
-    """One clear message, of the user's mistake unless told otherwise."""
+    """One clear message, of the user's mistake unless told otherwise: by itself, or at its place in the recipe."""
     assert command.code == code, f"{command.code}: {command.text}"
     assert "Traceback" not in command.text
-    lines = [line for line in command.text.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, command.text
-    message = command.text[command.text.index("error: ") :]
+    messages = re.findall(r"^(?:error|command line|\S+\.yaml:\d+): ", command.text, re.MULTILINE)
+    assert len(messages) == 1, command.text
+    message = " ".join(command.text[command.text.index(messages[0]) :].split())
     for word in words:
         assert word in message, f"{word!r} is not in:\n{command.text}"
 

@@ -68,7 +68,7 @@ def serve(address: str) -> None:
             if sys.stdin in ready:
                 line = sys.stdin.readline()  # the next one is sent when this one is answered
                 if not line:
-                    return
+                    os._exit(0)  # what libraries do at an exit may wait for children, which vanish here
                 request: dict[str, Any] = json.loads(line)
                 pid = os.fork()
                 if pid == 0:

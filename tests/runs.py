@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -93,7 +94,8 @@ def alone() -> list[str]:
 
 
 def launched() -> list[str]:
-    return [sys.executable, "-m", "accelerate.commands.launch", "-m", "mpp.pretrain"]
+    here = ["--cpu", "--num_processes", "1"] if torch.cuda.is_available() else []  # or it would choose the GPUs
+    return [sys.executable, "-m", "accelerate.commands.launch", *here, "-m", "mpp.pretrain"]
 
 
 def launched_twice() -> list[str]:
@@ -240,8 +242,9 @@ def assert_refused(result: Result, *words: str) -> None:
     """A user's mistake: a non-zero exit of its own accord, one clear message, no traceback."""
     assert result.returncode > 0, f"exit {result.returncode}:\n{result.output}"
     assert "Traceback" not in result.output, result.output
+    message = " ".join(result.output.split())  # which are wrapped for a terminal
     for word in words:
-        assert word in result.output, f"{word!r} is not in:\n{result.output}"
+        assert word in message, f"{word!r} is not in:\n{result.output}"
 
 
 def journal(run: Path) -> list[dict]:
@@ -285,6 +288,11 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def picture(height: int = 12, width: int = 20, seed: int = 0) -> Image.Image:
+    """Noise of three colours."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def scene(number: int, height: int = 20, width: int = 24) -> np.ndarray:

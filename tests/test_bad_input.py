@@ -185,6 +185,21 @@ def broken(images, every=4):
     return [halved(image) if i % every else image for i, image in enumerate(images)]
 
 
+JUDGED = """\
+command: pretrain
+output_dir: elsewhere
+data:
+  source: embedded
+objective: {kind: masked_patch}
+encoder:
+  name: vit_tinny_patch16_224
+optimizer:
+  name: adamm
+  lr: 1e-3
+"""
+"""A recipe whose mistakes only timm can tell."""
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, images):
     """Every command of this file, two at a time: folder of the runs and results by name."""
@@ -196,6 +211,9 @@ def results(tmp_path_factory, images):
 
     for number, change in enumerate(LACKING):
         jobs[change] = ("mean_color.yaml", arguments(folder / f"lacking-{number}", images, FEW, change))
+    jobs["judged by timm"] = (write(folder, JUDGED), [f"output_dir={folder / 'judged'}"])
+    sizes = ("data.image_size=15", "optimizer.name=sgd", "optimizer.betas=[0.9, 0.9]")
+    job("judged, overridden", images, *sizes)
     job("adam with decay", images, FEW, "optimizer.name=adam", "optimizer.weight_decay=0.1")
     job("missing recipe", images, recipe="no_such_recipe.yaml")
     job("no labels", parquet_folder(folder / "unlabelled", scenes(10)), FEW, recipe="supervised.yaml")
@@ -235,6 +253,24 @@ def results(tmp_path_factory, images):
 @pytest.mark.parametrize("change", LACKING)
 def test_what_does_not_exist_or_fit_is_named(results, change):
     assert_refused(results[1][change], *LACKING[change])
+
+
+def test_all_that_timm_knows_better_is_told_at_once_with_file_and_line_and_nothing_is_made(results):
+    folder, by_name = results
+    where = folder / "mine.yaml"
+    assert_refused(
+        by_name["judged by timm"],
+        f"{where}:7: encoder.name",
+        "did you mean vit_tiny_patch16_224",
+        f"{where}:9: optimizer.name 'adamm' is not one of timm's optimisers; did you mean adam",
+        f"2 problems with {where}",
+    )
+    assert not list((folder / "judged").glob("[!.]*"))
+    assert_refused(
+        by_name["judged, overridden"],
+        "command line: data.image_size image_size 15 is not a multiple of the patch size 4",
+        "command line: optimizer.betas",
+    )
 
 
 def test_adam_with_decay_is_refused_and_points_to_adamw(results):

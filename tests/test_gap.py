@@ -199,6 +199,25 @@ def kill_all(command: Command) -> None:
 SMALL = ("study.arms=[random,mean_color]", *ALONE)
 
 
+def test_units_that_run_at_once_end_as_those_that_run_in_turn(
+    study: Study, straight: tuple[Command, Path], tmp_path: Path
+):
+    folder, names = tmp_path / "gap", [name for name in UNITS if name.startswith(("random", "mean_color"))]
+    command = study(*SMALL, "study.parallel=3", start=True)
+    until(command, lambda: len(children(command)) == 3)
+    until(command, lambda: (folder / "mean_color/seed-0/pretrain/checkpoints/step-000000004").is_dir())
+    command.kill(signal.SIGTERM)
+    assert command.wait() == 143, command.text
+    assert "are left. Give the same command again to go on." in command.text
+    done = finished(folder)
+    assert len(done) < len(names)
+
+    good(study(*SMALL, "study.parallel=2"))
+    assert {name: finished(folder)[name] for name in done} == done
+    for name in names:
+        assert numbers(unit(folder, name)) == numbers(unit(straight[1], name)), name
+
+
 def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(
     study: Study, straight: tuple[Command, Path], tmp_path: Path
 ):
@@ -249,7 +268,7 @@ def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_goes_on(
     study: Study, straight: tuple[Command, Path], tmp_path: Path
 ):
     long = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE, "pretraining.training.duration.steps=9000")
-    command = study(*long, "study.minutes=0.05")
+    command = study(*long, "study.minutes=0.15")
     assert command.code == 75, command.text
     home = tmp_path / "gap" / "mean_color" / "seed-0"
     assert "saved" in (home / "log.txt").read_text()

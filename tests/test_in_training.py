@@ -15,9 +15,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import mpp
 from mpp.data.subsets import dev_split, fraction_rows
-from tests.downstream import PRETRAIN, TRAIN, crops, final_weights, good, journal, refused, sha, tinted, written
+from tests.downstream import PRETRAIN, TRAIN, as_two, crops, final_weights, good, journal, refused, sha, tinted, written
 from tests.forkserver import Command, ForkServer
-from tests.runs import encoded, write_parquet
+from tests.runs import encoded, free_port, write_parquet
 
 Pretrain = Callable[..., Command]
 LOOKS = (
@@ -101,6 +101,27 @@ def test_a_stopped_run_says_the_same_at_every_look(pretrain: Pretrain, looked: P
     shutil.rmtree(tmp_path / "run" / "encoder")
     assert "from step 8" in good(pretrain(*LOOKS)).text
     assert values(tmp_path / "run") == values(looked)
+
+
+def test_trackers_and_two_processes_get_the_same_values(
+    commands: ForkServer, pretrain: Pretrain, looked: Path, tinted_images: Path, tmp_path: Path
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = written(tmp_path / "two.yaml", PRETRAIN, tinted_images, tmp_path / "two")
+    changes = (*LOOKS, "journal.trackers=[tensorboard]", "training.micro_batch_size=8")
+    for command in as_two(commands, "mpp.pretrain", free_port(), recipe, *changes):
+        good(command)
+    found = values(tmp_path / "two")
+    assert found.keys() == values(looked).keys()
+    for step, seen in values(looked).items():
+        assert found[step] == pytest.approx(seen, abs=1 / 15), "one image more or less, by rounding"
+    events = min((tmp_path / "two").rglob("events.out.tfevents.*"), key=lambda path: len(path.parts))
+    board = EventAccumulator(str(events.parent))  # settings lie further down
+    board.Reload()
+    for name in NAMES:
+        told = {event.step: event.value for event in board.Scalars(name)}
+        assert told == pytest.approx({step: seen[name] for step, seen in found.items()}, abs=1e-6)
 
 
 def test_only_rows_of_train_are_read(pretrain: Pretrain, looked: Path, tinted_images: Path, tmp_path: Path):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -201,12 +201,14 @@ def test_help_and_errors_come_at_once() -> None:
         "import sys; from mpp.recipe import PretrainRecipe, help_text; print(help_text(PretrainRecipe)); "
         "sys.exit(str({'torch', 'timm', 'datasets', 'accelerate', 'matplotlib'} & set(sys.modules) or ''))"
     )
-    start = time.perf_counter()
+    before = os.times()
     done = run("-c", program)
+    after = os.times()
     assert done.stderr.strip() == ""
     assert "objective.target.kind=mean_color:" in done.stdout
     assert all(len(line) < 80 for line in done.stdout.splitlines())
-    assert time.perf_counter() - start < 3
+    spent = (after.children_user - before.children_user) + (after.children_system - before.children_system)
+    assert spent < 3, "seconds of a processor, whatever else the machine does"
 
 
 def test_recipes_can_be_shown_and_described_to_editors(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The same run on several processes, whatever goes wrong in one of them."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +66,16 @@ def test_two_processes_that_think_they_are_alone_are_refused(tmp_path, images):
     assert result.returncode != 0, result.output
     assert not checkpoints(tmp_path / "run")
     assert re.search("WORLD_SIZE|num_processes|processes", result.output)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with a GPU that launch is right")
+def test_a_launcher_that_starts_one_process_where_two_were_asked_for_is_refused(tmp_path, images):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    settings = arguments(tmp_path / "run", images, "training.duration.steps=2")
+    result = pretrain("mean_color.yaml", settings, tmp_path, command=[*launcher, "-m", "mpp.pretrain"])
+    assert result.returncode != 0, result.output
+    assert "the launcher started this one alone" in result.output
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 # a step that is not finite

@@ -69,8 +69,12 @@ class EvaluationCrops(Dataset[Batch]):
     """
 
     def __init__(self, images: Images, settings: DataSettings, *, keep: int = 0) -> None:
-        self.images, self.settings, self.left = images, settings, keep
-        self._kept: dict[int, Loaded] = {}
+        self.images, self.settings, self.keep = images, settings, keep
+        self._left, self._kept = keep, dict[int, Loaded]()
+
+    def stay(self, rows: int) -> bool:
+        """Whether the crops of so many rows stay in memory once they were looked at."""
+        return 3 * self.settings.image_size**2 * rows <= self.keep
 
     def __getitem__(self, rows: Numbers) -> Batch:
         loaded = [self._crop(int(row)) for row in rows]
@@ -83,8 +87,8 @@ class EvaluationCrops(Dataset[Batch]):
             return self._kept[row]
         image = self.images.load(row)
         image = image._replace(pixels=centre(image.pixels, self.settings))
-        if (size := image.pixels.numel()) <= self.left:
-            self.left -= size
+        if (size := image.pixels.numel()) <= self._left:
+            self._left -= size
             self._kept[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
         return image
 
@@ -116,10 +120,11 @@ def batches(
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=partial(_leave_signals_to_the_main_process, leaving=leaving),
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,  # whole micro-batches, in shared memory
         generator=torch.Generator(),  # its own: it would draw from the one that seeds each step
     )
-    atexit.register(setattr, leaving, "value", True)  # registered late, so done before the workers are terminated
+    if workers:
+        atexit.register(setattr, leaving, "value", True)  # registered late, so done before the workers are terminated
     for batch in loader:
         if isinstance(batch, TooManyDamagedError):
             raise batch

@@ -15,6 +15,7 @@ from huggingface_hub import get_token
 from mpp import randomness
 from mpp.data import embedded
 from mpp.data.settings import DataSettings
+from mpp.settings import SettingError
 
 MOST_CLASSES = 10**6
 """Numbers from here on are ids, and no classes."""
@@ -142,18 +143,19 @@ def open_splits(
         ValueError: for a source, split, column or label that is not there, or an empty split.
     """
     tables = _tables(settings)
-    train = _slice(tables, settings.split, "data.split")
+    train = _slice(tables, settings.split, "split")
     used = {part.split("[")[0] for part in settings.split.split("+")}
     free = [name for name in held_out if name in tables and name not in used]
     other = settings.validation_split or next(iter(free), None)
     if other is not None:
-        validation = _slice(tables, other, "data.validation_split")
+        validation = _slice(tables, other, "validation_split")
     else:
         train, validation = _held_out(train, seed)
     if settings.images is not None:
         rows = len(train.numbers)
         if settings.images > rows:
-            raise ValueError(f"data.images {settings.images} are more than the {rows} of {settings.source}")
+            said = f"data.images {settings.images} are more than the {rows} of {settings.source}"
+            raise SettingError({"images": said})
         order = randomness.permutation(randomness.key(seed, "images"), 0, rows)
         train = train.select(np.sort(order[: settings.images]))
     image = _image_column(train.table, settings)
@@ -236,9 +238,10 @@ def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Part:
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
     except Exception as error:
-        raise ValueError(
-            f"{setting} {spec!r} cannot be taken: {str(error).strip() or type(error).__name__}; "
-            f"there are {', '.join(f'{name} ({size} rows)' for name, size in sizes.items())}"
+        there = ", ".join(f"{name} ({size} rows)" for name, size in sizes.items())
+        reason = str(error).strip() or type(error).__name__
+        raise SettingError(
+            {setting: f"data.{setting} {spec!r} cannot be taken: {reason}; there are {there}"}
         ) from error
     ranges = [range(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to) for p in parts]
     numbers = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
@@ -260,15 +263,14 @@ def _image_column(table: datasets.Dataset, settings: DataSettings) -> str:
     if settings.image_column is not None:
         feature = table.features.get(settings.image_column)
         if feature is not None and not _may_hold_images(feature):
-            raise ValueError(f"column {settings.image_column!r} of {settings.source} holds no images but {feature}")
+            said = f"column {settings.image_column!r} of {settings.source} holds no images but {feature}"
+            raise SettingError({"image_column": said})
         return settings.image_column
     found = [name for name, feature in table.features.items() if _holds_images(feature)]
     if len(found) != 1:
-        raise ValueError(
-            f"{settings.source} has {len(found) or 'no'} image columns"
-            + (f" ({', '.join(found)})" if found else "")
-            + f" among {', '.join(table.column_names)}; name one with data.image_column"
-        )
+        which = f" ({', '.join(found)})" if found else ""
+        said = f"{settings.source} has {len(found) or 'no'} image columns{which} among {', '.join(table.column_names)}"
+        raise SettingError({"image_column": f"{said}; name one with data.image_column"})
     return found[0]
 
 
@@ -289,10 +291,9 @@ def _label_column(table: datasets.Dataset, settings: DataSettings, *, required: 
     if len(found) == 1:
         return found[0]
     if required:
-        raise ValueError(
-            f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed; "
-            f"name one of {', '.join(table.column_names)} with data.label_column"
-        )
+        said = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed"
+        named = ", ".join(table.column_names)
+        raise SettingError({"label_column": f"{said}; name one of {named} with data.label_column"})
     return None
 
 
@@ -303,30 +304,31 @@ def _classes(table: datasets.Dataset, column: str) -> Classes:
         return Classes(list(feature.names), strings=False)
     if feature is None or len(table) == 0:
         return Classes([], strings=False)  # refused for what it is when the rows are opened
+    unfit = f"column {column!r} holds no labels: expected integers or strings, found {feature}"
     if getattr(feature, "dtype", None) is None or _holds_images(feature):
-        raise ValueError(f"column {column!r} holds no labels: expected integers or strings, found {feature}")
+        raise SettingError({"label_column": unfit})
     values = table.unique(column)
     if None in values:
-        raise ValueError(f"column {column!r} has rows without a label: label them, or leave them out of data.split")
+        said = f"column {column!r} has rows without a label: label them, or leave them out of data.split"
+        raise SettingError({"label_column": said})
     if all(isinstance(value, str) for value in values):
         return Classes(sorted(values), strings=True)
     if not all(isinstance(value, int) for value in values):
-        raise ValueError(f"column {column!r} holds no labels: expected integers or strings, found {feature}")
+        raise SettingError({"label_column": unfit})
     if max(values) >= MOST_CLASSES:
-        raise ValueError(
-            f"column {column!r} holds no class numbers: they reach {max(values)}, with {len(values)} different ones; "
-            "number the classes from 0"
-        )
+        said = f"column {column!r} holds no class numbers: they reach {max(values)}, with {len(values)} different ones"
+        raise SettingError({"label_column": f"{said}; number the classes from 0"})
     return Classes([str(number) for number in range(max(values) + 1)], strings=False)
 
 
 def _rows(part: Part, image: str, label: str | None, classes: Classes | None, name: str) -> ImageRows:
     table = part.table
-    for column in filter(None, (image, label)):
-        if column not in table.column_names:
+    for setting, column in (("image_column", image), ("label_column", label)):
+        if column is not None and column not in table.column_names:
             near = difflib.get_close_matches(column, table.column_names, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{name} has no column {column!r} among {', '.join(table.column_names)}{hint}")
+            said = f"{name} has no column {column!r} among {', '.join(table.column_names)}{hint}"
+            raise SettingError({setting: said})
     if len(table) == 0:
         raise ValueError(f"{name} is empty: it has no rows")
     return ImageRows(part, image, label, classes, name)

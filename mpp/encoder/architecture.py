@@ -11,6 +11,7 @@ from timm.models import is_model, list_models
 from torch import Tensor, nn
 
 from mpp.encoder.vit import Layout
+from mpp.settings import SettingError
 
 
 def check_name(name: str) -> None:
@@ -30,14 +31,14 @@ def skeleton(name: str, **arguments: Any) -> Any:
     """The model without memory for its weights: enough to ask what it is.
 
     Raises:
-        ValueError: if timm does not take the arguments.
+        SettingError: if timm does not take the arguments.
     """
     try:
         with torch.device("meta"):
             return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except Exception as error:  # what timm's models raise at arguments they do not like is anything
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
-        raise ValueError(f"timm cannot build {name} with {given}: {error}") from error
+        raise SettingError({"arguments": f"timm cannot build {name} with {given}: {error}"}) from error
 
 
 def is_hybrid(name: str) -> bool:
@@ -54,10 +55,8 @@ def check_divides(name: str, size: int, patch_size: int) -> None:
     if size % patch_size:
         below, above = size // patch_size * patch_size, -(-size // patch_size) * patch_size
         near = f"{below} or {above}" if below else str(above)
-        raise ValueError(
-            f"image_size {size} is not a multiple of the patch size {patch_size} of {name}; "
-            f"use {near}, or another patch_size"
-        )
+        said = f"image_size {size} is not a multiple of the patch size {patch_size} of {name}; use {near}"
+        raise SettingError({"image_size": f"{said}, or another patch_size"})
 
 
 def pooling(name: str, pool: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -73,14 +72,15 @@ def pooling(name: str, pool: str | None, arguments: dict[str, Any]) -> dict[str,
     if pool is None:
         pool = "token" if has_class_token else "avg"
     elif pool == "token" and not has_class_token:
-        raise ValueError(f"pool token does not fit {name}, which has no class token; use pool avg")
+        raise SettingError({"pool": f"pool token does not fit {name}, which has no class token; use pool avg"})
     if _norm_after_pooling(name, arguments | {"global_pool": ""}):
         return {"global_pool": pool}
     for extra in ({}, {"fc_norm": False}, {"use_fc_norm": False}):
         choice: dict[str, Any] = {"global_pool": pool, **extra}
         if _norm_after_pooling(name, arguments | choice) is False:
             return choice
-    raise ValueError(f"timm's {name} cannot normalise its tokens before pooling with pool {pool}; try another pool")
+    said = f"timm's {name} cannot normalise its tokens before pooling with pool {pool}; try another pool"
+    raise SettingError({"pool": said})
 
 
 def _norm_after_pooling(name: str, arguments: dict[str, Any]) -> bool | None:

@@ -26,6 +26,7 @@ from mpp.encoder.settings import EncoderSettings
 from mpp.encoder.source import NOT_THE_MODEL_S, architecture_of, open_source
 from mpp.encoder.vit import Encoder
 from mpp.encoder.weights_file import fill, read_weights, size_of
+from mpp.settings import SettingError
 
 # The ViT paper's: pixels in [−1, 1].
 HALF = (0.5, 0.5, 0.5)
@@ -63,10 +64,8 @@ def create_encoder(
     size = image_size or own.image_size
     if patch_size is not None:
         if is_hybrid(name):
-            raise ValueError(
-                f"patch_size {patch_size} cannot be set for {name}: its patches come out of a convolutional stem; "
-                "leave patch_size out, or choose a plain ViT"
-            )
+            said = f"patch_size {patch_size} cannot be set for {name}: its patches come out of a convolutional stem"
+            raise SettingError({"patch_size": f"{said}; leave patch_size out, or choose a plain ViT"})
         arguments["patch_size"] = patch_size
     check_divides(name, size, patch_size or own.patch_size)
     arguments["img_size"] = size
@@ -164,10 +163,10 @@ def load_encoder(
         return Backbone(model, image_size=size, width=width, name=name, arguments=arguments, mean=mean, std=std)
     own = layout_of(name, skeleton(name, **arguments), arguments.get("img_size"))
     if patch_size not in (None, own.patch_size):
-        raise ValueError(
-            f"patch_size {patch_size} does not fit the weights of {source}, whose patches have "
-            f"{own.patch_size} pixels a side; leave patch_size out"
+        said = (
+            f"patch_size {patch_size} does not fit the weights of {source}, whose patches have {own.patch_size} pixels"
         )
+        raise SettingError({"patch_size": f"{said} a side; leave patch_size out"})
     size = image_size or own.image_size
     check_divides(name, size, own.patch_size)
     own_arguments = arguments
@@ -210,11 +209,12 @@ def build_backbone(settings: EncoderSettings, image_size: int) -> Backbone:
         ValueError: if it cannot be built, or `arguments` say what a setting of its own says.
     """
     if taken := (SETTINGS_OF_THEIR_OWN | NOT_THE_MODEL_S) & set(settings.arguments):
-        raise ValueError(
+        said = (
             f"encoder.arguments cannot hold {', '.join(sorted(taken))}: images have 3 channels, the encoder has no "
             "classes, and the rest is set by data.image_size, encoder.name, encoder.source, encoder.patch_size, "
             "encoder.pool, encoder.resize, encoder.mean and encoder.std"
         )
+        raise SettingError({"arguments": said})
     source = None if settings.source is None else _expanded(settings.source)
     common: dict[str, Any] = {"image_size": image_size, "pool": settings.pool}
     if settings.drop_path is not None:
@@ -277,4 +277,5 @@ def _with_weights(source: str | Path, origin: str, arguments: dict[str, Any]) ->
 
 def _no_patch_size(name: str, patch_size: int | None) -> None:
     if patch_size is not None:
-        raise ValueError(f"patch_size {patch_size} cannot be set for {name}, which has no patches; leave it out")
+        said = f"patch_size {patch_size} cannot be set for {name}, which has no patches; leave it out"
+        raise SettingError({"patch_size": said})

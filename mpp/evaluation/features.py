@@ -219,7 +219,7 @@ def _gathered(accelerator: Accelerator, values: Tensor) -> Tensor:
     return values
 
 
-def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, precision: str) -> dict[str, Any]:
+def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, arithmetic: list[str]) -> dict[str, Any]:
     """Everything that decides the features of some rows: weights, images, crops, arithmetic."""
     settings = crops.settings
     digest = hashlib.sha256()
@@ -236,7 +236,7 @@ def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, precision: 
         "encoder": reader.identity(),
         "images": digest.hexdigest(),
         "crop": [settings.image_size, settings.crop_pct, settings.interpolation],
-        "precision": precision,
+        "arithmetic": arithmetic,
         "torch": torch.__version__,
     }
 

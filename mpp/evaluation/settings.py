@@ -136,6 +136,10 @@ class StudySettings(Settings):
     minutes: float | None = Field(default=None, gt=0)
     """Stop, saved, after so long; the same command goes on. null does all of it at once."""
 
+    parallel: int = Field(default=1, ge=1)
+    """How many arms run at once, each on its share of this machine's cores and on the GPUs in turn; small networks
+    leave most of either idle. With other threads, results are the same up to rounding."""
+
     only: tuple[str, ...] = ()
     """Run these alone, e.g. `[mean_color/seed-0]`, and write no report: so a study is spread over machines, and so
     each arm runs in a process of its own."""

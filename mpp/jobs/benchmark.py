@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from mpp.data.images import Images
 from mpp.data.loader import TrainingCrops, batches
 from mpp.data.order import share
+from mpp.jobs.judging import check_training
 from mpp.jobs.pretrain import make_objective, prepare_data
 from mpp.jobs.running import count_flops, uses_fused_attention
 from mpp.objective.masked_patch import MaskedPatchPrediction
+from mpp.objective.settings import MaskedPatchSettings
 from mpp.recipe import PretrainRecipe
 from mpp.training.launch import precision, start_processes
 from mpp.training.optimizer import make_optimizer
@@ -58,6 +60,7 @@ class BareEncoder(nn.Module):
 def benchmark(recipe: PretrainRecipe) -> int:
     """Print what a recipe reaches on this machine."""
     accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir), trackers=())
+    check_training(recipe, accelerator, patches=isinstance(recipe.objective, MaskedPatchSettings))
     splits = prepare_data(recipe, accelerator)
     objective = make_objective(recipe, splits.train).to(accelerator.device)
     encoder = objective.encoder

@@ -22,9 +22,10 @@ from mpp.evaluation.controls import Control
 from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
 from mpp.evaluation.scoring import check_feasible, scores
 from mpp.files import write_text
+from mpp.jobs.judging import about, about_network, check_network
 from mpp.jobs.running import on_each, uses_fused_attention
 from mpp.recipe import EvaluateRecipe, differences, write_recipe
-from mpp.training.launch import FolderLock, on_main, precision, start_processes
+from mpp.training.launch import FolderLock, end_processes, on_main, precision, start_processes
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
 """Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""
@@ -43,12 +44,16 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     accelerator = start_processes(recipe.compute, folder=folder)
     locks: list[FolderLock] = []  # held until this returns
     on_main(accelerator, lambda: locks.append(FolderLock(folder)))
-    splits = on_each(accelerator, lambda: open_labelled(recipe))
+    if recipe.encoder.source not in CONTROLS:
+        check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=False)
+    with about("data", "source"):
+        splits = on_each(accelerator, lambda: open_labelled(recipe))
     reader = make_reader(recipe, accelerator)
     results = evaluate_reader(recipe, reader, splits, folder, accelerator)
     if accelerator.is_main_process:
         print(table(results))
         print(f"\nall of it: {folder / 'results.json'}")
+    end_processes(accelerator)
     return 0
 
 
@@ -81,8 +86,6 @@ def evaluate_reader(
     )
     dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
     evaluators = [s for s in (recipe.few_shot, recipe.knn, recipe.linear_probe) if s is not None]
-    if not evaluators:
-        raise ValueError("few_shot, knn and linear_probe are all null: there is nothing to measure")
     check_feasible(evaluators, labels[rows], dev if len(places) > 1 else None, recipe.by_depth)
     train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
     everything = np.arange(len(splits.validation))
@@ -151,7 +154,8 @@ def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
         return Control(str(settings.source), recipe.data.image_size, settings.patch_size)
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
-    encoder = build_backbone(settings, recipe.data.image_size)
+    with about_network(settings):
+        encoder = build_backbone(settings, recipe.data.image_size)
     encoder.use_fused_attention(uses_fused_attention(settings.attention, accelerator))
     return EncoderReader(encoder.to(accelerator.device).eval())
 
@@ -170,7 +174,9 @@ def _features(
     Kept ones are used if they are of the same weights, images and settings.
     """
     crops = EvaluationCrops(Images(images), recipe.data)
-    key = on_main(accelerator, lambda: cache_key(reader, crops, rows, precision(recipe.compute)))
+    attention = "fused" if uses_fused_attention(recipe.encoder.attention, accelerator) else "plain"
+    arithmetic = [precision(recipe.compute), accelerator.device.type, f"{attention} attention"]
+    key = on_main(accelerator, lambda: cache_key(reader, crops, rows, arithmetic))
     store = folder / "features"
     found: list[Features | None] = [None]
 

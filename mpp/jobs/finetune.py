@@ -23,6 +23,7 @@ from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.build import build_backbone
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.files import replacing, write_text
+from mpp.jobs.judging import about, about_network, check_training
 from mpp.jobs.running import (
     Job,
     check_same_images,
@@ -41,7 +42,7 @@ from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint
 from mpp.training.faults import NonFiniteError
 from mpp.training.journal import read_metrics
-from mpp.training.launch import FolderLock, adopt_statistics, move_aside, on_main, start_processes
+from mpp.training.launch import FolderLock, adopt_statistics, end_processes, move_aside, on_main, start_processes
 from mpp.training.run import EarlyStopping, Progress
 from mpp.training.settings import SearchSettings
 from mpp.training.signals import StopRequest
@@ -85,12 +86,16 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
             print(f"{folder} is finished.\n{_sentence(results, folder)}\n"
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
         return 0
-    data = on_each(
-        accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
-    )
+    check_training(recipe, accelerator, patches=False)
+    with about("data", "source"):
+        data = on_each(
+            accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
+        )
     study = _FineTuning(recipe, data, accelerator, stop)
     recipe = study.fresh_start(folder)
-    return study.run(folder, recipe)
+    code = study.run(folder, recipe)
+    end_processes(accelerator)
+    return code
 
 
 def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dict[str, Any] | None:
@@ -122,19 +127,12 @@ class _FineTuning:
         self.classes = list(splits.train.class_names or ())
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{splits.train.name} holds images of a single class: there is nothing to tell apart")
-        if _searches(recipe) and recipe.early_stopping.patience:
-            raise ValueError(
-                "early_stopping does not go with search, whose choice is trained on all of train: there is no dev "
-                "split left to stop by; set early_stopping.patience=0, or search.lr=[] search.pool=[]"
-            )
         self.rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
         self.fitted: Numbers = self.rows
         self.dev: Numbers | None = None
         if recipe.labels.dev:
             fitted, dev = dev_split(labels[self.rows], recipe.labels.dev, recipe.labels.seed)
             self.fitted, self.dev = self.rows[fitted], self.rows[dev]
-        elif _searches(recipe) or recipe.early_stopping.patience:
-            raise ValueError("search and early_stopping choose by a dev split; give labels.dev a share above 0")
 
     def fresh_start(self, folder: Path) -> FinetuneRecipe:
         """Move an older run aside where the recipe asks for it; from there on, this one is gone on with."""
@@ -244,7 +242,8 @@ class _FineTuning:
         """The classifier to train; its random weights are decided by the seed."""
         low, high = randomness.key(recipe.seed, "weights")
         torch.manual_seed(low | high << 32)
-        backbone = build_backbone(recipe.encoder, recipe.data.image_size)
+        with about_network(recipe.encoder):
+            backbone = build_backbone(recipe.encoder, recipe.data.image_size)
         backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
         settings = recipe.objective
         if isinstance(settings, LinearProbeSettings):
@@ -261,7 +260,13 @@ class _FineTuning:
         crops = EvaluationCrops(Images(self.splits.validation), recipe.data)
         batch = recipe.training.micro_batch_size or 256
         look = validation(
-            self.accelerator, crops, np.arange(len(crops.images)), batch_size=batch, baselines={}, every=0
+            self.accelerator,
+            crops,
+            np.arange(len(crops.images)),
+            batch_size=batch,
+            workers=recipe.data.workers,
+            baselines={},
+            every=0,
         )
         seen = {name.removeprefix("validation/"): value for name, value in look.call(progress.step, job.objective)}
         images = progress.step * recipe.training.batch_size

@@ -1,6 +1,6 @@
 """A gap study: what `mpp.gap` does once the recipe is read.
 
-The study starts a process for each unit (arm, seed, variant), one after the other. The process runs the very functions
+The study starts a process for each unit (arm, seed, variant). The process runs the very functions
 behind `mpp.pretrain`, `mpp.evaluate` and `mpp.finetune`, each of which goes on from where it stands, and writes
 `unit.json` at its end. A unit that has one is never run again.
 """
@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import textwrap
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -21,26 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mpp.data.source import open_splits
 from mpp.evaluation.comparison import summarize
 from mpp.files import write_text
+from mpp.jobs.apart import OUTCOME, PATIENCE, run_all
 from mpp.jobs.evaluate import DATA_ORDER, evaluate, is_evaluated
 from mpp.jobs.finetune import Candidate, finetune
+from mpp.jobs.judging import about, check_network, check_optimizer, together
 from mpp.jobs.pretrain import pretrain
-from mpp.jobs.units import Unit, recipes_of, unit_named, units_of
+from mpp.jobs.units import OBJECTIVES, Unit, recipes_of, unit_named, units_of
+from mpp.objective.settings import MaskedPatchSettings
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, write_recipe
 from mpp.report.page import write_page
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.journal import read_metrics
 from mpp.training.launch import FolderLock
-from mpp.training.signals import STARTED_BY, StopRequest, exit_code
-
-NOT_YET = 75
-"""Exit code of a study that stopped because its time was up: the same command goes on."""
-PATIENCE = 120.0
-"""Seconds that a unit is given to save when it is asked to stop."""
+from mpp.training.signals import StopRequest, exit_code
 
 
 def study(recipe: GapRecipe) -> int:
@@ -51,6 +44,8 @@ def study(recipe: GapRecipe) -> int:
         RuntimeError: if a unit failed.
     """
     folder = Path(recipe.output_dir)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("a study starts its own processes: run python -m mpp.gap, with study.parallel for several")
     _check_installed(recipe)
     if recipe.study.only:
         return _run_here(recipe, [unit_named(recipe, name) for name in recipe.study.only])
@@ -60,8 +55,9 @@ def study(recipe: GapRecipe) -> int:
     write_recipe(recipe, folder / "recipe.yaml")
     failed: list[str] = []
     if len(done) < len(units):
+        _check_networks(recipe, units)
         _check_data(recipe, units)
-    code = 0 if len(done) == len(units) else _run_all(recipe, folder, units, failed)
+    code = 0 if len(done) == len(units) else run_all(recipe.study, folder, units, failed)
     outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
     if outcomes:
         results = summarize(list(outcomes.values()))
@@ -89,6 +85,20 @@ def _check_installed(recipe: GapRecipe) -> None:
         raise RuntimeError(f'a study needs {", ".join(missing)}: pip install "mpp[study]"')
 
 
+def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
+    """Refuse what timm cannot build, before any data is read.
+
+    Raises:
+        SettingError: with all complaints.
+    """
+    patches = any(isinstance(OBJECTIVES.get(unit.arm), MaskedPatchSettings) for unit in units if unit.size is None)
+    together(
+        lambda: check_network(recipe.encoder, recipe.upstream.image_size, "upstream.image_size", patches=patches),
+        lambda: check_optimizer(recipe.pretraining.optimizer, "pretraining.optimizer"),
+        lambda: check_optimizer(recipe.finetuning.optimizer, "finetuning.optimizer"),
+    )
+
+
 def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
     """Open the data sets once, before anything is trained on them.
 
@@ -99,79 +109,15 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
         upstream, downstream = (recipe.downstream, recipe.upstream) if back else (recipe.upstream, recipe.downstream)
         here = [unit for unit in units if unit.back == back]
         labelled = bool(recipe.pretraining.evaluation.evaluators) or any(unit.arm == "supervised" for unit in here)
-        rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
+        with about("downstream" if back else "upstream", "source"):
+            rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
         if (most := max((unit.images or 0 for unit in here), default=0)) > len(rows):
             raise ValueError(f"study.images {most} are more than the {len(rows)} of {upstream.source}")
-        labels = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER).train.labels
+        with about("upstream" if back else "downstream", "source"):
+            labels = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER).train.labels
         assert labels is not None
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{downstream.source} holds images of a single class: there is nothing to tell apart")
-
-
-def _run_all(recipe: GapRecipe, folder: Path, units: list[Unit], failed: list[str]) -> int:
-    """Every unit that is not finished, each in a process of its own: 0, or how it was stopped."""
-    begun = time.monotonic()
-    deadline = begun + 60 * recipe.study.minutes if recipe.study.minutes else None
-    stop = _Stop()
-    for number, unit in enumerate(units, start=1):
-        name = f"[{number}/{len(units)}] {unit}"
-        if _path(folder, unit).is_file():
-            print(f"{name}: done before", flush=True)
-            continue
-        if stop.asked or (deadline and time.monotonic() > deadline):
-            break
-        print(f"{name} …", flush=True)
-        since = time.monotonic()
-        code = _run_apart(folder, unit, deadline, stop)
-        if stop.asked or code == NOT_YET:
-            break
-        if code:  # the others may do better
-            log = folder / str(unit) / "log.txt"
-            last = "\n".join(log.read_text(errors="replace").strip().splitlines()[-15:])
-            failed.append(f"{unit} ended with exit code {code}; the end of {log}:\n{last}")
-            print(f"{name}: failed", flush=True)
-        else:
-            print(f"{name}: {tqdm.format_interval(time.monotonic() - since)}", flush=True)
-    left = sum(not _path(folder, unit).is_file() for unit in units)
-    if not left or (failed and not stop.asked and left == len(failed)):
-        return 0
-    print(f"\n{left} of {len(units)} are left. Give the same command again to go on.")
-    return 128 + stop.asked if stop.asked else NOT_YET
-
-
-def _run_apart(folder: Path, unit: Unit, deadline: float | None, stop: _Stop) -> int:
-    """Run a unit in a process of its own; its exit code, or `NOT_YET` if it was stopped because time was up."""
-    home = folder / str(unit)
-    home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mpp.gap", str(folder / "recipe.yaml"), f'study.only=["{unit}"]']
-    command += [f"output_dir={folder}"]  # the folder may have been moved since
-    with (home / "log.txt").open("a", encoding="utf-8") as log:
-        environment = {**os.environ, STARTED_BY: "gap"}
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-        )
-        asked = 0.0
-        while (code := process.poll()) is None:
-            time.sleep(0.2)
-            late = bool(deadline) and time.monotonic() > (deadline or 0)
-            if (stop.asked or late) and not asked:
-                asked = time.monotonic()
-                process.send_signal(signal.SIGTERM)
-            if asked and time.monotonic() > asked + PATIENCE:
-                process.kill()  # what it saved last stands
-    return NOT_YET if asked and code else code
-
-
-class _Stop:
-    """Remembers that the study was asked to stop."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.asked = number
 
 
 def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
@@ -278,4 +224,4 @@ def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
 
 
 def _path(folder: Path, unit: Unit) -> Path:
-    return folder / str(unit) / "unit.json"
+    return folder / str(unit) / OUTCOME

@@ -17,6 +17,7 @@ from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.encoder.build import build_backbone, build_encoder
 from mpp.evaluation.in_training import in_training
 from mpp.hub.background import BackgroundPush, check_token
+from mpp.jobs.judging import about, about_network, check_training
 from mpp.jobs.running import Job, check_same_images, claim, is_finished, on_each, run_job, stopped, uses_fused_attention
 from mpp.objective.baselines import label_baseline, masked_patch_baselines
 from mpp.objective.masked_patch import MaskedPatchPrediction
@@ -25,7 +26,7 @@ from mpp.objective.supervised import SupervisedClassification
 from mpp.recipe import PretrainRecipe
 from mpp.report.reconstruction import reconstructions
 from mpp.training.journal import read_metrics
-from mpp.training.launch import FolderLock, on_main, start_processes
+from mpp.training.launch import FolderLock, end_processes, on_main, start_processes
 from mpp.training.run import Callback, Progress, Run
 from mpp.training.signals import StopRequest
 from mpp.training.validation import chosen_rows, on_device
@@ -53,6 +54,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
         return 0
 
+    check_training(recipe, accelerator, patches=isinstance(recipe.objective, MaskedPatchSettings))
     on_main(accelerator, lambda: check_token(recipe.hub))
     splits = prepare_data(recipe, accelerator)
     if checkpoint is not None:
@@ -90,13 +92,15 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         _farewell(run, progress, folder, baselines)
     if code is None and pusher is not None:
         pusher.finish()
+    end_processes(accelerator)
     return code or 0
 
 
 def prepare_data(recipe: PretrainRecipe, accelerator: Accelerator) -> Splits:
     """The images to train on and to hold out; with labels where something needs them."""
     labelled = recipe.objective.kind == "supervised" or bool(recipe.evaluation.evaluators)
-    return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
+    with about("data", "source"):
+        return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
 
 
 def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPrediction | SupervisedClassification:
@@ -105,10 +109,12 @@ def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPredic
     torch.manual_seed(low | high << 32)
     settings, size = recipe.objective, recipe.data.image_size
     if isinstance(settings, MaskedPatchSettings):
-        encoder = build_encoder(recipe.encoder, size)
+        with about_network(recipe.encoder):
+            encoder = build_encoder(recipe.encoder, size)
         return MaskedPatchPrediction(encoder, settings.target, settings.corruption, recipe.seed, settings.head)
     assert rows.class_names is not None
-    encoder = build_backbone(recipe.encoder, size)
+    with about_network(recipe.encoder):
+        encoder = build_backbone(recipe.encoder, size)
     return SupervisedClassification(
         encoder, len(rows.class_names), settings.head, settings.label_smoothing, settings.head_init
     )
@@ -126,7 +132,7 @@ def _baselines(
     rows = chosen_rows(seen, recipe.validation.baseline_images, recipe.seed)
 
     def images(crops: EvaluationCrops, chosen: Any) -> Any:
-        return ((pixels, samples) for pixels, samples, _ in on_device(crops, chosen, 256))
+        return ((pixels, samples) for pixels, samples, _ in on_device(crops, chosen, 256, recipe.data.workers))
 
     return masked_patch_baselines(objective, images(seen, rows), images(held_out, held_out_rows))
 

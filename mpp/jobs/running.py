@@ -182,6 +182,11 @@ def run_job(
     journal = Journal(folder / "metrics.jsonl", accelerator, steps=steps, step=checkpoint.step if checkpoint else 0)
     if recipe.journal.trackers:
         accelerator.init_trackers("mpp", config=_flat(recipe.model_dump(mode="json")))
+    now = precision(recipe.training)
+    if checkpoint is not None and (before := checkpoint.state.get("precision", now)) != now:
+        journal.say(
+            f"the run began in {before} and goes on in {now}: training.precision=auto takes what a machine is good at"
+        )
     warmup = job.steps(recipe.optimizer.warmup)
     if warmup >= steps:
         journal.say(f"optimizer.warmup of {warmup} steps is as long as the run; it is shortened to {steps // 10}")
@@ -192,7 +197,7 @@ def run_job(
         callbacks = [
             Callback(every, lambda step, module: adopt_statistics(accelerator, module) or ()),
             validation(accelerator, job.held_out, job.held_out_rows, batch_size=part.micro_batch_size,
-                       baselines=job.baselines, every=every),
+                       workers=recipe.data.workers, baselines=job.baselines, every=every),
             *callbacks,
         ]  # fmt: skip
     run = Run(
@@ -226,6 +231,7 @@ def run_job(
                 for name, source in (("data", recipe.data.source), ("encoder", recipe.encoder.source))
                 if source is not None and Path(source).exists()
             ],
+            "precision": precision(recipe.training),
             "hardware": hardware(accelerator.device, accelerator.num_processes),
         },
         augment=job.augmentation,

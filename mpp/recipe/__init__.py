@@ -15,7 +15,7 @@ Nothing here imports torch: help and errors come at once.
 
 from mpp.recipe.commands import COMMANDS, EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe
 from mpp.recipe.help import help_text
-from mpp.recipe.loading import load_recipe, load_settings
+from mpp.recipe.loading import load_recipe, load_settings, open_recipe, placed
 from mpp.recipe.problems import RecipeError
 from mpp.recipe.writing import differences, recipe_text, write_recipe
 
@@ -30,6 +30,8 @@ __all__ = [
     "help_text",
     "load_recipe",
     "load_settings",
+    "open_recipe",
+    "placed",
     "recipe_text",
     "write_recipe",
 ]

@@ -58,6 +58,12 @@ class PretrainRecipe(Settings):
     evaluation: InTrainingSettings = InTrainingSettings()
     hub: HubSettings = HubSettings()
 
+    @model_validator(mode="after")
+    def _layers_lead_to_one_head(self) -> PretrainRecipe:
+        if self.optimizer.layer_decay is not None and self.objective.kind == "masked_patch":
+            raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
+        return self
+
 
 class FinetuneRecipe(Settings):
     """Train a classifier from an encoder, or from scratch: `python -m mpp.finetune RECIPE encoder=runs/mine`."""
@@ -83,6 +89,18 @@ class FinetuneRecipe(Settings):
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     journal: JournalSettings = JournalSettings()
+
+    @model_validator(mode="after")
+    def _chooses_by_a_dev_split(self) -> FinetuneRecipe:
+        patience, searches = self.early_stopping.patience, bool(self.search.lr or self.search.pool)
+        if searches and patience:
+            raise ValueError(
+                "early_stopping does not go with search, whose choice is trained on all of train: there is no dev "
+                "split left to stop by; set early_stopping.patience=0, or search.lr=[] search.pool=[]"
+            )
+        if (searches or patience) and not self.labels.dev:
+            raise ValueError("search and early_stopping choose by a dev split; give labels.dev a share above 0")
+        return self
 
 
 class EvaluateRecipe(Settings):
@@ -117,6 +135,12 @@ class EvaluateRecipe(Settings):
     the others take the place that the last of these chose."""
 
     compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvaluateRecipe:
+        if self.few_shot is None and self.knn is None and self.linear_probe is None:
+            raise ValueError("few_shot, knn and linear_probe are all null: there is nothing to measure")
+        return self
 
 
 class PretrainingPart(Settings):

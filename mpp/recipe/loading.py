@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from mpp.recipe.checking import check
 from mpp.recipe.commands import COMMANDS
 from mpp.recipe.overriding import apply_overrides, complete
-from mpp.recipe.problems import Problem, RecipeError, listed, nearest, shown
+from mpp.recipe.problems import Keys, Problem, RecipeError, listed, nearest, shown
 from mpp.recipe.reading import Document, read_document
-from mpp.settings import Settings
+from mpp.settings import SettingError, Settings
 
 S = TypeVar("S", bound=Settings)
 
@@ -24,6 +24,22 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | 
     """
     document = read_document(path)
     return _load(document, _schema(document, command), overrides)
+
+
+def open_recipe(path: str | Path, overrides: Iterable[str], command: str) -> tuple[Document, Any]:
+    """As `load_recipe`, with the document that remembers where each setting was written."""
+    document = read_document(path)
+    return document, _load(document, _schema(document, command), overrides)
+
+
+def placed(error: SettingError, document: Document) -> RecipeError:
+    """What was refused when the settings were used, told as the mistakes that show at once are."""
+    problems = []
+    for setting, said in error.complaints.items():
+        keys: Keys = tuple(setting.split("."))
+        value = document.value(keys)
+        problems.append(Problem(document.place(keys), setting, said, "" if value is None else shown(value)))
+    return RecipeError(problems, document.name)
 
 
 def load_settings(model: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:

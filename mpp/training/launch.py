@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mpp.settings import SettingError
 from mpp.training.settings import ComputeSettings
 
 T = TypeVar("T")
@@ -39,7 +40,8 @@ def start_processes(settings: ComputeSettings, *, folder: Path, trackers: tuple[
     """
     known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
     if unknown := [name for name in trackers if name not in known]:
-        raise ValueError(f"journal.trackers {', '.join(unknown)} unknown; Accelerate has {', '.join(known)}")
+        said = f"journal.trackers {', '.join(unknown)} unknown; Accelerate has {', '.join(known)}"
+        raise SettingError({"journal.trackers": said})
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
@@ -50,19 +52,37 @@ def start_processes(settings: ComputeSettings, *, folder: Path, trackers: tuple[
         # The others wait while one process prepares the data, which can take long.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
     )
-    if accelerator.device.type == "cpu":
-        torch.set_num_threads(threads(settings))
+    torch.set_num_threads(threads(settings))  # on GPUs too: closed forms and baselines are worked out on the processor
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
             f"the launcher started {launched} processes, but each thinks that it is one of "
-            f"{accelerator.num_processes}: they would write over each other. To run {launched} processes on CPU:\n"
-            f"  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {launched} --num_machines 1 "
-            "--mixed_precision no --dynamo_backend no -m mpp.pretrain RECIPE"
+            f"{accelerator.num_processes}: they would write over each other. {_several(launched)}"
+        )
+    alone = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+    if alone and LAUNCHED in os.environ and accelerator.device.type == "cpu":
+        raise ValueError(  # what `accelerate launch --cpu --num_processes 2` does, without a word
+            f"several processes were asked for, but the launcher started this one alone. {_several(2)}"
         )
     if missing := [name for name in trackers if name not in [str(kind) for kind in accelerator.log_with]]:
-        raise ValueError(f"journal.trackers {', '.join(missing)} not installed: pip install {' '.join(missing)}")
+        said = f"journal.trackers {', '.join(missing)} not installed: pip install {' '.join(missing)}"
+        raise SettingError({"journal.trackers": said})
     return accelerator
+
+
+def end_processes(accelerator: Accelerator) -> None:
+    """Take leave of the other processes, at the end of all work."""
+    if accelerator.num_processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _several(processes: int) -> str:
+    return (
+        f"To run {processes} processes on CPU:\n"
+        f"  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {processes} --num_machines 1 "
+        "--mixed_precision no --dynamo_backend no -m mpp.pretrain RECIPE"
+    )
 
 
 def precision(settings: ComputeSettings) -> str:

@@ -11,6 +11,7 @@ import torch
 from timm import optim
 from torch import nn
 
+from mpp.settings import SettingError
 from mpp.training.settings import OptimizerSettings
 
 LearningRate = Callable[[int], float]
@@ -27,25 +28,19 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
     Biases, norms and whatever the module's `no_weight_decay()` names (positions, tokens) do not decay.
 
     Raises:
-        ValueError: for an unknown name, arguments it does not take, or `adam` with weight decay.
+        SettingError: for an unknown name, or arguments that it does not take.
+        ValueError: for a layer-wise decay without layers.
     """
     known = [str(name) for name in optim.list_optimizers()]  # pyright: ignore[reportPrivateImportUsage]
     if settings.name not in known:
         near = difflib.get_close_matches(settings.name, known, n=3)
-        raise ValueError(
-            f"optimizer.name {settings.name!r} is not one of timm's optimisers"
-            + (f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(known)}")
-        )
-    if settings.name == "adam" and settings.weight_decay:
-        raise ValueError(
-            f"optimizer.name adam with weight_decay {settings.weight_decay:g} would mix the decay into the moments; "
-            "use adamw, which decouples it, or set optimizer.weight_decay=0"
-        )
+        hint = f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(known)}"
+        raise SettingError({"name": f"{settings.name!r} is not one of timm's optimisers{hint}"})
     groups = _groups(module, settings)
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.betas is not None:
         if not optim.get_optimizer_info(settings.name).has_betas:  # pyright: ignore[reportPrivateImportUsage]
-            raise ValueError(f"optimizer.betas {list(settings.betas)} do not fit {settings.name}; leave them out")
+            raise SettingError({"betas": f"betas {list(settings.betas)} do not fit {settings.name}; leave them out"})
         arguments.setdefault("betas", settings.betas)
     if settings.name in FUSED:
         arguments.setdefault("fused", True)
@@ -54,10 +49,10 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
             groups, opt=settings.name, lr=settings.lr, weight_decay=0.0, filter_bias_and_bn=False, **arguments
         )
     except (TypeError, AssertionError, ImportError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"optimizer {settings.name} cannot be made: {error}; see optimizer.arguments, and leave optimizer.betas "
-            "out for an optimiser without moments"
-        ) from error
+        said = (
+            f"{settings.name} cannot be made: {error}; see its arguments in timm, and leave betas out for an optimiser"
+        )
+        raise SettingError({"arguments": f"{said} without moments"}) from error
 
 
 def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:

@@ -46,6 +46,15 @@ class OptimizerSettings(Settings):
     final_lr: float = Field(default=0.0, ge=0, le=1)
     """Where the schedule ends, as a share of the peak."""
 
+    @model_validator(mode="after")
+    def _decouples(self) -> OptimizerSettings:
+        if self.name == "adam" and self.weight_decay:
+            raise ValueError(
+                f"name adam with weight_decay {self.weight_decay:g} would mix the decay into the moments; use adamw, "
+                "which decouples it, or set weight_decay to 0"
+            )
+        return self
+
 
 class ComputeSettings(Settings):
     """How a network is run."""

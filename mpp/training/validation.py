@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mpp import randomness
-from mpp.data.loader import Batch, EvaluationCrops
+from mpp.data.loader import Batch, EvaluationCrops, batches
 from mpp.data.order import Numbers
 from mpp.objective import scores as sums
 from mpp.training.run import Callback
@@ -29,12 +29,14 @@ def validation(
     rows: Numbers,
     *,
     batch_size: int,
+    workers: int,
     baselines: dict[str, float],
     every: int,
 ) -> Callback:
     """A callback that yields `validation/…`: what the objective scores on some rows, and the baselines beside it.
 
-    The rows are divided among the processes; their corruption is decided by the row number alone.
+    The rows are divided among the processes; their corruption is decided by the row number alone. Loader processes
+    decode them, if there are `workers`, where their crops are too many to stay in memory.
     """
 
     def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
@@ -45,8 +47,7 @@ def validation(
         was_training = objective.training
         objective.eval()
         damaged: dict[int, str] = {}
-        for part in _parts(mine, batch_size):
-            batch = crops[part]
+        for batch in _loaded(crops, mine, batch_size, workers):
             damaged |= dict(batch.damaged)
             pixels, samples, labels = _moved(batch, accelerator.device)
             with torch.no_grad(), accelerator.autocast():
@@ -68,14 +69,15 @@ def validation(
 
 
 def on_device(
-    crops: EvaluationCrops, rows: Numbers, batch_size: int, device: torch.device | str = "cpu"
+    crops: EvaluationCrops, rows: Numbers, batch_size: int, workers: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Batches of evaluation crops: uint8 pixels `(b, 3, h, w)`, int64 row numbers `(b,)`, labels or None."""
-    return (_moved(crops[part], device) for part in _parts(rows, batch_size))
+    return (_moved(batch, device) for batch in _loaded(crops, rows, batch_size, workers))
 
 
-def _parts(rows: Numbers, batch_size: int) -> list[Numbers]:
-    return np.array_split(rows, max(-(-len(rows) // batch_size), 1))
+def _loaded(crops: EvaluationCrops, rows: Numbers, batch_size: int, workers: int) -> Iterator[Batch]:
+    parts = np.array_split(rows, max(-(-len(rows) // batch_size), 1))
+    return batches(crops, parts, workers=0 if crops.stay(len(rows)) else min(workers, len(parts)))
 
 
 def _moved(batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,0 +1,114 @@
+"""What takes timm, the launch or the data to judge in a recipe; mistakes are told as those of its settings.
+
+What timm and the launch can tell is told before any data is read, and all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mpp.data.order import share
+from mpp.encoder.build import build_backbone, build_encoder
+from mpp.encoder.settings import EncoderSettings
+from mpp.settings import SettingError
+from mpp.training.optimizer import make_optimizer
+from mpp.training.settings import OptimizerSettings
+
+
+@contextmanager
+def about(section: str, otherwise: str, **elsewhere: str) -> Iterator[None]:
+    """Tell what a room refuses as mistakes in a section of the recipe.
+
+    Args:
+        section: dotted.
+        otherwise: the setting of the section that is meant where the room does not say which.
+        elsewhere: where settings are that the section itself does not have, dotted.
+
+    Raises:
+        SettingError: for any ValueError, with dotted settings.
+    """
+    try:
+        yield
+    except SettingError as error:
+        named = {name: elsewhere.get(name) or f"{section}.{name}" for name in error.complaints}
+        raise SettingError({named[name]: said for name, said in error.complaints.items()}) from error
+    except ValueError as error:
+        raise SettingError({f"{section}.{otherwise}": str(error)}) from error
+
+
+def together(*checks: Callable[[], object]) -> None:
+    """Make every check, whatever the others found.
+
+    Raises:
+        SettingError: with all complaints.
+    """
+    complaints: dict[str, str] = {}
+    for check in checks:
+        try:
+            check()
+        except SettingError as error:
+            complaints = error.complaints | complaints
+    if complaints:
+        raise SettingError(complaints)
+
+
+def check_training(recipe: Any, accelerator: Accelerator, *, patches: bool) -> None:
+    """Refuse a network, an optimiser or batches that cannot be had, in a recipe of a command that trains.
+
+    Args:
+        recipe: with data, encoder, optimizer and training.
+        accelerator: of this launch.
+        patches: whether the network has to be an encoder of patches.
+
+    Raises:
+        SettingError: with all complaints.
+    """
+    together(
+        lambda: check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=patches),
+        lambda: check_optimizer(recipe.optimizer, "optimizer"),
+        lambda: _check_batches(recipe, accelerator),
+    )
+
+
+def check_network(settings: EncoderSettings, image_size: int, size_setting: str, *, patches: bool) -> None:
+    """Refuse what timm cannot build. What is loaded from a source shows when it is.
+
+    Raises:
+        SettingError: with all complaints.
+    """
+    if settings.source is None:
+        with about_network(settings, size_setting), torch.device("meta"):  # where weights take no memory
+            (build_encoder if patches else build_backbone)(settings, image_size)
+
+
+@contextmanager
+def about_network(settings: EncoderSettings, size_setting: str = "data.image_size") -> Iterator[None]:
+    """Tell what cannot be built or loaded as mistakes in `encoder`.
+
+    Raises:
+        SettingError: for any ValueError.
+    """
+    with about("encoder", "name" if settings.source is None else "source", image_size=size_setting):
+        yield
+
+
+def check_optimizer(settings: OptimizerSettings, section: str) -> None:
+    """Refuse what timm cannot make.
+
+    Raises:
+        SettingError: with the complaint.
+    """
+    with about(section, "name"):
+        make_optimizer(nn.Linear(1, 1), settings.model_copy(update={"layer_decay": None}))
+
+
+def _check_batches(recipe: Any, accelerator: Accelerator) -> None:
+    with about("training", "batch_size"):
+        training = recipe.training
+        share(training.batch_size, training.micro_batch_size, rank=0, processes=accelerator.num_processes)

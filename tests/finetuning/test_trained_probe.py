@@ -1,0 +1,77 @@
+"""The linear layer trained as in MAE: the encoder stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mpp
+from mpp.objective.supervised import LinearProbe
+from tests.downstream import TEST, crops, final_weights, good, refused, results, tinted
+from tests.finetuning.looking import Finetune, by_timm
+
+LARS = (
+    "objective={kind: linear_probe}", "optimizer={name: lars, arguments: {momentum: 0.9, trust_coeff: 0.001, "
+    "always_adapt: true}, lr: 0.1, lr_scaling: linear, weight_decay: 0, warmup: {steps: 2}}", "training.clip_grad=null",
+)  # fmt: skip
+
+
+def test_the_linear_probe_leaves_the_encoder_as_it_is_and_timm_reads_its_classifier(
+    finetune: Finetune, pretrained: Path, tinted_images: Path, tmp_path: Path
+):
+    good(finetune(f"encoder={pretrained}", *LARS, "encoder.drop_path=0.3", "encoder.attention=fused"))
+    run = tmp_path / "run"
+    before = load_file(pretrained / "encoder" / "model.safetensors")
+    trained = load_file(final_weights(run, 12))
+    for name, value in before.items():
+        assert torch.equal(trained[f"encoder.vit.{name}"], value), name
+        assert torch.equal(load_file(run / "encoder" / "model.safetensors")[name], value), name
+    pixels, labels = crops(tinted_images / "test.parquet")
+    objective = LinearProbe(mpp.load_encoder(pretrained), 3).eval()
+    objective.load_state_dict(trained)
+    with torch.no_grad():
+        expected = objective(pixels, labels=torch.tensor(labels)).logits
+    logits = by_timm(run, pixels)
+    assert (logits - expected).abs().max() < 1e-5
+    assert expected.std() > 1e-3
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    assert round(results(run)["test"]["accuracy"] * TEST) == int((expected.argmax(1) == torch.tensor(labels)).sum())
+
+
+def test_the_linear_probe_s_head_is_mae_s():
+    encoder = mpp.create_encoder("vit_tiny_patch16_224", image_size=16, patch_size=4)
+    torch.manual_seed(0)
+    objective = LinearProbe(encoder, 400)
+    assert isinstance(objective.head, torch.nn.Sequential)
+    norm, linear = objective.head
+    assert isinstance(norm, torch.nn.BatchNorm1d)
+    assert (norm.affine, norm.eps) == (False, 1e-6)
+    assert linear.weight.std().item() == pytest.approx(0.01, rel=0.01)
+    assert not linear.bias.any()
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    objective.train()
+    assert norm.training
+    assert not any(module.training for module in encoder.modules())
+
+
+def test_the_linear_probe_on_a_cnn_leaves_its_running_statistics_alone(finetune: Finetune, tmp_path: Path):
+    good(finetune(*LARS, "encoder={name: test_resnet}", "data.image_size=20", "training.duration.steps=3"))
+    tensors = load_file(tmp_path / "run" / "encoder" / "model.safetensors")
+    counted = [value for name, value in tensors.items() if name.endswith("num_batches_tracked")]
+    assert counted
+    assert not any(counted)
+
+
+def test_a_single_class_is_refused(finetune: Finetune, tmp_path: Path):
+    import datasets
+
+    (tmp_path / "one").mkdir()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["only"])})
+    for split in ("train", "test"):
+        images = [{"bytes": content, "path": name} for name, content in tinted(20, 2)]
+        table = datasets.Dataset.from_dict({"image": images, "label": [0] * 20}, features=features)
+        table.to_parquet(str(tmp_path / "one" / f"{split}.parquet"))
+    refused(finetune(f"data.source={tmp_path / 'one'}"), "single class")

@@ -117,6 +117,7 @@ def test_an_unknown_override_is_refused_with_a_suggestion():
         "training.duration.steps=-1",
         "training.duration.hours=1",
         "seed",
+        "optimizer.layer_decay=0.7",
     ],
 )
 def test_a_value_out_of_bounds_is_refused_by_its_name(override):
@@ -268,7 +269,7 @@ def test_all_that_timm_knows_better_is_told_at_once_with_file_and_line_and_nothi
     assert not list((folder / "judged").glob("[!.]*"))
     assert_refused(
         by_name["judged, overridden"],
-        "command line: data.image_size image_size 15 is not a multiple of the patch size 4",
+        "command line: data.image_size 15 is not a multiple of the patch size 4",
         "command line: optimizer.betas",
     )
 

@@ -218,6 +218,30 @@ def test_units_that_run_at_once_end_as_those_that_run_in_turn(
         assert numbers(unit(folder, name)) == numbers(unit(straight[1], name)), name
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["finetuning.search.lr=[1e-3,1e-2]", "finetuning.dev=0"], ("finetuning.search chooses by a dev split",)),
+        (["pretraining.optimizer.layer_decay=0.7"], ("pretraining.optimizer.layer_decay",)),
+        (["evaluation.few_shot=null", "evaluation.knn=null"], ("nothing to measure",)),
+        (["study.sizes={big: {name: vit_nonsense}}"], ("study.sizes.big.name", "has no model 'vit_nonsense'")),
+        (["encoder.pool=max_of_all"], ("encoder.pool",)),
+        (["encoder.patch_size=5"], ("upstream.image_size", "not a multiple of the patch size 5")),
+        (["finetuning.optimizer.name=adamm"], ("finetuning.optimizer.name 'adamm' is not one of timm's",)),
+        (["downstream.split=trian"], ("downstream.split 'trian' cannot be taken",)),
+        (["study.images=[61]"], ("study.images 61 are more than the 60 images",)),
+        (["study.only=[random/seed-0]", "downstream.label_column=klass"], ("downstream.label_column", "'klass'")),
+        (["study.only=[mean_color/seed-0]", "pretraining.optimizer.name=adamm"], ("pretraining.optimizer.name",)),
+    ],
+)
+def test_a_study_s_mistakes_are_told_as_those_of_its_own_settings_before_anything_runs(
+    study: Study, tmp_path: Path, changes: list[str], words: tuple[str, ...]
+):
+    refused(study(*changes), *words)
+    assert not list((tmp_path / "gap").rglob("log.txt"))
+    assert not list((tmp_path / "gap").rglob("checkpoints"))
+
+
 def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(
     study: Study, straight: tuple[Command, Path], tmp_path: Path
 ):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
 from mpp.data.images import Images, Loaded, TooManyDamagedError
@@ -87,7 +87,7 @@ class EvaluationCrops(Dataset[Batch]):
             return self._kept[row]
         image = self.images.load(row)
         image = image._replace(pixels=centre(image.pixels, self.settings))
-        if (size := image.pixels.numel()) <= self._left:
+        if get_worker_info() is None and (size := image.pixels.numel()) <= self._left:
             self._left -= size
             self._kept[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
         return image

@@ -204,7 +204,7 @@ def _tables(settings: DataSettings) -> datasets.DatasetDict:
     except Exception as error:
         # `datasets` raises whatever its readers raise; each of them means that this source cannot be read.
         raise ValueError(
-            f"data.source {settings.source!r} cannot be opened: {reason_of(error)}\n"
+            f"data.source {settings.source!r} cannot be opened: {reason_of(error)}. "
             "It can be embedded or embedded:b, a folder of images, a .parquet or .tar file, a folder of them, "
             "or the id of a data set on the Hugging Face Hub (which needs a network)"
         ) from error
@@ -253,7 +253,7 @@ def _held_out(train: Part, seed: int) -> tuple[Part, Part]:
     """Train and validation, where a data set has but one split: a seeded tenth is held out."""
     rows = len(train.numbers)
     if rows < 2:
-        raise ValueError(f"a training split of {rows} rows cannot be divided; name a data.validation_split")
+        raise ValueError(f"a training split of {rows} rows cannot be divided; name a validation_split")
     order = randomness.permutation(randomness.key(seed, "hold-out"), 0, rows)
     held = max(rows // HOLD_OUT, 1)
     return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
@@ -270,7 +270,7 @@ def _image_column(table: datasets.Dataset, settings: DataSettings) -> str:
     if len(found) != 1:
         which = f" ({', '.join(found)})" if found else ""
         said = f"{settings.source} has {len(found) or 'no'} image columns{which} among {', '.join(table.column_names)}"
-        raise SettingError({"image_column": f"{said}; name one with data.image_column"})
+        raise SettingError({"image_column": f"{said}; name one with image_column"})
     return found[0]
 
 
@@ -293,7 +293,7 @@ def _label_column(table: datasets.Dataset, settings: DataSettings, *, required: 
     if required:
         said = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed"
         named = ", ".join(table.column_names)
-        raise SettingError({"label_column": f"{said}; name one of {named} with data.label_column"})
+        raise SettingError({"label_column": f"{said}; name one of {named} with label_column"})
     return None
 
 
@@ -309,7 +309,7 @@ def _classes(table: datasets.Dataset, column: str) -> Classes:
         raise SettingError({"label_column": unfit})
     values = table.unique(column)
     if None in values:
-        said = f"column {column!r} has rows without a label: label them, or leave them out of data.split"
+        said = f"column {column!r} has rows without a label: label them, or leave them out of the split"
         raise SettingError({"label_column": said})
     if all(isinstance(value, str) for value in values):
         return Classes(sorted(values), strings=True)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from mpp.encoder.vit import Layout
 from mpp.settings import SettingError
 
+SETTINGS = {"global_pool": "pool", "drop_path_rate": "drop_path", "img_size": "image_size"}
+"""What timm calls some settings."""
+
 
 def check_name(name: str) -> None:
     """Refuse a name that timm does not know.
@@ -38,7 +41,9 @@ def skeleton(name: str, **arguments: Any) -> Any:
             return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except Exception as error:  # what timm's models raise at arguments they do not like is anything
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
-        raise SettingError({"arguments": f"timm cannot build {name} with {given}: {error}"}) from error
+        named = (setting for argument, setting in SETTINGS.items() if argument in arguments and argument in str(error))
+        said = f"timm cannot build {name} with {given}: {error}"
+        raise SettingError({next(named, "arguments"): said}) from error
 
 
 def is_hybrid(name: str) -> bool:

@@ -20,6 +20,7 @@ from mpp.evaluation.features import EncoderReader, extract
 from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.neighbours import nearest_neighbours
 from mpp.evaluation.settings import FeatureSettings, InTrainingSettings
+from mpp.settings import SettingError
 from mpp.training.launch import adopt_statistics
 from mpp.training.run import Callback
 
@@ -32,11 +33,11 @@ def in_training(
     Images and their division into known and asked are the same at every look and in every run on the same data.
 
     Raises:
-        ValueError: if the images have no labels, or too few for what is asked.
+        SettingError: if the images have no labels, or too few for what is asked.
     """
     labels = images.labels
     if labels is None:
-        raise ValueError(f"evaluation.evaluators needs labels, and {images.name} has none")
+        raise SettingError({"evaluation.evaluators": f"labels are needed, and {images.name} has none"})
     rows = fraction_rows(labels, min(settings.images / len(images), 1.0), seed=0)
     known, asked = dev_split(labels[rows], settings.dev, seed=0)
     _check(settings, labels[rows][known])
@@ -50,7 +51,8 @@ def in_training(
         places = reader.places(FeatureSettings(blocks="last"))
         was_training = objective.training
         objective.eval()
-        features = extract(reader, crops, rows, places, accelerator, batch_size=256)
+        workers = 0 if crops.stay(len(rows)) else data.workers
+        features = extract(reader, crops, rows, places, accelerator, batch_size=256, workers=workers)
         objective.train(was_training)
         if features is None:
             return  # the main process scores, and writes the journal
@@ -73,15 +75,15 @@ def _check(settings: InTrainingSettings, labels: Any) -> None:
     """Refuse before training what could not be measured.
 
     Raises:
-        ValueError: with both numbers.
+        SettingError: with both numbers.
     """
     if len(np.unique(labels)) < 2:
-        raise ValueError("evaluation.evaluators: all training images are of one class; there is nothing to tell apart")
+        said = "all training images are of one class; there is nothing to tell apart"
+        raise SettingError({"evaluation.evaluators": said})
     fewest = min(int((labels == label).sum()) for label in range(int(labels.max()) + 1))
     if "few_shot" in settings.evaluators and fewest < max(settings.shots):
-        raise ValueError(
-            f"evaluation.shots {max(settings.shots)} are more than the {fewest} images that a class "
-            "has among evaluation.images; ask for fewer, or allow more images"
-        )
+        said = f"{max(settings.shots)} are more than the {fewest} images that a class has among evaluation.images"
+        raise SettingError({"evaluation.shots": f"{said}; ask for fewer, or allow more images"})
     if "knn" in settings.evaluators and len(labels) < max(settings.k):
-        raise ValueError(f"evaluation.k {max(settings.k)} is more than the {len(labels)} images to choose from")
+        said = f"{max(settings.k)} is more than the {len(labels)} images to choose from"
+        raise SettingError({"evaluation.k": said})

@@ -138,7 +138,8 @@ class StudySettings(Settings):
 
     parallel: int = Field(default=1, ge=1)
     """How many arms run at once, each on its share of this machine's cores and on the GPUs in turn; small networks
-    leave most of either idle. With other threads, results are the same up to rounding."""
+    leave most of either idle. With other threads, results are the same up to rounding. A `training.threads` that is
+    set holds for each of them."""
 
     only: tuple[str, ...] = ()
     """Run these alone, e.g. `[mean_color/seed-0]`, and write no report: so a study is spread over machines, and so

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mpp.hub.settings import HubSettings
+from mpp.settings import SettingError
 
 LOG = "push.log"
 """In the run's folder: what the pushes said."""
@@ -26,13 +27,11 @@ def check_token(settings: HubSettings) -> None:
     """Refuse before anything is trained what could not be pushed.
 
     Raises:
-        ValueError: if there is no token to push with.
+        SettingError: if there is no token to push with.
     """
     if settings.push_to is not None and get_token() is None:
-        raise ValueError(
-            f"hub.push_to is {settings.push_to}, but there is no token for the Hugging Face Hub: run "
-            "'hf auth login', set HF_TOKEN, or leave hub.push_to out"
-        )
+        said = "there is no token for the Hugging Face Hub: run 'hf auth login', set HF_TOKEN, or leave push_to out"
+        raise SettingError({"hub.push_to": said})
 
 
 class BackgroundPush:

@@ -24,6 +24,8 @@ NOT_YET = 75
 """Exit code of a study that stopped because its time was up: the same command goes on."""
 PATIENCE = 120.0
 """Seconds that a unit is given to save when it is asked to stop."""
+POLL = 0.2
+"""Seconds between looks at the processes."""
 OUTCOME = "unit.json"
 """What a finished unit leaves in its folder."""
 
@@ -92,16 +94,43 @@ def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: l
         else:
             waiting.append((name, unit))
     running: dict[int, tuple[str, UnitProcess]] = {}
+    places = min(study.parallel, len(waiting))
+    try:
+        _run(folder, waiting, running, places, deadline, stop, failed)
+    finally:  # of a study that cannot go on, e.g. for want of room
+        while running:
+            for place, (_, process) in list(running.items()):
+                process.ask_to_stop()
+                if process.code() is not None:
+                    del running[place]
+            time.sleep(POLL)
+    left = sum(not (folder / str(unit) / OUTCOME).is_file() for unit in units)
+    if not left or (failed and not stop.asked and left == len(failed)):
+        return 0
+    print(f"\n{left} of {len(units)} are left. Give the same command again to go on.")
+    return 128 + stop.asked if stop.asked else NOT_YET
+
+
+def _run(
+    folder: Path,
+    waiting: list[tuple[str, Unit]],
+    running: dict[int, tuple[str, UnitProcess]],
+    places: int,
+    deadline: float,
+    stop: Stop,
+    failed: list[str],
+) -> None:
+    """Give every place its next unit until none is left, or it is time to stop."""
     while waiting or running:
         if stop.asked or time.monotonic() > deadline:
             waiting.clear()
             for _, process in running.values():
                 process.ask_to_stop()
-        for place in range(study.parallel):
+        for place in range(places):
             if waiting and place not in running:
                 name, unit = waiting.pop(0)
                 print(f"{name} …", flush=True)
-                running[place] = (name, UnitProcess(folder, unit, place, study.parallel))
+                running[place] = (name, UnitProcess(folder, unit, place, places))
         for place, (name, process) in list(running.items()):
             if (code := process.code()) is None:
                 continue
@@ -112,9 +141,4 @@ def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: l
                 last = "\n".join(process.log.read_text(errors="replace").strip().splitlines()[-15:])
                 failed.append(f"{name.split()[-1]} ended with exit code {code}; the end of {process.log}:\n{last}")
             print(f"{name}: {'failed' if code else tqdm.format_interval(time.monotonic() - process.begun)}", flush=True)
-        time.sleep(0.2)
-    left = sum(not (folder / str(unit) / OUTCOME).is_file() for unit in units)
-    if not left or (failed and not stop.asked and left == len(failed)):
-        return 0
-    print(f"\n{left} of {len(units)} are left. Give the same command again to go on.")
-    return 128 + stop.asked if stop.asked else NOT_YET
+        time.sleep(POLL)

@@ -85,6 +85,7 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
         if accelerator.is_main_process:
             print(f"{folder} is finished.\n{_sentence(results, folder)}\n"
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
+        end_processes(accelerator)
         return 0
     check_training(recipe, accelerator, patches=False)
     with about("data", "source"):
@@ -151,7 +152,7 @@ class _FineTuning:
     def run(self, folder: Path, recipe: FinetuneRecipe) -> int:
         """The search, if there is one; the run; the test."""
         candidates: list[Candidate] = []
-        if _searches(recipe):
+        if recipe.search.is_asked_for:
             for candidate in _combinations(recipe):
                 code, judged = self.search(candidate, recipe, folder / "search" / str(candidate))
                 if code is not None:
@@ -307,10 +308,6 @@ class _FineTuning:
         """Tell the person who watches."""
         if self.accelerator.is_main_process:
             print(text, flush=True)
-
-
-def _searches(recipe: FinetuneRecipe) -> bool:
-    return bool(recipe.search.lr or recipe.search.pool)
 
 
 def _combinations(recipe: FinetuneRecipe) -> list[Candidate]:

@@ -19,21 +19,24 @@ from typing import Any
 import numpy as np
 
 from mpp.data.source import open_splits
+from mpp.encoder.settings import EncoderSettings
+from mpp.evaluation.arms import CONTROLS
 from mpp.evaluation.comparison import summarize
 from mpp.files import write_text
 from mpp.jobs.apart import OUTCOME, PATIENCE, run_all
 from mpp.jobs.evaluate import DATA_ORDER, evaluate, is_evaluated
 from mpp.jobs.finetune import Candidate, finetune
-from mpp.jobs.judging import about, check_network, check_optimizer, together
+from mpp.jobs.judging import about, check_network, check_optimizer, of_study, together
 from mpp.jobs.pretrain import pretrain
-from mpp.jobs.units import OBJECTIVES, Unit, recipes_of, unit_named, units_of
+from mpp.jobs.units import Unit, recipes_of, unit_named, units_of
 from mpp.objective.settings import MaskedPatchSettings
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, write_recipe
 from mpp.report.page import write_page
+from mpp.settings import SettingError
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.journal import read_metrics
 from mpp.training.launch import FolderLock
-from mpp.training.signals import StopRequest, exit_code
+from mpp.training.signals import STARTED_BY, StopRequest, exit_code
 
 
 def study(recipe: GapRecipe) -> int:
@@ -48,7 +51,11 @@ def study(recipe: GapRecipe) -> int:
         raise ValueError("a study starts its own processes: run python -m mpp.gap, with study.parallel for several")
     _check_installed(recipe)
     if recipe.study.only:
-        return _run_here(recipe, [unit_named(recipe, name) for name in recipe.study.only])
+        chosen = [unit_named(recipe, name) for name in recipe.study.only]
+        if STARTED_BY not in os.environ:
+            _check_networks(recipe, chosen)
+            _check_data(recipe, chosen)
+        return _run_here(recipe, chosen)
     lock = FolderLock(folder)  # held until the process ends
     units = units_of(recipe)
     done = [unit for unit in units if _outcome_of(recipe, unit)]  # refuses what was run with other settings
@@ -91,12 +98,24 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
     Raises:
         SettingError: with all complaints.
     """
-    patches = any(isinstance(OBJECTIVES.get(unit.arm), MaskedPatchSettings) for unit in units if unit.size is None)
+    found: dict[tuple[str | None, bool], EncoderSettings] = {}
+    for unit in units:
+        recipes = recipes_of(recipe, unit)
+        first = next(iter(recipes.named().values()))
+        if unit.arm not in CONTROLS:
+            patches = recipes.pretrain is not None and isinstance(recipes.pretrain.objective, MaskedPatchSettings)
+            found[unit.size, patches] = first.encoder  # pyright: ignore[reportAttributeAccessIssue]
+    size = recipe.upstream.image_size
     together(
-        lambda: check_network(recipe.encoder, recipe.upstream.image_size, "upstream.image_size", patches=patches),
+        *(partial(_check_network, encoder, size, name, patches) for (name, patches), encoder in found.items()),
         lambda: check_optimizer(recipe.pretraining.optimizer, "pretraining.optimizer"),
         lambda: check_optimizer(recipe.finetuning.optimizer, "finetuning.optimizer"),
     )
+
+
+def _check_network(encoder: EncoderSettings, image_size: int, size: str | None, patches: bool) -> None:
+    section = "encoder" if size is None else f"study.sizes.{size}"
+    check_network(encoder, image_size, "upstream.image_size", patches=patches, section=section)
 
 
 def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
@@ -112,7 +131,7 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
         with about("downstream" if back else "upstream", "source"):
             rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
         if (most := max((unit.images or 0 for unit in here), default=0)) > len(rows):
-            raise ValueError(f"study.images {most} are more than the {len(rows)} of {upstream.source}")
+            raise SettingError({"study.images": f"{most} are more than the {len(rows)} images of {upstream.source}"})
         with about("upstream" if back else "downstream", "source"):
             labels = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER).train.labels
         assert labels is not None
@@ -130,14 +149,17 @@ def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
             print(f"{unit}: done before")
             continue
         recipes = recipes_of(recipe, unit)
-        stages: list[Callable[[], int]] = []
+        upstream, downstream = ("downstream", "upstream") if unit.back else ("upstream", "downstream")
+        stages: list[tuple[str, str, Callable[[], int]]] = []
         if recipes.pretrain is not None:
-            stages.append(partial(pretrain, recipes.pretrain, stop))
+            stages.append(("pretraining", upstream, partial(pretrain, recipes.pretrain, stop)))
         if recipes.evaluate is not None:
-            stages.append(partial(_evaluate, recipes.evaluate, stop))
-        stages += [partial(finetune, each, stop) for each in recipes.finetune.values()]
-        for stage in stages:
-            if code := stage():
+            stages.append(("evaluation", downstream, partial(_evaluate, recipes.evaluate, stop)))
+        stages += [("finetuning", downstream, partial(finetune, each, stop)) for each in recipes.finetune.values()]
+        for part, data, run in stages:
+            with of_study(part, data):
+                code = run()
+            if code:
                 return code
             if (number := stop.asked()) is not None:
                 return exit_code(number)

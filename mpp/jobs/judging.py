@@ -42,6 +42,30 @@ def about(section: str, otherwise: str, **elsewhere: str) -> Iterator[None]:
         raise SettingError({f"{section}.{otherwise}": str(error)}) from error
 
 
+@contextmanager
+def of_study(part: str, data: str) -> Iterator[None]:
+    """Tell mistakes in a recipe that a study made as those of the study's own settings.
+
+    Args:
+        part: the section that the recipe was made of.
+        data: the section that its images come from.
+
+    Raises:
+        SettingError: of the study's settings.
+    """
+    try:
+        yield
+    except SettingError as error:
+        sections = {"data": data, "encoder": "encoder"}
+        named = {name: name.split(".", 1) for name in error.complaints}
+        raise SettingError(
+            {
+                ".".join([sections.get(named[name][0], f"{part}.{named[name][0]}"), *named[name][1:]]): said
+                for name, said in error.complaints.items()
+            }
+        ) from error
+
+
 def together(*checks: Callable[[], object]) -> None:
     """Make every check, whatever the others found.
 
@@ -76,25 +100,29 @@ def check_training(recipe: Any, accelerator: Accelerator, *, patches: bool) -> N
     )
 
 
-def check_network(settings: EncoderSettings, image_size: int, size_setting: str, *, patches: bool) -> None:
+def check_network(
+    settings: EncoderSettings, image_size: int, size_setting: str, *, patches: bool, section: str = "encoder"
+) -> None:
     """Refuse what timm cannot build. What is loaded from a source shows when it is.
 
     Raises:
         SettingError: with all complaints.
     """
     if settings.source is None:
-        with about_network(settings, size_setting), torch.device("meta"):  # where weights take no memory
+        with about_network(settings, size_setting, section), torch.device("meta"):  # where weights take no memory
             (build_encoder if patches else build_backbone)(settings, image_size)
 
 
 @contextmanager
-def about_network(settings: EncoderSettings, size_setting: str = "data.image_size") -> Iterator[None]:
-    """Tell what cannot be built or loaded as mistakes in `encoder`.
+def about_network(
+    settings: EncoderSettings, size_setting: str = "data.image_size", section: str = "encoder"
+) -> Iterator[None]:
+    """Tell what cannot be built or loaded as mistakes in the section that says which encoder.
 
     Raises:
         SettingError: for any ValueError.
     """
-    with about("encoder", "name" if settings.source is None else "source", image_size=size_setting):
+    with about(section, "name" if settings.source is None else "source", image_size=size_setting):
         yield
 
 

@@ -52,6 +52,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         if accelerator.is_main_process:
             print(f"{folder} is finished: {checkpoint.step} steps. Its encoder is {folder / 'encoder'}.\n"
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
+        end_processes(accelerator)
         return 0
 
     check_training(recipe, accelerator, patches=isinstance(recipe.objective, MaskedPatchSettings))

@@ -19,8 +19,9 @@ from mpp.data.order import Numbers, share
 from mpp.data.source import ImageRows
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
+from mpp.jobs.judging import about
 from mpp.recipe import differences, write_recipe
-from mpp.settings import Duration, Settings
+from mpp.settings import Duration, SettingError, Settings
 from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from mpp.training.journal import Journal
@@ -170,22 +171,24 @@ def run_job(
                  rank=accelerator.process_index, processes=accelerator.num_processes)  # fmt: skip
     steps = job.steps(recipe.training.duration)
     if steps == 0:
-        raise ValueError("training.duration is 0 steps long: there is nothing to train")
+        raise SettingError({"training.duration": "it is 0 steps long: there is nothing to train"})
     if job.augmentation is not None:
         job.augmentation.check(part.micro_batch_size)
     crops = TrainingCrops(Images(job.rows, cache=recipe.data.cache), recipe.data, recipe.seed)
     flops = count_flops(objective, accelerator)
     if recipe.training.gradient_checkpointing:
         encoder.use_gradient_checkpointing()
-    optimizer = make_optimizer(objective, recipe.optimizer)
+    with about("optimizer", "name"):
+        optimizer = make_optimizer(objective, recipe.optimizer)
     on_main(accelerator, lambda: _begin(recipe, folder))
     journal = Journal(folder / "metrics.jsonl", accelerator, steps=steps, step=checkpoint.step if checkpoint else 0)
     if recipe.journal.trackers:
         accelerator.init_trackers("mpp", config=_flat(recipe.model_dump(mode="json")))
     now = precision(recipe.training)
-    if checkpoint is not None and (before := checkpoint.state.get("precision", now)) != now:
+    began_in = checkpoint.state.get("precision", now) if checkpoint is not None else now
+    if began_in != now:
         journal.say(
-            f"the run began in {before} and goes on in {now}: training.precision=auto takes what a machine is good at"
+            f"the run began in {began_in} and goes on in {now}: training.precision=auto takes what a machine is good at"
         )
     warmup = job.steps(recipe.optimizer.warmup)
     if warmup >= steps:
@@ -231,7 +234,7 @@ def run_job(
                 for name, source in (("data", recipe.data.source), ("encoder", recipe.encoder.source))
                 if source is not None and Path(source).exists()
             ],
-            "precision": precision(recipe.training),
+            "precision": began_in,
             "hardware": hardware(accelerator.device, accelerator.num_processes),
         },
         augment=job.augmentation,

@@ -92,7 +92,7 @@ class FinetuneRecipe(Settings):
 
     @model_validator(mode="after")
     def _chooses_by_a_dev_split(self) -> FinetuneRecipe:
-        patience, searches = self.early_stopping.patience, bool(self.search.lr or self.search.pool)
+        patience, searches = self.early_stopping.patience, self.search.is_asked_for
         if searches and patience:
             raise ValueError(
                 "early_stopping does not go with search, whose choice is trained on all of train: there is no dev "
@@ -223,7 +223,13 @@ class GapRecipe(Settings):
                 f"encoder.source {self.encoder.source}: every arm of a study begins from random weights; name the "
                 "architecture with encoder.name and encoder.arguments"
             )
-        study = self.study
+        study, measured = self.study, self.evaluation
+        if measured.few_shot is None and measured.knn is None and measured.linear_probe is None:
+            raise ValueError("evaluation: few_shot, knn and linear_probe are all null: there is nothing to measure")
+        if self.pretraining.optimizer.layer_decay is not None:
+            raise ValueError("pretraining.optimizer.layer_decay is for classification, and one for all arms")
+        if self.finetuning.search.is_asked_for and not self.finetuning.dev:
+            raise ValueError("finetuning.search chooses by a dev split; give finetuning.dev a share above 0")
         if not (study.arms or study.controls or (study.axis_arms and (study.images or study.sizes))):
             raise ValueError("study.arms is empty, and nothing else is asked for: there is nothing to run")
         up, down = self.upstream, self.downstream

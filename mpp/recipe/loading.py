@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,8 +37,10 @@ def placed(error: SettingError, document: Document) -> RecipeError:
     """What was refused when the settings were used, told as the mistakes that show at once are."""
     problems = []
     for setting, said in error.complaints.items():
-        keys: Keys = tuple(setting.split("."))
+        *above, last = setting.split(".")
+        keys: Keys = (*above, last)
         value = document.value(keys)
+        said = re.sub(rf"^(\w+\.)*{re.escape(last)} ", "", said)  # which stands above it
         problems.append(Problem(document.place(keys), setting, said, "" if value is None else shown(value)))
     return RecipeError(problems, document.name)
 

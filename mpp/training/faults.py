@@ -15,7 +15,7 @@ FEWEST_JUDGED = 1000
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row without a finite loss."""
+    """Too many steps in a row without a finite loss, or weights that are not finite."""
 
 
 def note_damaged(run: Run, progress: Progress, damaged: list[tuple[int, str]]) -> dict[str, Any]:

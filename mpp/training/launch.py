@@ -60,7 +60,8 @@ def start_processes(settings: ComputeSettings, *, folder: Path, trackers: tuple[
             f"the launcher started {launched} processes, but each thinks that it is one of "
             f"{accelerator.num_processes}: they would write over each other. {_several(launched)}"
         )
-    alone = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+    # Accelerate's own; what a cluster exports is another machine's name.
+    alone = os.environ.get("MASTER_ADDR") == "127.0.0.1" and "WORLD_SIZE" not in os.environ
     if alone and LAUNCHED in os.environ and accelerator.device.type == "cpu":
         raise ValueError(  # what `accelerate launch --cpu --num_processes 2` does, without a word
             f"several processes were asked for, but the launcher started this one alone. {_several(2)}"

@@ -141,6 +141,11 @@ class SearchSettings(Settings):
     pool: tuple[Literal["token", "avg"], ...] = ()
     """Pools to choose from, each with its own learning rate; empty takes `encoder.pool`."""
 
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether there is anything to choose from."""
+        return bool(self.lr or self.pool)
+
 
 class EarlyStoppingSettings(Settings):
     """When to end before the end: by the accuracy on the dev split."""

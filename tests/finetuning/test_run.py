@@ -142,7 +142,7 @@ def test_two_processes_train_and_test_as_one_does(
         if name == "one":
             good(commands.run("mpp.finetune", recipe, *changes))
         else:
-            for command in as_two(commands, "mpp.finetune", free_port(), recipe, *changes):
+            for command in as_two(commands, "mpp.finetune", free_port(), recipe, *changes, "data.workers=2"):
                 good(command)
         losses[name] = {line["step"]: line["loss"] for line in journal(tmp_path / name) if "loss" in line}
         found[name] = results(tmp_path / name)

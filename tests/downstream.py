@@ -156,5 +156,5 @@ def as_two(commands: ForkServer, module: str, port: str, *arguments: object) -> 
         for rank in "01"
     ]
     for command in both:
-        command.wait(120)
+        command.wait(600)
     return both

@@ -158,7 +158,7 @@ class Command:
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 180) -> int | None:
+    def wait(self, seconds: float = 600) -> int | None:
         end = time.monotonic() + seconds
         while self.alive:
             if time.monotonic() > end:

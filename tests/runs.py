@@ -124,7 +124,7 @@ class Forked:
     def send_signal(self, number: int) -> None:
         self.command.kill(number)
 
-    def wait(self, timeout: float = 240) -> int:
+    def wait(self, timeout: float = 600) -> int:
         end = time.monotonic() + timeout
         while (code := self.returncode) is None:
             if time.monotonic() > end:
@@ -162,7 +162,7 @@ class Process:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait(self, timeout: float = 240) -> int:
+    def wait(self, timeout: float = 600) -> int:
         try:
             return self.popen.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -174,7 +174,7 @@ class Process:
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
 
-    def until(self, condition: Callable[[], bool], timeout: float = 120) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = 400) -> None:
         """Wait for `condition`, which has to come true while the command is running."""
         end = time.monotonic() + timeout
         while not condition():
@@ -183,7 +183,7 @@ class Process:
                 raise AssertionError(f"ended ({self.popen.returncode}) or hung too early:\n{self.output}")
             time.sleep(0.005)
 
-    def group_is_gone(self, timeout: float = 30) -> bool:
+    def group_is_gone(self, timeout: float = 60) -> bool:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if not any(self._alive(process) for process in psutil.process_iter()):
@@ -204,12 +204,12 @@ class Result:
     output: str
 
 
-def pretrain(recipe: str | Path, settings: Iterable[str], folder: Path, command=None, timeout=240, **env) -> Result:
+def pretrain(recipe: str | Path, settings: Iterable[str], folder: Path, command=None, timeout=600, **env) -> Result:
     process = Process([*(command or alone()), str(RECIPES / recipe), *settings], folder, **env)
     return Result(process.wait(timeout), process.output)
 
 
-def pretrain_as_two(recipe: str | Path, settings: Iterable[str], folder: Path, timeout=120) -> list[Result]:
+def pretrain_as_two(recipe: str | Path, settings: Iterable[str], folder: Path, timeout=400) -> list[Result]:
     """One run of two processes, by rank; no launcher is there to end the one when the other has failed."""
     places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     command = [*alone(), str(RECIPES / recipe), *settings]

@@ -177,7 +177,7 @@ def test_load_draws_once_for_all_processes(tmp_path: Path) -> None:
         environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
         environment.pop("HF_DATASETS_CACHE", None)
         command = [sys.executable, "-c", textwrap.dedent(LOAD)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=True)
 
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(load, range(3)))

@@ -97,7 +97,7 @@ def finished(folder: Path) -> dict[str, int]:
     return {str(path.parent.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("unit.json")}
 
 
-def until(command: Command, condition: Callable[[], Any], seconds: float = 60) -> None:
+def until(command: Command, condition: Callable[[], Any], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert command.alive, command.text

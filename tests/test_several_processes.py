@@ -183,7 +183,7 @@ def too_many(tmp_path_factory):
     folder = tmp_path_factory.mktemp("too-many")
     images = [halved(image) if i % 8 == 0 else image for i, image in enumerate(scenes(104))]
     settings = arguments(folder / "run", parquet_folder(folder / "data", images), MICRO)
-    return pretrain_as_two("mean_color.yaml", settings, folder, timeout=60)
+    return pretrain_as_two("mean_color.yaml", settings, folder, timeout=200)
 
 
 def test_too_many_damaged_images_end_both_processes_with_examples(too_many):
@@ -202,7 +202,7 @@ def test_a_process_that_finds_no_good_image_takes_the_other_along(tmp_path):
     changes = [MICRO, "data.max_bad_share=1", "validation.baseline_images=1", "training.duration.epochs=2"]
     changes += ["data.workers=2"]
     data = parquet_folder(tmp_path / "data", images)
-    results = pretrain_as_two("mean_color.yaml", arguments(tmp_path / "run", data, *changes), tmp_path, timeout=60)
+    results = pretrain_as_two("mean_color.yaml", arguments(tmp_path / "run", data, *changes), tmp_path, timeout=200)
     for result in results:
         assert_refused(result)
     told = [result.output for result in results if "16 images in a row cannot be decoded" in result.output]

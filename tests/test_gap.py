@@ -357,7 +357,7 @@ def test_results_of_other_settings_in_an_unfinished_unit_are_measured_again(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("study.images=[61]", ("study.images 61", "60")),
+        ("study.images=[61]", ("study.images", "61 are more than the 60 images")),
         ("study.arms=[]", ("study.arms is empty",)),
         ("study.sizes={../up: {arms: [random]}}", ("study.sizes",)),
     ],

@@ -220,7 +220,7 @@ def test_tensorboard_gets_what_the_journal_gets(commands: ForkServer, tiny_recip
 def test_an_unknown_tracker_is_refused_with_the_known_ones(commands: ForkServer, tiny_recipe: Path):
     command = commands.run("mpp.pretrain", tiny_recipe, "journal.trackers=[tensorbord]")
     assert command.code == 2
-    assert "journal.trackers tensorbord unknown" in command.text
+    assert "tensorbord unknown; Accelerate has" in command.text
     assert "tensorboard" in command.text
 
 

@@ -29,7 +29,7 @@ def test_a_hub_id_trains_as_the_same_files_on_disk_do(
             env=env, capture_output=True, text=True, cwd=ROOT, check=False,
         )  # fmt: skip
     assert gone.returncode == 2
-    assert "data.source 'somebody/else' cannot be opened" in gone.stderr
+    assert "'somebody/else' cannot be opened" in gone.stderr
     assert "Traceback" not in gone.stderr
     assert commands.run("mpp.pretrain", tiny_recipe).code == 0
     weights = [tmp_path / name / "encoder" / "model.safetensors" for name in ("hub", "run")]

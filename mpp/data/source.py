@@ -203,8 +203,9 @@ def _tables(settings: DataSettings) -> datasets.DatasetDict:
         return datasets.load_dataset(source, **arguments)
     except Exception as error:
         # `datasets` raises whatever its readers raise; each of them means that this source cannot be read.
+        reason = reason_of(error).rstrip(".")
         raise ValueError(
-            f"data.source {settings.source!r} cannot be opened: {reason_of(error).rstrip(".")}. "
+            f"data.source {settings.source!r} cannot be opened: {reason}. "
             "It can be embedded or embedded:b, a folder of images, a .parquet or .tar file, a folder of them, "
             "or the id of a data set on the Hugging Face Hub (which needs a network)"
         ) from error

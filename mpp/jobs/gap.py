@@ -101,8 +101,8 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
     found: dict[tuple[str | None, bool], EncoderSettings] = {}
     for unit in units:
         recipes = recipes_of(recipe, unit)
-        first = next(iter(recipes.named().values()))
-        if unit.arm not in CONTROLS:
+        first = next(iter(recipes.named().values()), None)  # from scratch without fine-tuning there is none
+        if first is not None and unit.arm not in CONTROLS:
             patches = recipes.pretrain is not None and isinstance(recipes.pretrain.objective, MaskedPatchSettings)
             found[unit.size, patches] = first.encoder  # pyright: ignore[reportAttributeAccessIssue]
     size = recipe.upstream.image_size

@@ -42,6 +42,7 @@ def _cell(array: np.ndarray, value: float) -> np.ndarray:
 # The sound ones: 3 classes of 30 rows, 50 test rows, 6 columns.
 BROKEN: dict[str, tuple[Callable[[Features], Features], str]] = {
     "one class": (lambda f: f._replace(train_labels=0 * f.train_labels, test_labels=0 * f.test_labels), "class"),
+    "one class, not the first": (lambda f: f._replace(train_labels=0 * f.train_labels + 1), "one class"),
     "negative train label": (lambda f: f._replace(train_labels=_with(f.train_labels, 4, -1)), r"-1\b"),
     "negative test label": (lambda f: f._replace(test_labels=_with(f.test_labels, 4, -1)), r"-1\b"),
     "test label that train lacks": (lambda f: f._replace(test_labels=_with(f.test_labels, 4, 3)), r"\b3\b"),

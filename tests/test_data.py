@@ -307,3 +307,32 @@ def test_rows_of_a_second_split_are_counted_from_its_own_start(tmp_path: Path):
     splits = open_splits(settings_of(parquet_folder(tmp_path, scenes(20)), split="train[3:]"), 0)
     assert [splits.train.where(row) for row in (0, 16)] == ["row 3 (scene-003.png)", "row 19 (scene-019.png)"]
     assert [splits.validation.where(row) for row in (0, 7)] == ["row 0 (test-0.png)", "row 7 (test-7.png)"]
+
+
+def hidden(folder: Path, test: list[int], validation: list[int]) -> Path:
+    """Labelled images to train on, and two other splits with these labels."""
+    for split, labels in (("train", [0, 1, 2, 0]), ("validation", validation), ("test", test)):
+        images = [(f"{split}-{i}.png", encoded(picture(seed=i))) for i in range(4)]
+        write_parquet(folder / f"{split}.parquet", images, labels)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("test", "validation", "taken"),
+    [([0, 1, 2, 0], [0, 1, 2, 0], "test"), ([-1] * 4, [0, 1, 2, 0], "validation"), ([-1] * 4, [-1] * 4, "one in 10")],
+)
+def test_a_split_that_hides_its_labels_is_passed_over_where_labels_are_needed(
+    tmp_path: Path, test: list[int], validation: list[int], taken: str
+):
+    settings = settings_of(hidden(tmp_path, test, validation))
+    splits = open_splits(settings, 0, labelled=True, held_out=("test", "validation"))
+    assert splits.validation.split.startswith(taken)
+    assert splits.validation.labels is not None
+    assert splits.validation.labels.min() >= 0
+    assert open_splits(settings, 0, held_out=("test", "validation")).validation.split == "test", "nobody needs them"
+
+
+def test_a_hidden_split_that_is_asked_for_by_name_is_refused(tmp_path: Path):
+    settings = settings_of(hidden(tmp_path, [-1] * 4, [0, 1, 2, 0]), validation_split="test")
+    with pytest.raises(ValueError, match=r"4 of 4 labels .* the first is row 0 with -1"):
+        open_splits(settings, 0, labelled=True)

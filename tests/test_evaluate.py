@@ -33,7 +33,7 @@ from tests.forkserver import Command, ForkServer
 from tests.runs import write_parquet
 
 Evaluate = Callable[..., Command]
-PLACES = [(1, "token"), (1, "avg"), (2, "token"), (2, "avg")]
+PLACES = [(block, pool) for block in (1, 2) for pool in ("token", "avg", "both")]
 
 
 @pytest.fixture
@@ -223,13 +223,43 @@ def test_random_weights_of_timm_s_architecture_depend_on_the_seed(
     seen = []
     for seed in (0, 1):
         good(commands.run("mpp.evaluate", recipe, *settings, f"seed={seed}", cwd=tmp_path))
-        folder = tmp_path / "runs" / "evaluation" / "timm_test_vit" / tinted_images.name
+        folder = tmp_path / "runs" / "evaluation" / "timm_test_vit-random" / tinted_images.name
         assert results(folder)["encoder"] == "timm:test_vit"
         seen.append({path.name for path in (folder / "features").iterdir()})
     assert len(seen[1] - seen[0]) == 2
 
 
 # What is refused
+
+
+def test_a_random_start_and_a_part_of_the_labels_leave_the_results_of_the_run_alone(
+    commands: ForkServer, evaluated: tuple[str, Path], tinted_images: Path, tmp_path: Path
+):
+    run, recipe = evaluated[1].parents[1], written(tmp_path / "recipe.yaml", EVALUATE, tinted_images)
+    before = (evaluated[1] / "results.json").read_bytes()
+    small = ("features.blocks=last", "features.pools=[avg]", "few_shot=null")
+    good(commands.run("mpp.evaluate", recipe, f"encoder={run}", "encoder.pretrained=false", *small, cwd=tmp_path))
+    good(commands.run("mpp.evaluate", recipe, f"encoder={run}", "labels.fraction=0.5", *small, cwd=tmp_path))
+    assert (evaluated[1] / "results.json").read_bytes() == before
+    random = results(tmp_path / "runs" / "evaluation" / f"{run.name}-random" / tinted_images.name)
+    part = results(run / "evaluation" / f"{tinted_images.name}-0.5-of-labels")
+    assert random["features_of"]["weights"] != part["features_of"]["weights"]
+    assert (random["train_images"], part["train_images"]) == (TRAIN, TRAIN // 3 // 2 * 3)
+
+
+def test_the_probe_by_depth_is_a_curve_and_says_when_its_grid_ends(
+    evaluate: Evaluate, pretrained: Path, tmp_path: Path
+):
+    said = good(evaluate(f"encoder={pretrained}", "by_depth=[linear_probe]", "linear_probe.grid=[1e-6,1e-5]")).text
+    found = results(tmp_path / "out")["scores"]
+    curve = found["linear_probe"]["by_depth"]
+    assert {(at["block"], at["pool"]) for at in curve} == set(PLACES)
+    best = max(curve, key=lambda at: (at["accuracy"], at["block"]))
+    chosen = found["linear_probe"]["headline"]
+    assert (chosen["block"], chosen["pool"]) == (best["block"], best["pool"])
+    for name in ("few_shot", "knn"):
+        assert (found[name]["headline"]["block"], found[name]["headline"]["pool"]) == (chosen["block"], chosen["pool"])
+    assert "C of linear_probe.grid: widen it" in said
 
 
 def test_a_class_with_fewer_images_than_shots_is_named(evaluate: Evaluate, pretrained: Path):

@@ -226,6 +226,10 @@ def test_units_that_run_at_once_end_as_those_that_run_in_turn(
         (["study.sizes={big: {name: vit_nonsense}}"], ("study.sizes.big.name", "has no model 'vit_nonsense'")),
         (["encoder.patch_size=5"], ("upstream.image_size", "not a multiple of the patch size 5")),
         (["finetuning.optimizer.name=adamm"], ("finetuning.optimizer.name 'adamm' is not one of timm's",)),
+        (["evaluation.few_shot.shots=[40]"], ("evaluation.few_shot.shots", "class 0 has 24 images")),
+        (["evaluation.knn.k=[91]", "evaluation.by_depth=[]"], ("evaluation.knn.k", "90 training images")),
+        (["pretraining.evaluation.k=[300]"], ("pretraining.evaluation.k", "300 is more than")),
+        (["finetuning.augmentation.mixup=0.8", "finetuning.training.batch_size=9"], ("pair the images",)),
         (["downstream.split=trian"], ("downstream.split 'trian' cannot be taken",)),
         (["study.only=[random/seed-0]", "downstream.label_column=klass"], ("downstream.label_column", "'klass'")),
     ],
@@ -439,15 +443,16 @@ def test_both_ways_exchanges_the_data(study: Study, upstream: Path, tmp_path: Pa
 
 
 def test_a_unit_that_fails_is_told_with_the_end_of_its_log_when_the_others_are_done(study: Study, tmp_path: Path):
-    """Without shots enough for the frozen features; from scratch nothing is frozen."""
-    some = ("study.arms=[random,scratch]", "study.seeds=[0]", *ALONE)
-    command = study(*some, "evaluation.few_shot.shots=[40]")
+    """A file lies where the results of frozen features are to go; from scratch nothing is frozen."""
+    (tmp_path / "gap" / "random" / "seed-0").mkdir(parents=True)
+    (tmp_path / "gap" / "random" / "seed-0" / "evaluation").write_text("in the way")
+    command = study("study.arms=[random,scratch]", "study.seeds=[0]", *ALONE)
     assert command.code == 1, command.text
     assert "Traceback" not in command.text
     log = tmp_path / "gap" / "random" / "seed-0" / "log.txt"
     message = command.text[command.text.index("error: ") :]
     assert message.startswith(f"error: 1 of 2 units failed:\nrandom/seed-0 ended with exit code 2; the end of {log}:\n")
-    assert "class 0 has 24 images" in message
+    assert f"{tmp_path / 'gap/random/seed-0/evaluation'} cannot be written to" in message
     assert message.rstrip().endswith(log.read_text().rstrip().splitlines()[-1])
     assert list(finished(tmp_path / "gap")) == ["scratch/seed-0"]
     assert results(tmp_path / "gap")["unfinished"] == ["random/seed-0"]

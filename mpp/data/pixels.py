@@ -20,6 +20,8 @@ from mpp.data.settings import DataSettings
 JPEG = b"\xff\xd8\xff"
 ATTEMPTS = 10
 WORDS_PER_CROP = ATTEMPTS + 1
+LONGEST = 8
+"""Of a centre crop: images that are longer than this many times their shorter side lose their ends first."""
 """Draws (of four words each) behind a crop: one for each attempt, and one for the flip."""
 
 
@@ -115,6 +117,9 @@ def centre(pixels: Tensor, settings: DataSettings) -> Tensor:
     """The evaluation crop: the shorter side resized to image_size / crop_pct, then the centre square."""
     size = settings.image_size
     shorter = max(round(size / settings.crop_pct), size)
+    height, width = pixels.shape[1:]
+    if max(height, width) > LONGEST * min(height, width):  # else the ends would be enlarged, only to be cut off
+        pixels = F.center_crop(pixels, [min(height, LONGEST * width), min(width, LONGEST * height)])
     if min(pixels.shape[1:]) != shorter:
         pixels = F.resize(pixels, [shorter], _interpolation(settings), antialias=True)
     return F.center_crop(pixels, [size, size])

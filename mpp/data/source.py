@@ -40,17 +40,18 @@ class ImageRows:
 
     Attributes:
         name: what a person would call it, for messages.
+        split: what the data set calls it.
         class_names: of the labels, or None for unlabelled data.
     """
 
-    def __init__(self, part: Part, image: str, label: str | None, classes: Classes | None, name: str):
+    def __init__(self, part: Part, image: str, label: str | None, classes: Classes | None, name: str, split: str):
         table = part.table
-        self.name = name
+        self.name, self.split = name, split
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
         self._numbers = part.numbers
         self.class_names = classes.names if classes else None
-        self.labels = classes.numbers(table, label, name) if classes and label else None
+        self.labels = classes.numbers(part, label, name) if classes and label else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -97,22 +98,24 @@ class Classes(NamedTuple):
     names: list[str]
     strings: bool
 
-    def numbers(self, table: datasets.Dataset, column: str, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def numbers(self, part: Part, column: str, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Class numbers int64 `(rows,)`.
 
         Raises:
             ValueError: for labels outside the range.
         """
+        table = part.table
         values = table.with_format("arrow")[:][column].to_pylist() if len(table) else []
+        numbered = values
         if self.strings:
             index = {label: number for number, label in enumerate(self.names)}
-            values = [index.get(value, -1) for value in values]
-        labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+            numbered = [index.get(value, -1) for value in values]
+        labels = np.array([-1 if value is None else value for value in numbered], dtype=np.int64)
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.names)))
         if len(wrong):
             raise ValueError(
                 f"{name}: {len(wrong)} of {len(labels)} labels in column {column!r} lie outside the "
-                f"{len(self.names)} classes; the first is row {wrong[0]} with {values[wrong[0]]!r}"
+                f"{len(self.names)} classes; the first is row {part.numbers[wrong[0]]} with {values[wrong[0]]!r}"
             )
         return labels
 
@@ -133,6 +136,8 @@ def open_splits(
 ) -> Splits:
     """Open the training and the validation split of a data set.
 
+    Where labels are needed, a split that hides all of its own, as ImageNet's test split does, is passed over.
+
     Args:
         settings: which data set, splits and columns.
         seed: decides the hold-out where the data set has no second split.
@@ -144,8 +149,16 @@ def open_splits(
     """
     tables = _tables(settings)
     train = _slice(tables, settings.split, "split")
+    image = _image_column(train.table, settings)
+    # Labels that nobody asked for need not be in order.
+    label = _label_column(train.table, settings, required=labelled) if labelled or settings.label_column else None
     used = {part.split("[")[0] for part in settings.split.split("+")}
+    # Of the whole split: the rows that are left to train on need not show every class.
+    whole = datasets.concatenate_datasets([tables[name] for name in sorted(used)])
+    classes = _classes(train.table, whole, label) if label else None
     free = [name for name in held_out if name in tables and name not in used]
+    if label is not None:
+        free = [name for name in free if not _hides(tables[name], label)]
     other = settings.validation_split or next(iter(free), None)
     if other is not None:
         validation = _slice(tables, other, "validation_split")
@@ -158,12 +171,11 @@ def open_splits(
             raise SettingError({"images": said})
         order = randomness.permutation(randomness.key(seed, "images"), 0, rows)
         train = train.select(np.sort(order[: settings.images]))
-    image = _image_column(train.table, settings)
-    # Labels that nobody asked for need not be in order.
-    label = _label_column(train.table, settings, required=labelled) if labelled or settings.label_column else None
-    classes = _classes(train.table, label) if label else None
-    splits = {f"{settings.source}, training split": train, f"{settings.source}, validation split": validation}
-    return Splits(*(_rows(part, image, label, classes, name) for name, part in splits.items()))
+    held = other or f"one in {HOLD_OUT} of {settings.split}"
+    return Splits(
+        _rows(train, image, label, classes, f"{settings.source}, training split", settings.split),
+        _rows(validation, image, label, classes, f"{settings.source}, validation split", held),
+    )
 
 
 def public_name(source: str, *, local: bool = False) -> str:
@@ -250,6 +262,16 @@ def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Part:
     return Part(slices[0] if len(parts) == 1 else datasets.concatenate_datasets(slices), numbers)
 
 
+def _hides(table: datasets.Dataset, column: str) -> bool:
+    """Whether a split keeps all of its labels to itself: no such column, or nothing in it but null and −1."""
+    if column not in table.column_names:
+        return True
+    kind = str(getattr(table.features[column], "dtype", ""))
+    if not kind.startswith(("int", "uint", "string", "large_string", "null")):  # told later, for what it is
+        return False
+    return len(table) > 0 and set(table.unique(column)) <= {None, -1}
+
+
 def _held_out(train: Part, seed: int) -> tuple[Part, Part]:
     """Train and validation, where a data set has but one split: a seeded tenth is held out."""
     rows = len(train.numbers)
@@ -298,8 +320,17 @@ def _label_column(table: datasets.Dataset, settings: DataSettings, *, required: 
     return None
 
 
-def _classes(table: datasets.Dataset, column: str) -> Classes:
-    """The classes of a label column: a ClassLabel's own, or those that integers or strings show in train."""
+def _classes(table: datasets.Dataset, whole: datasets.Dataset, column: str) -> Classes:
+    """The classes of a label column: a ClassLabel's own, or those that integers or strings show.
+
+    Args:
+        table: the rows to train on, which need a label each.
+        whole: the split that they are of.
+        column: of the labels.
+
+    Raises:
+        SettingError: for a column that holds no labels.
+    """
     feature = table.features.get(column)
     if isinstance(feature, datasets.ClassLabel):
         return Classes(list(feature.names), strings=False)
@@ -308,8 +339,8 @@ def _classes(table: datasets.Dataset, column: str) -> Classes:
     unfit = f"column {column!r} holds no labels: expected integers or strings, found {feature}"
     if getattr(feature, "dtype", None) is None or _holds_images(feature):
         raise SettingError({"label_column": unfit})
-    values = table.unique(column)
-    if None in values:
+    values = [value for value in whole.unique(column) if value is not None]
+    if None in table.unique(column):
         said = f"column {column!r} has rows without a label: label them, or leave them out of the split"
         raise SettingError({"label_column": said})
     if all(isinstance(value, str) for value in values):
@@ -322,7 +353,7 @@ def _classes(table: datasets.Dataset, column: str) -> Classes:
     return Classes([str(number) for number in range(max(values) + 1)], strings=False)
 
 
-def _rows(part: Part, image: str, label: str | None, classes: Classes | None, name: str) -> ImageRows:
+def _rows(part: Part, image: str, label: str | None, classes: Classes | None, name: str, split: str) -> ImageRows:
     table = part.table
     for setting, column in (("image_column", image), ("label_column", label)):
         if column is not None and column not in table.column_names:
@@ -332,4 +363,4 @@ def _rows(part: Part, image: str, label: str | None, classes: Classes | None, na
             raise SettingError({setting: said})
     if len(table) == 0:
         raise ValueError(f"{name} is empty: it has no rows")
-    return ImageRows(part, image, label, classes, name)
+    return ImageRows(part, image, label, classes, name, split)

@@ -64,6 +64,17 @@ def check_divides(name: str, size: int, patch_size: int) -> None:
         raise SettingError({"image_size": f"{said}, or another patch_size"})
 
 
+def unpooled(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, and no pooling where the architecture lets one say so: some refuse to be built for the pooling
+    of a token that they do not have.
+    """
+    try:
+        skeleton(name, **arguments)
+    except ValueError:
+        return arguments | {"global_pool": ""}
+    return arguments
+
+
 def pooling(name: str, pool: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
     """timm's arguments for pooling after the final norm, so that every token that is pooled is normalised.
 
@@ -73,7 +84,7 @@ def pooling(name: str, pool: str | None, arguments: dict[str, Any]) -> dict[str,
         ValueError: if the architecture cannot pool in this way.
     """
     arguments = {key: value for key, value in arguments.items() if key not in ("fc_norm", "use_fc_norm")}
-    has_class_token = getattr(skeleton(name, **arguments), "cls_token", None) is not None
+    has_class_token = getattr(skeleton(name, **unpooled(name, arguments)), "cls_token", None) is not None
     if pool is None:
         pool = "token" if has_class_token else "avg"
     elif pool == "token" and not has_class_token:

@@ -72,6 +72,10 @@ class Backbone(nn.Module):
             ValueError: with what was found and what was expected.
         """
         size = self.image_size
+        if not isinstance(pixels, Tensor):
+            raise ValueError(
+                f"pixels must be a torch tensor, found {type(pixels).__name__}: torch.from_numpy makes one"
+            )
         if pixels.dtype != torch.uint8:
             raise ValueError(
                 f"pixels must be uint8 in 0…255, found {pixels.dtype}: pass them as they were decoded, "

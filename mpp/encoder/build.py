@@ -17,6 +17,7 @@ from mpp.encoder.architecture import (
     layout_of,
     pooling,
     skeleton,
+    unpooled,
     without_patches,
 )
 from mpp.encoder.backbone import Backbone
@@ -60,7 +61,9 @@ def create_encoder(
         ValueError: for an unknown or unsuitable model, or for sizes that do not fit.
     """
     check_name(name)
-    own = layout_of(name, skeleton(name, **{k: v for k, v in arguments.items() if k != "img_size"}))
+    if "img_size" in arguments:
+        raise SettingError({"image_size": f"give image_size={arguments['img_size']} instead of timm's own img_size"})
+    own = layout_of(name, skeleton(name, **unpooled(name, arguments)))
     size = image_size or own.image_size
     if patch_size is not None:
         if is_hybrid(name):

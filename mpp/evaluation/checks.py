@@ -37,7 +37,7 @@ def checked(
     known = _labels(train_labels, len(train), "train")
     asked = _labels(test_labels, len(test), "test")
     classes = int(known.max()) + 1
-    if classes < 2:
+    if bool((known == known[0]).all()):
         raise ValueError("all train labels are of one class: there is nothing to tell apart")
     if int(asked.max()) >= classes:
         raise ValueError(f"test labels reach {int(asked.max())}, but train has only the classes 0…{classes - 1}")

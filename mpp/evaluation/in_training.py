@@ -12,6 +12,7 @@ from torch import nn
 
 from mpp.data.images import Images
 from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.order import Numbers
 from mpp.data.settings import DataSettings
 from mpp.data.source import ImageRows
 from mpp.data.subsets import dev_split, fraction_rows
@@ -35,12 +36,7 @@ def in_training(
     Raises:
         SettingError: if the images have no labels, or too few for what is asked.
     """
-    labels = images.labels
-    if labels is None:
-        raise SettingError({"evaluation.evaluators": f"labels are needed, and {images.name} has none"})
-    rows = fraction_rows(labels, min(settings.images / len(images), 1.0), seed=0)
-    known, asked = dev_split(labels[rows], settings.dev, seed=0)
-    _check(settings, labels[rows][known])
+    rows, known, asked = divided(settings, images)
     crops = EvaluationCrops(Images(images), data, keep=LOOKED_AT)
 
     def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
@@ -48,7 +44,7 @@ def in_training(
         assert isinstance(encoder, Backbone)
         adopt_statistics(accelerator, objective)
         reader = EncoderReader(encoder)
-        places = reader.places(FeatureSettings(blocks="last"))
+        places = reader.places(FeatureSettings(blocks="last", pools=("token", "avg")))
         was_training = objective.training
         objective.eval()
         workers = 0 if crops.stay(len(rows)) else data.workers
@@ -69,6 +65,20 @@ def in_training(
                     yield f"evaluation/knn_{k}_{place.pool}", accuracy
 
     return Callback(every, call)
+
+
+def divided(settings: InTrainingSettings, images: ImageRows) -> tuple[Numbers, Numbers, Numbers]:
+    """The rows that are looked at, and which of these are known and which are asked for.
+
+    Raises:
+        SettingError: if the images have no labels, or too few for what is asked.
+    """
+    if images.labels is None:
+        raise SettingError({"evaluation.evaluators": f"labels are needed, and {images.name} has none"})
+    rows = fraction_rows(images.labels, min(settings.images / len(images), 1.0), seed=0)
+    known, asked = dev_split(images.labels[rows], settings.dev, seed=0)
+    _check(settings, images.labels[rows][known])
+    return rows, known, asked
 
 
 def _check(settings: InTrainingSettings, labels: Any) -> None:

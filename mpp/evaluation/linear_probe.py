@@ -12,7 +12,7 @@ import torch
 from mpp.data.subsets import dev_split
 from mpp.evaluation.checks import checked
 
-GRID = tuple(10.0**power for power in range(-6, 0))
+GRID = tuple(10.0**power for power in range(-5, 3))
 """Values of C to choose from; the penalty on the weights is 1 / C, beside the sum of the rows' losses."""
 DEV_SHARE = 0.1
 MAX_ITERATIONS = 2000

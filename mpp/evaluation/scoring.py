@@ -14,6 +14,7 @@ from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.linear_probe import linear_probe, regression
 from mpp.evaluation.neighbours import nearest_neighbours
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
+from mpp.settings import SettingError
 
 EvaluatorSettings = FewShotSettings | NeighbourSettings | ProbeSettings
 NAMES: dict[type, str] = {FewShotSettings: "few_shot", NeighbourSettings: "knn", ProbeSettings: "linear_probe"}
@@ -111,7 +112,8 @@ def check_feasible(
         by_depth: names of the evaluators that are run on these too.
 
     Raises:
-        ValueError: naming the setting and both numbers.
+        ValueError: for a single class.
+        SettingError: naming the setting and both numbers.
         RuntimeError: if scikit-learn is needed and not installed.
     """
     if len(np.unique(labels)) < 2:
@@ -122,11 +124,10 @@ def check_feasible(
         counts = np.bincount(known)
         besides = ", what labels.dev holds out apart" if apart else ""
         if isinstance(settings, FewShotSettings) and max(settings.shots) > counts.min():
-            raise ValueError(
-                f"few_shot.shots: class {counts.argmin()} has {counts.min()} images{besides}, fewer than "
-                f"{max(settings.shots)} shots"
-            )
+            said = f"class {counts.argmin()} has {counts.min()} images{besides}, fewer than {max(settings.shots)} shots"
+            raise SettingError({"few_shot.shots": said})
         if isinstance(settings, NeighbourSettings) and max(settings.k) > len(known):
-            raise ValueError(f"knn.k: there are {len(known)} training images{besides}, fewer than {max(settings.k)}")
+            said = f"there are {len(known)} training images{besides}, fewer than {max(settings.k)}"
+            raise SettingError({"knn.k": said})
         if isinstance(settings, ProbeSettings):
             regression()

@@ -21,7 +21,7 @@ class FeatureSettings(Settings):
     blocks: Literal["last", "all"] | tuple[Count, ...] = "all"
     """Blocks whose tokens are taken, counted from 1; the last one is always among them."""
 
-    pools: tuple[Pool, ...] = Field(default=("token", "avg"), min_length=1)
+    pools: tuple[Pool, ...] = Field(default=("token", "avg", "both"), min_length=1)
     """How tokens become one feature: the class token, the mean of the patches, or both side by side. Models
     without a class token have `avg` alone."""
 
@@ -55,7 +55,7 @@ class NeighbourSettings(Settings):
 class ProbeSettings(Settings):
     """Linear probe: logistic regression on standardised features, to convergence."""
 
-    grid: tuple[Positive, ...] = Field(default=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
+    grid: tuple[Positive, ...] = Field(default=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0), min_length=1)
     """Values of C (the penalty is 1 / C), chosen from on a tenth of train."""
 
 

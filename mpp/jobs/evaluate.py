@@ -20,11 +20,11 @@ from mpp.encoder.build import build_backbone
 from mpp.evaluation.arms import CONTROLS
 from mpp.evaluation.controls import Control
 from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
-from mpp.evaluation.scoring import check_feasible, scores
+from mpp.evaluation.scoring import EvaluatorSettings, check_feasible, scores
 from mpp.files import write_text
 from mpp.jobs.judging import about, about_network, check_network
 from mpp.jobs.running import on_each, uses_fused_attention
-from mpp.recipe import EvaluateRecipe, differences, write_recipe
+from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
 from mpp.training.launch import FolderLock, end_processes, on_main, precision, start_processes
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
@@ -85,7 +85,7 @@ def evaluate_reader(
         f"{len(splits.train.class_names or ())} classes, {len(splits.validation):,} to test on"
     )
     dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
-    evaluators = [s for s in (recipe.few_shot, recipe.knn, recipe.linear_probe) if s is not None]
+    evaluators = asked_for(recipe)
     check_feasible(evaluators, labels[rows], dev if len(places) > 1 else None, recipe.by_depth)
     train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
     everything = np.arange(len(splits.validation))
@@ -102,7 +102,7 @@ def evaluate_reader(
             "data": recipe.data.source,
             "data_name": data_name(recipe),
             "features_of": reader.identity(),
-            "split": recipe.data.validation_split or "test",
+            "split": splits.validation.split,
             "protocol": {
                 name: settings.model_dump(mode="json")
                 for name in ("few_shot", "knn", "linear_probe")
@@ -121,14 +121,23 @@ def evaluate_reader(
     return on_main(accelerator, work)
 
 
+def asked_for(recipe: EvaluateRecipe | EvaluationPart) -> list[EvaluatorSettings]:
+    """The settings of each evaluator that a recipe does not leave out."""
+    return [settings for settings in (recipe.few_shot, recipe.knn, recipe.linear_probe) if settings is not None]
+
+
 def output_folder(recipe: EvaluateRecipe) -> Path:
     """Where the results go: into the run that the encoder comes from, by data set, unless the recipe says otherwise."""
     if recipe.output_dir is not None:
         return Path(recipe.output_dir)
     source = recipe.encoder.source or recipe.encoder.name
     data = _as_name(data_name(recipe))
+    if recipe.labels.fraction < 1:
+        data += f"-{recipe.labels.fraction:g}-of-labels"
     run = Path(source)
-    if run.is_dir():
+    if not recipe.encoder.pretrained:  # it is not the run that is measured
+        source = f"{run.name}-random"
+    elif run.is_dir():
         return (run.parent if (run / "config.json").is_file() and run.name == "encoder" else run) / "evaluation" / data
     return Path("runs/evaluation") / _as_name(source) / data
 
@@ -215,11 +224,20 @@ def table(results: dict[str, Any]) -> str:
             cells = [f"{score['accuracy']:.1%}" for score in both]
             chosen = f"  C = {both[0]['c']:g}, {both[1]['c']:g}"
             lines.append(f"{chosen:34}{cells[0]:>20}{cells[1]:>24}")
+            lines += sorted({said for score in both if (said := _at_an_end(score))})
     return "\n".join(lines)
 
 
 TITLES = {"few_shot": "linear few-shot", "knn": "nearest neighbours", "linear_probe": "linear probe"}
 NOUNS = {"shots": "a class", "k": "neighbours"}
+
+
+def _at_an_end(score: dict[str, Any]) -> str | None:
+    """A word where the best C is the first or the last of the grid: the best of all may lie outside."""
+    for end, called in ((min, "smallest"), (max, "largest")):
+        if len(score["dev"]) > 1 and score["c"] == end(map(float, score["dev"])):
+            return f"  {score['c']:g} is the {called} C of linear_probe.grid: widen it, others may be better"
+    return None
 
 
 def _cell(value: Any) -> str:

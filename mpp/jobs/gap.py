@@ -18,13 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from mpp.data.order import Numbers
 from mpp.data.source import open_splits
+from mpp.data.subsets import dev_split, fraction_rows
+from mpp.encoder.architecture import has_patches
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.arms import CONTROLS
 from mpp.evaluation.comparison import summarize
+from mpp.evaluation.in_training import divided
+from mpp.evaluation.scoring import check_feasible
 from mpp.files import write_text
 from mpp.jobs.apart import OUTCOME, PATIENCE, run_all
-from mpp.jobs.evaluate import DATA_ORDER, evaluate, is_evaluated
+from mpp.jobs.evaluate import DATA_ORDER, asked_for, evaluate, is_evaluated
 from mpp.jobs.finetune import Candidate, finetune
 from mpp.jobs.judging import about, check_network, check_optimizer, of_study, together
 from mpp.jobs.pretrain import pretrain
@@ -130,6 +135,9 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
         labelled = bool(recipe.pretraining.evaluation.evaluators) or any(unit.arm == "supervised" for unit in here)
         with about("downstream" if back else "upstream", "source"):
             rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
+        if recipe.pretraining.evaluation.evaluators:
+            with of_study("pretraining", "upstream"):
+                divided(recipe.pretraining.evaluation, rows)
         if (most := max((unit.images or 0 for unit in here), default=0)) > len(rows):
             raise SettingError({"study.images": f"{most} are more than the {len(rows)} images of {upstream.source}"})
         with about("upstream" if back else "downstream", "source"):
@@ -137,6 +145,21 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
         assert labels is not None
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{downstream.source} holds images of a single class: there is nothing to tell apart")
+        with of_study("evaluation", "downstream"):
+            _check_evaluation(recipe, labels)
+
+
+def _check_evaluation(recipe: GapRecipe, labels: Numbers) -> None:
+    """Refuse what there are too few labelled images for; every seed draws as many of each class.
+
+    Raises:
+        SettingError: naming the setting and both numbers.
+    """
+    part, seed = recipe.evaluation, recipe.study.seeds[0]
+    used = labels[fraction_rows(labels, part.labels.fraction, seed)]
+    chooses = part.labels.dev > 0 and has_patches(recipe.encoder.name, recipe.encoder.arguments)
+    dev = dev_split(used, part.labels.dev, seed) if chooses else None
+    check_feasible(asked_for(part), used, dev, part.by_depth)
 
 
 def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:

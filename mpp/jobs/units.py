@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from mpp.data.settings import LabelSettings
+from mpp.encoder.build import build_backbone
 from mpp.encoder.settings import EncoderSettings
+from mpp.encoder.vit import Encoder
 from mpp.evaluation.arms import CONTROLS
 from mpp.evaluation.settings import FeatureSettings, OtherEncoder
 from mpp.objective.corruption import Corruption
@@ -149,7 +153,7 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
         )
         start = _changed(encoder, source=str(folder / "pretrain"))
     if unit.arm in CONTROLS:
-        start = _changed(encoder, source=unit.arm)
+        start = _changed(encoder, source=unit.arm, patch_size=_patch_size(encoder, downstream.image_size))
     evaluate = None
     if unit.arm != "scratch":
         part = recipe.evaluation
@@ -188,6 +192,15 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
             **_scaled_parts(part, scale),
         )
     return Recipes(pretrain, evaluate, finetune)
+
+
+def _patch_size(encoder: EncoderSettings, image_size: int) -> int | None:
+    """Of the patches whose colours are the control; None for a network that has none."""
+    if encoder.patch_size is not None:
+        return encoder.patch_size
+    with torch.device("meta"):  # where weights take no memory
+        network = build_backbone(encoder, image_size)
+    return network.patch_size if isinstance(network, Encoder) else None
 
 
 def _compute(recipe: GapRecipe) -> ComputeSettings:

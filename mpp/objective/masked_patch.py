@@ -82,6 +82,8 @@ class MaskedPatchPrediction(nn.Module):
             ValueError: for float or wrongly shaped pixels.
         """
         self.encoder.check(pixels)
+        if samples is not None and (samples.is_floating_point() or samples.is_complex()):
+            raise ValueError(f"sample numbers must be integers, found {samples.dtype}")
         if samples is not None and samples.shape != pixels.shape[:1]:
             raise ValueError(f"{len(pixels)} images need as many sample numbers, found {tuple(samples.shape)}")
         if samples is None:

@@ -13,7 +13,7 @@
 Nothing here imports torch: help and errors come at once.
 """
 
-from mpp.recipe.commands import COMMANDS, EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe
+from mpp.recipe.commands import COMMANDS, EvaluateRecipe, EvaluationPart, FinetuneRecipe, GapRecipe, PretrainRecipe
 from mpp.recipe.help import help_text
 from mpp.recipe.loading import load_recipe, load_settings, open_recipe, placed
 from mpp.recipe.problems import RecipeError
@@ -22,6 +22,7 @@ from mpp.recipe.writing import differences, recipe_text, write_recipe
 __all__ = [
     "COMMANDS",
     "EvaluateRecipe",
+    "EvaluationPart",
     "FinetuneRecipe",
     "GapRecipe",
     "PretrainRecipe",

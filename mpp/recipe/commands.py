@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mpp.data.settings import DataSettings, LabelSettings
 from mpp.encoder.settings import EncoderSettings
@@ -33,6 +34,8 @@ from mpp.training.settings import (
     ValidationSettings,
 )
 
+Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
+
 
 class PretrainRecipe(Settings):
     """Pre-train a Vision Transformer: `python -m mpp.pretrain RECIPE`."""
@@ -43,7 +46,7 @@ class PretrainRecipe(Settings):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of every random draw: weights, order, crops, corruption."""
 
-    output_dir: str = Field(min_length=1)
+    output_dir: Folder
     """The run's folder: encoder, checkpoints, metrics and this recipe, resolved."""
 
     data: DataSettings = DataSettings()
@@ -74,7 +77,7 @@ class FinetuneRecipe(Settings):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of every random draw: weights, order, crops, augmentation."""
 
-    output_dir: str = Field(min_length=1)
+    output_dir: Folder
     """The run's folder: classifier, encoder, results, checkpoints, metrics and this recipe, resolved."""
 
     data: DataSettings = DataSettings()
@@ -112,7 +115,7 @@ class EvaluateRecipe(Settings):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of random weights, and of the held-out rows where the data has one split."""
 
-    output_dir: str | None = Field(default=None, min_length=1)
+    output_dir: Folder | None = None
     """Where features and results go; null takes `evaluation/` in the run that the encoder comes from, or
     `runs/evaluation/` and its name."""
 
@@ -200,7 +203,7 @@ class GapRecipe(Settings):
     command: Literal["gap"]
     """The command that this recipe is for."""
 
-    output_dir: str = Field(min_length=1)
+    output_dir: Folder
     """The study's folder: a folder for each arm and seed, results.json and report.html."""
 
     study: StudySettings = StudySettings()
@@ -230,10 +233,16 @@ class GapRecipe(Settings):
             raise ValueError("pretraining.optimizer.layer_decay is for classification, and one for all arms")
         if self.finetuning.search.is_asked_for and not self.finetuning.dev:
             raise ValueError("finetuning.search chooses by a dev split; give finetuning.dev a share above 0")
+        tuned = self.finetuning
+        mixes, micro = tuned.augmentation.mixup or tuned.augmentation.cutmix, tuned.training.micro_batch_size
+        if mixes and (micro or tuned.training.batch_size) % 2:
+            raise ValueError(
+                "finetuning.augmentation: mixup and CutMix pair the images of a micro-batch; let it be even"
+            )
         if not (study.arms or study.controls or (study.axis_arms and (study.images or study.sizes))):
             raise ValueError("study.arms is empty, and nothing else is asked for: there is nothing to run")
         up, down = self.upstream, self.downstream
-        if (up.source, up.subset, up.split) == (down.source, down.subset, down.split):
+        if _same_images(up, down):
             raise ValueError(
                 f"upstream and downstream are both {up.source}, {up.split}: pre-training on the very labels that it is "
                 "judged by says nothing; choose two data sets"
@@ -247,6 +256,22 @@ class GapRecipe(Settings):
             if one != other:
                 raise ValueError(f"training.{name} is {one} in pretraining, {other} in finetuning: one for the study")
         return self
+
+
+def _same_images(one: DataSettings, other: DataSettings) -> bool:
+    """Whether two sections name the same split of the same data, or a part of it and the whole."""
+    places = {(*_canonical(data.source), data.subset) for data in (one, other)}
+    named = [{part.split("[")[0] for part in data.split.split("+")} for data in (one, other)]
+    whole = "[" not in one.split or "[" not in other.split
+    return len(places) == 1 and (one.split == other.split or (whole and bool(named[0] & named[1])))
+
+
+def _canonical(source: str) -> tuple[str, str]:
+    """What a source is, however it is written."""
+    if source.split(":")[0] == "embedded":
+        return "embedded", source.partition(":")[2] or "a"
+    path = Path(source).expanduser()
+    return ("path", str(path.resolve())) if path.exists() else ("id", source)
 
 
 COMMANDS: dict[str, type[Settings]] = {

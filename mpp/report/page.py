@@ -273,5 +273,6 @@ def _about(recipe: dict[str, Any], units: Sequence[Unit]) -> dict[str, Any]:
         "classes": after[0].get("classes") if after else None,
         "seeds": sorted({unit["seed"] for unit in units}),
         "units": len(units),
+        "dev": (recipe.get("finetuning") or {}).get("dev"),
         "searched": bool(((recipe.get("finetuning") or {}).get("search") or {}).get("lr")),
     }

@@ -156,10 +156,12 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _without_tensors(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """A tree of dicts, lists, numbers and tensors as JSON; the tensors go into `tensors`, under their path."""
+    """A tree of dicts, lists, numbers, types and tensors as JSON; the tensors go into `tensors`, under their path."""
     if isinstance(value, Tensor):
         tensors[name] = _plain(value)
         return {"tensor": name}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, dict):
         return {"dict": [[key, _without_tensors(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
     if isinstance(value, list | tuple):
@@ -174,6 +176,8 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
+    if "dtype" in value:
+        return getattr(torch, value["dtype"])
     if "dict" in value:
         return {key: _with_tensors(item, tensors) for key, item in value["dict"]}
     ((kind, items),) = value.items()

@@ -36,6 +36,9 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
         near = difflib.get_close_matches(settings.name, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(known)}"
         raise SettingError({"name": f"{settings.name!r} is not one of timm's optimisers{hint}"})
+    if optim.get_optimizer_info(settings.name).second_order:  # pyright: ignore[reportPrivateImportUsage]
+        said = f"{settings.name} needs gradients of gradients, which this loop does not take; choose a first-order one"
+        raise SettingError({"name": said})
     groups = _groups(module, settings)
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.betas is not None:

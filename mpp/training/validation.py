@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mpp import randomness
@@ -60,9 +61,11 @@ def validation(
             totals = dict(zip(names, reduced, strict=True))
         means = objective.summary(sums.means(totals))  # pyright: ignore[reportCallIssue]
         yield from ((f"validation/{name}", value) for name, value in (means | baselines).items())
-        if damaged:  # of the main process's share
+        if processes > 1:
+            damaged = dict(gather_object(list(damaged.items())))
+        if damaged:
             where = crops.images.rows.where
-            listed = [{"where": where(row), "reason": reason} for row, reason in damaged.items()]
+            listed = [{"where": where(row), "reason": reason} for row, reason in sorted(damaged.items())]
             yield "validation/damaged_images", listed
 
     return Callback(every, call)

@@ -148,13 +148,18 @@ def crops(path: Path, size: int = SIZE) -> tuple[torch.Tensor, list[int]]:
     return torch.stack(images), table["label"].to_pylist()
 
 
-def as_two(commands: ForkServer, module: str, port: str, *arguments: object) -> list[Command]:
+def start_two(commands: ForkServer, module: str, port: str, *arguments: object) -> list[Command]:
     """One command in two processes, by rank."""
     places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    both = [
+    return [
         commands.start(module, *arguments, RANK=rank, LOCAL_RANK=rank, ACCELERATE_USE_CPU="true", **places)
         for rank in "01"
     ]
+
+
+def as_two(commands: ForkServer, module: str, port: str, *arguments: object) -> list[Command]:
+    """The same, to its end."""
+    both = start_two(commands, module, port, *arguments)
     for command in both:
         command.wait(600)
     return both

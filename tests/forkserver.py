@@ -103,8 +103,8 @@ def _become(request: dict[str, Any]) -> None:
     os.dup2(output, 2)
     if request["module"] == "mpp.gap":
         sys.executable = request["python"]
-    # The server cannot wait for a grandchild of the tests: the code is left beside the output.
-    _run(request, lambda code: Path(request["output"] + ".code").write_text(str(code)))
+    # The server cannot wait for a grandchild of the tests: the code is left in a file.
+    _run(request, lambda code: Path(request["code"]).write_text(str(code)))
 
 
 def _run(request: dict[str, Any], leave: Callable[[int], Any]) -> None:
@@ -195,14 +195,18 @@ class ForkServer:
             text=True,
         )
 
-    def start(self, module: str, *arguments: object, cwd: Path | None = None, **env: str) -> Command:
+    def start(
+        self, module: str, *arguments: object, cwd: Path | None = None, terminal: str | None = None, **env: str
+    ) -> Command:
+        """Start a command; what it says goes to a file, or to a terminal."""
         with self._one_at_a_time:
             self.count += 1
             output = self.folder / f"command-{self.count}.txt"
             request = {
                 "module": module,
                 "arguments": [str(argument) for argument in arguments],
-                "output": str(output),
+                "output": terminal or str(output),
+                "code": f"{output}.code",
                 "cwd": str(cwd or Path.cwd()),
                 "env": env,
                 "python": str(self.python),

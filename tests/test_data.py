@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as F
 
 from mpp import randomness
 from mpp.data.images import Images, TooManyDamagedError
@@ -336,3 +337,59 @@ def test_a_hidden_split_that_is_asked_for_by_name_is_refused(tmp_path: Path):
     settings = settings_of(hidden(tmp_path, [-1] * 4, [0, 1, 2, 0]), validation_split="test")
     with pytest.raises(ValueError, match=r"4 of 4 labels .* the first is row 0 with -1"):
         open_splits(settings, 0, labelled=True)
+
+
+def test_in_pre_training_the_held_out_split_is_validation_then_test_then_a_tenth(tmp_path: Path):
+    settings = settings_of(hidden(tmp_path, [0, 1, 2, 0], [0, 1, 2, 0]))
+    for taken in ("validation", "test", "one in 10 of train"):
+        assert open_splits(settings, 0, labelled=True).validation.split == taken
+        (tmp_path / f"{taken}.parquet").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["strings", "integers"])
+def test_classes_are_those_of_the_whole_split_whichever_rows_are_held_out_or_chosen(tmp_path: Path, kind: str):
+    """Each class has but one or two rows, so that some are not among those that are trained on."""
+    labels = [number // 2 for number in range(24)]
+    column = [f"class {number:02d}" for number in labels] if kind == "strings" else labels
+    images = [{"bytes": encoded(picture(seed=i)), "path": None} for i in range(24)]
+    table = datasets.Dataset.from_dict({"image": images, "kind": column})
+    table.cast_column("image", datasets.Image()).to_parquet(str(tmp_path / "train.parquet"))
+    settings = settings_of(tmp_path / "train.parquet", label_column="kind", images=6)
+    for seed in range(6):
+        splits = open_splits(settings, seed, labelled=True)
+        assert len(splits.train.class_names or ()) == 12
+        for rows in splits:
+            assert rows.labels is not None
+            assert rows.labels.tolist() == [labels[rows.number(row)] for row in range(len(rows))]
+
+
+def test_a_label_that_train_lacks_is_named_as_it_is_at_its_own_row(tmp_path: Path):
+    for split, kinds in (("train", ["cat", "dog", "cat"]), ("test", ["dog", "cat", "cow"])):
+        images = [{"bytes": encoded(picture(seed=i)), "path": None} for i in range(3)]
+        table = datasets.Dataset.from_dict({"image": images, "kind": kinds})
+        table.cast_column("image", datasets.Image()).to_parquet(str(tmp_path / f"{split}.parquet"))
+    settings = settings_of(tmp_path, label_column="kind", validation_split="test[1:]")
+    with pytest.raises(ValueError, match=r"the first is row 2 with 'cow'"):
+        open_splits(settings, 0, labelled=True)
+
+
+@pytest.mark.parametrize("column", ["image", "box"])
+def test_a_column_that_holds_no_labels_is_refused_where_there_is_a_second_split_too(tmp_path: Path, column: str):
+    for split in ("train", "test"):
+        images = [{"bytes": encoded(picture(seed=i)), "path": None} for i in range(3)]
+        table = datasets.Dataset.from_dict({"image": images, "box": [[1, 2, 3, 4]] * 3})
+        table.cast_column("image", datasets.Image()).to_parquet(str(tmp_path / f"{split}.parquet"))
+    with pytest.raises(ValueError, match="holds no labels"):
+        open_splits(settings_of(tmp_path, label_column=column), 0, labelled=True)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 20000), (20000, 1), (6, 47), (6, 300)])
+def test_the_centre_of_a_very_long_image_takes_no_more_room_than_it_needs(height: int, width: int):
+    """Enlarged whole, the first would be 1.2 GB."""
+    rows = torch.linspace(0, 255, height * width).view(1, height, width).expand(3, -1, -1).to(torch.uint8)
+    settings = DataSettings(image_size=64)
+    found = centre(rows, settings)
+    assert found.shape == (3, 64, 64)
+    if max(height, width) < 1000:
+        whole = F.center_crop(F.resize(rows, [64], antialias=True), [64, 64])
+        assert (found.int() - whole.int()).abs().max() <= (0 if max(height, width) <= 8 * 6 else 1)

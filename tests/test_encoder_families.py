@@ -25,6 +25,7 @@ FAMILIES = [  # name, image size, patch size asked for, pixels a patch, prefix t
     ("vit_tiny_patch16_224", 64, None, 16, 1),
     ("vit_tiny_patch16_224", 32, 4, 4, 1),
     ("vit_small_patch16_224", 56, 14, 14, 1),
+    ("vit_huge_patch14_224", 56, None, 14, 1, {"depth": 1, "embed_dim": 160}),  # heads of an odd width
     ("deit_tiny_patch16_224", 64, 8, 8, 1),
     ("deit3_small_patch16_224", 64, None, 16, 1),  # position embedding without the class token
     ("deit_tiny_distilled_patch16_224", 64, None, 16, 2),
@@ -163,6 +164,20 @@ def test_a_size_that_does_not_divide_is_refused_with_both_numbers(size, patch_si
     arguments = {"patch_size": patch_size} if patch_size else {}
     with pytest.raises(ValueError, match=rf"(?s)\b{size}\b.*\b{patch}\b|\b{patch}\b.*\b{size}\b"):
         mpp.create_encoder("vit_tiny_patch16_224", image_size=size, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"class_token": False}, {"class_token": False, "pool": "avg"}])
+def test_a_plain_vit_may_do_without_a_class_token(arguments: dict):
+    encoder = mpp.create_encoder("vit_tiny_patch16_224", image_size=32, patch_size=8, depth=1, **arguments)
+    assert encoder.layout.num_prefix_tokens == 0
+    assert encoder.pool == "avg"
+    with pytest.raises(ValueError, match="no class token"):
+        mpp.create_encoder("vit_tiny_patch16_224", image_size=32, depth=1, class_token=False, pool="token")
+
+
+def test_timm_s_own_name_of_the_size_is_refused():
+    with pytest.raises(ValueError, match="image_size=32 instead"):
+        mpp.create_encoder("vit_tiny_patch16_224", img_size=32)
 
 
 def test_the_model_s_own_sizes_are_the_default():

@@ -12,8 +12,15 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from scipy import stats
 
+import mpp
+from mpp.data.settings import DataSettings
+from mpp.data.source import open_splits
+from mpp.jobs.pretrain import make_objective
+from mpp.jobs.units import recipes_of, units_of
+from mpp.recipe import PretrainRecipe, differences
 from tests.downstream import ENCODER, SIZE, good, refused, results, tinted_data, written
 from tests.forkserver import Command, ForkServer
 from tests.runs import journal
@@ -23,6 +30,7 @@ ARMS = ("random", "scratch", "mean_color", "supervised")
 UNITS = [f"{arm}/seed-{seed}" for seed in (0, 1) for arm in ARMS]
 CONTROLS = [f"{control}/seed-{seed}" for seed in (0, 1) for control in ("raw_pixels", "patch_colors")]
 TUNED = "fine-tuned, 50 % of labels"
+ROOT = Path(__file__).parent.parent
 
 GAP = f"""\
 command: gap
@@ -41,7 +49,7 @@ evaluation:
   labels: {{dev: 0.2}}
   few_shot: {{shots: [1, 5], seeds: [0]}}
   knn: {{k: [5]}}
-  linear_probe: null
+  linear_probe: {{grid: [0.01]}}
 finetuning:
   fractions: [0.5]
   optimizer: {{lr: 3.0e-3, warmup: {{steps: 1}}}}
@@ -141,9 +149,58 @@ def test_the_arms_differ_in_their_start_alone(straight: tuple[Command, Path]):
             assert (tuned[arm]["images_seen"], tuned[arm]["steps"]) == (96, 12)
         assert tuned["scratch"]["images_seen"] == 96 + 12 * 16, "as many as pre-training and fine-tuning together"
         assert len({tuned[arm]["train_images"] for arm in ARMS}) == 1
+        assert len({images_of(folder / f"{arm}/seed-{seed}/finetune-0.5") for arm in ARMS}) == 1, "the same labels"
+        before = [images_of(folder / f"{arm}/seed-{seed}/pretrain") for arm in ("mean_color", "supervised")]
+        assert before[0].split()[0] == before[1].split()[0], "as many images; one of them does not look at labels"
     for name in CONTROLS:
         assert unit(folder, name)["finetuning"] == {}
         assert unit(folder, name)["evaluation"]["encoder"] == name.split("/")[0]
+
+
+def images_of(run: Path) -> str:
+    """How many images a run was trained on, and a digest of them and their labels."""
+    [state] = (run / "checkpoints").glob("step-*12/state.json")
+    found = json.loads(state.read_text())["data"]
+    return f"{found['rows']} {found['sha256']}"
+
+
+def test_the_recipes_of_arms_and_seeds_differ_where_they_are_meant_to():
+    recipe = mpp.load_recipe(ROOT / "recipes" / "cifar10" / "gap.yaml")
+    by_unit = {(unit.arm, unit.seed, unit.back): recipes_of(recipe, unit) for unit in units_of(recipe)}
+
+    def differ(one: Any, other: Any) -> set[str]:
+        return {path for path, _, _ in differences(one, other)}
+
+    mine = by_unit["mean_color", 0, False]
+    for (arm, seed, back), recipes in by_unit.items():
+        seeds = {"seed", "labels.seed"} if seed else set()
+        data = {"data.source", "data.subset"} if back else set()
+        if recipes.pretrain is not None:
+            changed = {path for path in differ(mine.pretrain, recipes.pretrain) if not path.startswith("objective.")}
+            assert changed <= {"output_dir", "seed"} | data, (arm, seed)
+            assert ("seed" in changed) == bool(seed)
+        if recipes.evaluate is not None and arm not in ("raw_pixels", "patch_colors"):
+            assert differ(mine.evaluate, recipes.evaluate) <= {"output_dir", "encoder.source"} | seeds | data
+        for share, finetune in recipes.finetune.items():
+            longer = {"training.duration"} if arm == "scratch" else set()
+            found = {p.removesuffix(".images") for p in differ(mine.finetune[share], finetune)}
+            assert found <= {"output_dir", "encoder.source"} | seeds | data | longer, (arm, share)
+
+
+def test_arms_begin_with_the_same_weights(upstream: Path):
+    """Whatever head comes behind the encoder."""
+    data = {"source": str(upstream), "image_size": SIZE}
+    encoder = {"patch_size": 4, "arguments": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
+    rows = open_splits(DataSettings(**data), 0, labelled=True).train
+    made = [
+        make_objective(
+            PretrainRecipe(command="pretrain", seed=3, output_dir="x", data=data, encoder=encoder, objective=objective),  # pyright: ignore
+            rows,
+        ).encoder.state_dict()
+        for objective in ({"kind": "masked_patch"}, {"kind": "masked_patch", "head": "mlp"}, {"kind": "supervised"})
+    ]
+    for other in made[1:]:
+        assert all(torch.equal(made[0][name], value) for name, value in other.items())
 
 
 def test_the_tables_hold_each_seed_s_accuracy(straight: tuple[Command, Path]):
@@ -164,6 +221,8 @@ def test_the_tables_hold_each_seed_s_accuracy(straight: tuple[Command, Path]):
             "1-shot, default": lambda score: score["few_shot"]["default"]["shots"]["1"]["mean"],
             "kNN": lambda score: score["knn"]["headline"]["accuracy"],
             "kNN, default": lambda score: score["knn"]["default"]["accuracy"],
+            "linear probe": lambda score: score["linear_probe"]["headline"]["accuracy"],
+            "linear probe, default": lambda score: score["linear_probe"]["default"]["accuracy"],
         }.items():
             assert cells[metric]["accuracies"] == [read(score) for score in scores]
 
@@ -424,6 +483,16 @@ def test_one_unit_can_be_run_alone(study: Study, straight: tuple[Command, Path],
     said = good(study("study.only=[mean_color/seed-1]"))
     assert "mean_color/seed-1: done before" in said.text
     refused(study("study.only=[mean_color/seed-7]"), "mean_color/seed-7", "random/seed-0")
+
+
+def test_the_rate_of_fine_tuning_is_chosen_by_each_arm_on_its_dev_split(study: Study, tmp_path: Path):
+    good(study("study.only=[random/seed-0]", "finetuning.search.lr=[1e-5,1e-2]", "evaluation.few_shot=null"))
+    tuned = unit(tmp_path / "gap", "random/seed-0")["finetuning"]["0.5"]
+    assert [each["lr"] for each in tuned["search"]] == [1e-5, 1e-2]
+    best = max(tuned["search"], key=lambda each: (each["dev_accuracy"], -each["dev_loss"]))
+    assert tuned["chosen"]["lr"] == best["lr"]
+    looks = journal(tmp_path / "gap/random/seed-0/finetune-0.5/search" / f"lr={best['lr']:g}")
+    assert tuned["curve"][-1]["accuracy"] == looks[-1]["validation/accuracy"] == best["dev_accuracy"]
 
 
 def test_a_study_is_shortened_by_its_scale(study: Study, tmp_path: Path):

@@ -1,12 +1,15 @@
 """Prediction, loss and gradient, and that the objective leaves the encoder as it found it."""
 
 import copy
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import mpp
+from mpp.objective.scores import means
 from tests.reference import (
     at,
     cross_entropy,
@@ -44,6 +47,46 @@ def test_loss_is_the_mean_cross_entropy_over_corrupted_patches_and_cells(target)
     assert prediction.loss.dtype == torch.float32
     expected = cross_entropy(prediction.logits, prediction.labels)
     assert float(prediction.loss) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean colour", "downsized"])
+def test_scores_are_the_losses_by_kind_and_the_share_of_cells_that_are_right(name: str):
+    objective, _ = build(TARGETS[name])
+    pixels = random_pixels(8, SIZE)
+    prediction = objective(pixels, samples=torch.arange(8))
+    prediction.logits[0, :5].scatter_(-1, prediction.labels[0, :5, ..., None], 1e3)  # some that are right
+    found = objective.summary(means(objective.scores(prediction, pixels)))
+    assert found["loss"] == pytest.approx(cross_entropy(prediction.logits, prediction.labels), rel=1e-6)
+    for kind, part in enumerate(("loss_mask", "loss_swap", "loss_keep")):
+        chosen = prediction.kinds == kind
+        expected = cross_entropy(prediction.logits[chosen], prediction.labels[chosen])
+        assert found[part] == pytest.approx(expected, rel=1e-6), part
+    right = prediction.logits.detach().numpy().argmax(-1) == prediction.labels.numpy()
+    assert right.mean() >= 5 / 256
+    assert found["accuracy"] == pytest.approx(right.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_psnr_is_of_the_clipped_pixels(normalize: bool):
+    objective, _ = build(mpp.FullPatch(normalize=normalize))
+    pixels = random_pixels(8, SIZE)
+    prediction = objective(pixels, samples=torch.arange(8))
+    prediction = prediction._replace(logits=5 * prediction.logits)  # far outside the range
+    truth = at(full_patch_labels(pixels.numpy(), PATCH), prediction.positions)
+    guess = prediction.logits.detach().double().numpy()
+    if normalize:  # shown with the true patch's mean and deviation, as MAE does
+        guess = guess * np.sqrt(truth.var(-1, ddof=1, keepdims=True) + 1e-6) + truth.mean(-1, keepdims=True)
+    assert guess.min() < -0.1
+    assert guess.max() > 1.1
+    expected = -10 * math.log10(float(np.mean((guess.clip(0, 1) - truth) ** 2)))
+    assert objective.summary(means(objective.scores(prediction, pixels)))["psnr"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_two_layers_of_an_mlp_head_have_an_activation_between_them():
+    encoder = mpp.create_encoder("test_vit", image_size=SIZE, patch_size=PATCH)
+    head: Any = mpp.MaskedPatchPrediction(encoder, head="mlp").head
+    assert [type(layer).__name__ for layer in head] == ["Linear", "GELU", "Linear"]
+    assert [head[0].in_features, head[0].out_features, head[2].in_features, head[2].out_features] == [64, 64, 64, 512]
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -183,6 +226,14 @@ def test_the_encoder_stays_clean_through_forward_backward_and_errors():
     with pytest.raises(ValueError, match="uint8"):
         objective(torch.rand(2, 3, SIZE, SIZE))
     assert torch.equal(encoder.vit(images), expected)
+
+
+def test_what_are_no_pixels_or_sample_numbers_is_refused_for_what_it_is():
+    objective, _ = build()
+    with pytest.raises(ValueError, match=r"torch tensor, found ndarray"):
+        objective(np.zeros((1, 3, SIZE, SIZE), np.uint8))
+    with pytest.raises(ValueError, match=r"sample numbers must be integers, found torch.float32"):
+        objective(random_pixels(2, SIZE), samples=torch.arange(2.0))
 
 
 def test_an_unknown_head_is_refused_with_the_known_ones():

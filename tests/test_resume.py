@@ -15,8 +15,9 @@ from typing import Any
 import datasets
 import pytest
 
+from tests.downstream import as_two, start_two
 from tests.forkserver import Command, ForkServer
-from tests.runs import Process, launched_twice
+from tests.runs import free_port
 
 STEPS = 90
 KILLS = 12
@@ -121,25 +122,67 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert fingerprint(tmp_path / "run") == fingerprint(straight)
 
 
-def test_two_processes_killed_together_resume_bit_for_bit(tiny_recipe: Path, tmp_path: Path):
-    """More than one of DDP's buckets, so that the order in which they are reduced shows in the bits."""
-    model = "encoder.arguments={embed_dim: 160, depth: 3, num_heads: 2, drop_path_rate: 0.1}"
-    settings = [str(tiny_recipe), model, f"training.duration.steps={STEPS}", "checkpoint.every.steps=10"]
+BUCKETS = "encoder.arguments={embed_dim: 160, depth: 3, num_heads: 2, drop_path_rate: 0.1}"
+"""More than one of DDP's buckets, so that the order in which they are reduced shows in the bits."""
 
-    def started(run: Path) -> Process:
-        return Process([*launched_twice(), *settings, f"output_dir={run}"], tmp_path)
 
-    straight, broken = started(tmp_path / "straight"), started(tmp_path / "broken")
-    broken.until(lambda: (tmp_path / "broken" / "checkpoints" / "step-000000030").is_dir())
-    broken.kill()  # the launcher and both of its processes
-    steps = [int(step) for step in re.findall(rf"^step +(\d+)/{STEPS}", broken.output, re.MULTILINE)]
-    assert 30 <= steps[-1] < STEPS
-    again = started(tmp_path / "broken")
-    assert straight.wait() == 0, straight.output
-    assert again.wait() == 0, again.output
-    assert "2 × cpu" in again.output
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_two_processes_stopped_together_resume_bit_for_bit(
+    commands: ForkServer, tiny_recipe: Path, tmp_path: Path, number: signal.Signals
+):
+    """SIGKILL hits both; SIGTERM one alone, which takes the other along."""
+    changes = (BUCKETS, f"training.duration.steps={STEPS}", "checkpoint.every.steps=10")
+    straight, broken = ((tiny_recipe, *changes, f"output_dir={tmp_path / name}") for name in ("straight", "broken"))
+    both = start_two(commands, "mpp.pretrain", free_port(), *broken)
+    while not (tmp_path / "broken" / "checkpoints" / "step-000000030").is_dir():
+        assert all(command.alive for command in both), both[0].text
+        time.sleep(0.002)
+    for command in both if number == signal.SIGKILL else both[1:]:
+        command.kill(number)
+    codes = [command.wait() for command in both]
+    stopped = steps_said(both[0])[-1]
+    assert 30 <= stopped < STEPS
+    if number == signal.SIGTERM:
+        assert codes == [143, 143], both[0].text
+        assert f"stopped after step {stopped} of {STEPS}, saved." in both[0].text
+        assert (tmp_path / "broken" / "checkpoints" / f"step-{stopped:09d}").is_dir()
+    for arguments in (broken, straight):
+        again = as_two(commands, "mpp.pretrain", free_port(), *arguments)
+        assert [command.code for command in again] == [0, 0], again[0].text
+        assert "2 × cpu" in again[0].text
     assert fingerprint(tmp_path / "broken") == fingerprint(tmp_path / "straight")
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
+
+
+def test_what_may_change_on_resume_leaves_every_bit_or_every_loss_as_it_was(
+    commands: ForkServer, tiny_recipe: Path, tmp_path: Path
+):
+    """Bits with another cache, journal or rhythm of saving; losses up to rounding with another topology."""
+    model = "encoder.arguments={embed_dim: 32, depth: 2, num_heads: 2}"  # drop path is drawn by process
+    fixed = (tiny_recipe, model, f"training.duration.steps={STEPS}", "validation.every.steps=0")
+    straight, broken, other = tmp_path / "straight", tmp_path / "broken", tmp_path / "other"
+    assert commands.run("mpp.pretrain", *fixed, f"output_dir={straight}").code == 0
+    command = commands.start("mpp.pretrain", *fixed, f"output_dir={broken}")
+    kill_in_a_step(command, random.Random(11))
+    command.wait()
+    while not list((broken / "checkpoints").glob("step-*")):  # killed before the first was there
+        command = commands.start("mpp.pretrain", *fixed, f"output_dir={broken}")
+        kill_in_a_step(command, random.Random(12))
+        command.wait()
+    shutil.copytree(broken, other)
+
+    changes = ("data.cache=true", "data.workers=1", "journal.every.steps=5", "checkpoint={every: {steps: 7}, keep: 4}")
+    again = commands.run("mpp.pretrain", *fixed, *changes, f"output_dir={broken}")
+    assert again.code == 0, again.text
+    assert "from step" in again.text
+    assert fingerprint(broken) == fingerprint(straight)
+
+    changes = ("training.micro_batch_size=4", f"output_dir={other}")
+    several = as_two(commands, "mpp.pretrain", free_port(), *fixed, *changes)
+    assert [command.code for command in several] == [0, 0], several[0].text
+    assert "from step" in several[0].text
+    losses = [{m["step"]: m["loss"] for m in metrics(run) if "loss" in m} for run in (other, straight)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # rounding that 90 steps have carried on
 
 
 def test_a_damaged_image_is_counted_and_named_once_however_often_the_run_is_killed(

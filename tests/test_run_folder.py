@@ -2,7 +2,12 @@
 
 import hashlib
 import json
+import os
+import pty
+import re
 import resource
+import threading
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,6 +18,7 @@ from pyarrow import parquet
 
 import mpp
 from tests.downstream import refused
+from tests.forkserver import ForkServer
 from tests.reference import inputs_of, random_pixels
 from tests.runs import (
     RECIPES,
@@ -46,13 +52,40 @@ def assert_export_equals_run(run, size):
 
 def test_a_run_leaves_journal_recipe_checkpoints_encoder_and_pictures(finished):
     run, _, result = finished
-    assert str(run / "encoder") in result.output
+    last = " ".join(result.output[result.output.index("\nfinished: ") :].split())
+    assert re.match(r"finished: 120 steps, 960 images, [\d:]+, \d+ images/s loss on masked patches, held out: ", last)
+    assert re.search(r"to be compared with: histogram \d\.\d{3}, visible neighbours \d\.\d{3} ", last)
+    assert f"encoder: {run / 'encoder'} " in last
+    assert f'next: timm.create_model("local-dir:{run / "encoder"}", pretrained=True)' in last
     assert {"metrics.jsonl", "recipe.yaml", "encoder", "checkpoints"} <= {p.name for p in run.iterdir()}
     assert {"config.json", "model.safetensors"} <= {p.name for p in (run / "encoder").iterdir()}
     pictures = list(run.rglob("*.png"))
     assert pictures
     for picture in pictures:
         Image.open(picture).verify()
+
+
+def test_on_a_terminal_there_is_a_bar(commands: ForkServer, tiny_recipe: Path):
+    leader, follower = pty.openpty()
+    said: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while piece := os.read(leader, 4096):
+                said.append(piece)
+        except OSError:  # nobody has it open any more
+            return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    command = commands.start("mpp.pretrain", tiny_recipe, terminal=os.ttyname(follower))
+    code = command.wait()
+    os.close(follower)
+    reader.join(30)
+    text = b"".join(said).decode()
+    assert code == 0, text
+    assert re.search(r"\r *100%\|█+\| 12/12 \[[^\r]*step/s, loss \d\.\d{3}\]", text), text
+    assert re.search(r"\r *step +12/12  loss \d\.\d{3}  masked", text), text
 
 
 def test_the_resolved_recipe_holds_what_was_set_and_can_be_loaded(finished):

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from mpp.data.order import Order
+from mpp.randomness import key, permutation
 from tests.runs import (
     arguments,
     assert_refused,
@@ -23,6 +24,7 @@ from tests.runs import (
     pretrain,
     pretrain_as_two,
     progress,
+    scene,
     scenes,
     write_parquet,
 )
@@ -175,6 +177,21 @@ def test_one_damaged_image_is_replaced_and_counted_once_whichever_process_meets_
     [damaged] = found["damaged_images"]
     assert damaged["row"] == 3
     assert "scene-003.png" in damaged["where"]
+
+
+def test_a_damaged_held_out_image_is_named_whichever_process_meets_it(tmp_path):
+    """Processes take the chosen rows in turn; of the two that are damaged each meets one."""
+    chosen = permutation(key(0, "evaluation"), 0, 8)
+    data = parquet_folder(tmp_path / "data", scenes(24))
+    held_out = [(f"held-{i}.png", encoded(Image.fromarray(scene(1000 + i)))) for i in range(8)]
+    for row in chosen[:2]:
+        held_out[row] = halved(held_out[row])
+    write_parquet(data / "test.parquet", held_out)
+    settings = arguments(tmp_path / "run", data, MICRO, "training.duration.steps=2", "reconstructions.images=0")
+    for result in pretrain_as_two("mean_color.yaml", settings, tmp_path):
+        assert_succeeds(result)
+    [found] = [row["validation/damaged_images"] for row in journal(tmp_path / "run") if "validation/loss" in row]
+    assert [image["where"] for image in found] == [f"row {row} (held-{row}.png)" for row in sorted(chosen[:2])]
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ class NeighbourSettings(Settings):
 class ProbeSettings(Settings):
     """Linear probe: logistic regression on standardised features, to convergence."""
 
-    grid: tuple[Positive, ...] = Field(default=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0), min_length=1)
+    grid: tuple[Positive, ...] = Field(default=(1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3), min_length=1)
     """Values of C (the penalty is 1 / C), chosen from on a tenth of train."""
 
 

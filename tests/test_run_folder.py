@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import resource
+import termios
 import threading
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def test_a_run_leaves_journal_recipe_checkpoints_encoder_and_pictures(finished):
 
 def test_on_a_terminal_there_is_a_bar(commands: ForkServer, tiny_recipe: Path):
     leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 80))
     said: list[bytes] = []
 
     def read() -> None:

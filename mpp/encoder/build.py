@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 from safetensors import SafetensorError
+from torch import nn
 
 from mpp.encoder.architecture import (
     check_divides,
@@ -241,6 +242,25 @@ def build_backbone(settings: EncoderSettings, image_size: int) -> Backbone:
         allow_pickle=settings.allow_pickle,
         **common,
     )
+
+
+def cut_after(encoder: Backbone, block: int) -> None:
+    """Cut off the blocks behind one, counted from 1; its tokens go through the final norm then.
+
+    Raises:
+        ValueError: if there is no such block, or timm cannot build the architecture with so few.
+    """
+    blocks = getattr(encoder.model, "blocks", None) if isinstance(encoder, Encoder) else None
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+        raise ValueError(f"{encoder.name} has no row of blocks to take features after one of them; leave block out")
+    if block > len(blocks):
+        raise ValueError(f"there is no block {block}: {encoder.name} has {len(blocks)}")
+    arguments = encoder.arguments | {"depth": block}
+    encoder.model.blocks = blocks[:block]
+    here = {name: value.shape for name, value in encoder.model.state_dict().items()}
+    if {name: value.shape for name, value in skeleton(encoder.name, **arguments).state_dict().items()} != here:
+        raise ValueError(f"timm builds {encoder.name} in another way with {block} blocks; leave block out")
+    encoder.arguments = arguments
 
 
 def _expanded(source: str | Path) -> str:

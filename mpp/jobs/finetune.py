@@ -20,7 +20,7 @@ from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.order import Numbers
 from mpp.data.source import Splits, open_splits
 from mpp.data.subsets import dev_split, fraction_rows
-from mpp.encoder.build import build_backbone
+from mpp.encoder.build import build_backbone, cut_after
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.files import replacing, write_text
 from mpp.jobs.judging import about, about_network, check_training
@@ -248,6 +248,9 @@ class _FineTuning:
         backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
         settings = recipe.objective
         if isinstance(settings, LinearProbeSettings):
+            if settings.block is not None:
+                with about("objective", "block"):
+                    cut_after(backbone, settings.block)
             return LinearProbe(backbone, len(self.classes)).to(self.accelerator.device)
         return SupervisedClassification(
             backbone, len(self.classes), settings.head, settings.label_smoothing, settings.head_init

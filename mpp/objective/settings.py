@@ -59,6 +59,10 @@ class LinearProbeSettings(Settings):
     kind: Literal["linear_probe"] = "linear_probe"
     """Classification that trains a linear layer alone."""
 
+    block: int | None = Field(default=None, ge=1)
+    """After which block features are taken, counted from 1: the blocks behind it are cut off, and its tokens go
+    through the final norm. null takes the last one."""
+
 
 ClassificationSettings = Annotated[FineTuningSettings | LinearProbeSettings, Field(discriminator="kind")]
 """What is trained with labels: the whole network, or a linear layer on top of it."""

@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import mpp
+from mpp.encoder.build import cut_after
+from mpp.encoder.export import export_encoder
+from mpp.evaluation.features import EncoderReader, Place
 from mpp.objective.supervised import LinearProbe
 from tests.downstream import TEST, crops, final_weights, good, refused, results, tinted
 from tests.finetuning.looking import Finetune, by_timm
@@ -39,6 +42,48 @@ def test_the_linear_probe_leaves_the_encoder_as_it_is_and_timm_reads_its_classif
     assert expected.std() > 1e-3
     assert torch.equal(logits.argmax(1), expected.argmax(1))
     assert round(results(run)["test"]["accuracy"] * TEST) == int((expected.argmax(1) == torch.tensor(labels)).sum())
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_after_a_block_it_learns_on_that_block_s_features(
+    finetune: Finetune, pretrained: Path, tinted_images: Path, tmp_path: Path, pool: str
+):
+    good(finetune(f"encoder={pretrained}", *LARS, "objective.block=1", f"encoder.pool={pool}"))
+    pixels, labels = crops(tinted_images / "test.parquet")
+    reader = EncoderReader(mpp.load_encoder(pretrained))
+    with torch.no_grad():
+        features = reader.read(pixels, [Place(1, pool)])[Place(1, pool)]
+    trained = load_file(final_weights(tmp_path / "run", 12))
+    norm = {name: trained[f"head.0.{name}"] for name in ("running_mean", "running_var")}
+    scaled = (features - norm["running_mean"]) / (norm["running_var"] + 1e-6).sqrt()
+    expected = scaled @ trained["head.1.weight"].T + trained["head.1.bias"]
+    logits = by_timm(tmp_path / "run", pixels)
+    assert (logits - expected).abs().max() < 1e-5
+    assert expected.std() > 1e-3
+    right = int((expected.argmax(1) == torch.tensor(labels)).sum())
+    assert round(results(tmp_path / "run")["test"]["accuracy"] * TEST) == right
+    assert not any(name.startswith("encoder.vit.blocks.1.") for name in trained)
+
+
+def test_a_block_that_is_not_there_is_refused(finetune: Finetune, pretrained: Path):
+    refused(finetune(f"encoder={pretrained}", *LARS, "objective.block=3"), "objective.block", "has 2")
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
+def test_a_cut_encoder_is_timm_s_with_fewer_blocks(name: str, tmp_path: Path):
+    size = 56 if "14" in name else 64
+    encoder = mpp.create_encoder(name, image_size=size, depth=3)
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    reader = EncoderReader(encoder.eval())
+    with torch.no_grad():
+        expected = reader.read(pixels, [Place(2, "avg")])[Place(2, "avg")]
+        cut_after(encoder, 2)
+        export_encoder(encoder, tmp_path / "cut")
+        tokens = mpp.load_encoder(tmp_path / "cut").eval()(pixels)
+        assert torch.equal(tokens, encoder(pixels))
+        mean = tokens[:, encoder.layout.num_prefix_tokens :].mean(1)
+        mean = encoder.vit.fc_norm(mean) if hasattr(encoder.vit, "fc_norm") else mean
+    assert torch.equal(mean, expected)
 
 
 def test_the_linear_probe_s_head_is_mae_s():

@@ -5,6 +5,7 @@ device wait: `.item()`, a boolean index, a size that depends on values.
 """
 
 import copy
+from typing import TypeVar
 
 import pytest
 import torch
@@ -29,8 +30,10 @@ TARGETS = {
     "normalised": mpp.FullPatch(normalize=True),
 }
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def on_a_gpu(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+
+def on_a_gpu(module: Module, mode: FakeTensorMode) -> Module:
     """A copy whose weights are on a GPU that is not there."""
     module = copy.deepcopy(module)
     with mode:

@@ -209,13 +209,12 @@ def pretrain(recipe: str | Path, settings: Iterable[str], folder: Path, command=
     return Result(process.wait(timeout), process.output)
 
 
-def pretrain_as_two(recipe: str | Path, settings: Iterable[str], folder: Path, timeout=400) -> list[Result]:
+def pretrain_as_two(recipe: str | Path, settings: Iterable[str], folder: Path, timeout=400, **env) -> list[Result]:
     """One run of two processes, by rank; no launcher is there to end the one when the other has failed."""
     places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    places |= {"ACCELERATE_USE_CPU": "true"} | env
     command = [*alone(), str(RECIPES / recipe), *settings]
-    processes = [
-        Process(command, folder, RANK=rank, LOCAL_RANK=rank, ACCELERATE_USE_CPU="true", **places) for rank in "01"
-    ]
+    processes = [Process(command, folder, RANK=rank, LOCAL_RANK=rank, **places) for rank in "01"]
     try:
         results = [Result(process.wait(timeout), process.output) for process in processes]
         assert all(process.group_is_gone() for process in processes), "loader processes outlived the run"

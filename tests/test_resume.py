@@ -20,7 +20,7 @@ from tests.forkserver import Command, ForkServer
 from tests.runs import free_port
 
 STEPS = 90
-KILLS = 12
+KILLS = 10
 
 
 def fingerprint(run: Path) -> dict[str, str]:
@@ -197,7 +197,7 @@ def test_a_damaged_image_is_counted_and_named_once_however_often_the_run_is_kill
     settings += ["checkpoint.every.steps=3"]
     assert commands.run("mpp.pretrain", tiny_recipe, f"output_dir={tmp_path / 'straight'}", *settings).code == 0
     rng = random.Random(5)
-    for _ in range(4):
+    for _ in range(2):
         command = commands.start("mpp.pretrain", tiny_recipe, f"output_dir={tmp_path / 'broken'}", *settings)
         kill_in_a_step(command, rng)
         command.wait()

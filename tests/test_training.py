@@ -357,9 +357,10 @@ def test_compiled_training_is_one_graph_with_the_same_loss(commands: ForkServer,
 
 
 def test_the_model_learns_more_than_histogram_and_neighbours_know(commands: ForkServer, tmp_path: Path):
+    """With patches of 8 pixels, of which an image has so few that 80 steps take seconds."""
     command = commands.start(
-        "mpp.pretrain", ROOT / "recipes" / "mean_color.yaml", f"output_dir={tmp_path}", "training.duration.steps=250",
-        "reconstructions.images=0",
+        "mpp.pretrain", ROOT / "recipes" / "mean_color.yaml", f"output_dir={tmp_path}", "training.duration.steps=80",
+        "encoder.patch_size=8", "reconstructions.images=0",
     )  # fmt: skip
     command.wait(900)
     assert command.code == 0, command.text

@@ -24,7 +24,7 @@ from tests.publishing.pushing import (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub() -> Iterator[ModelHub]:
     with ModelHub() as hub:
         yield hub
@@ -35,13 +35,13 @@ def nothing_wrong(hub: ModelHub) -> None:
     hub.forget()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which all of this machine's things lie, with a telling name."""
     return tmp_path_factory.mktemp("planted-alice-home")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def online(hub: ModelHub, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """Runs commands that know the server as the Hub."""
     kept = {
@@ -64,7 +64,7 @@ def online(hub: ModelHub, home: Path, tmp_path_factory: pytest.TempPathFactory) 
     server.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def push(online: ForkServer, home: Path) -> Push:
     """Push a run; whatever comes of it, the run is not changed, and no token is told."""
 
@@ -86,7 +86,7 @@ def push(online: ForkServer, home: Path) -> Push:
     return push
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(online: ForkServer, home: Path, tinted_images: Path) -> Path:
     """A finished run of 8 steps with a class token, saved after 4 and 8, and evaluated."""
     shutil.copytree(tinted_images, home / "data of planted-alice")
@@ -98,7 +98,7 @@ def run(online: ForkServer, home: Path, tinted_images: Path) -> Path:
     return home / "runs" / "tiny"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def unfinished(run: Path, home: Path) -> Path:
     """The same run when half of it was done, and nothing evaluated."""
     half = home / "runs" / "half"
@@ -108,7 +108,7 @@ def unfinished(run: Path, home: Path) -> Path:
     return half
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def published(run: Path, hub: ModelHub, push: Push) -> dict[str, bytes]:
     """The files of a push of the run as `NAME`."""
     hub.forget()
@@ -116,7 +116,7 @@ def published(run: Path, hub: ModelHub, push: Push) -> dict[str, bytes]:
     return hub.repos[NAME].commits[-1].files
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def others(
     run: Path, online: ForkServer, home: Path, tinted_images: Path, hub: ModelHub, push: Push
 ) -> dict[str, Path]:
@@ -131,7 +131,7 @@ def others(
     return runs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def supervised(online: ForkServer, home: Path, tinted_images: Path) -> Path:
     text = PRETRAIN.replace("kind: masked_patch", "kind: supervised")
     recipe = written(home / "supervised.yaml", text, tinted_images, home / "runs" / "supervised")

@@ -78,7 +78,7 @@ def test_pushes_that_fail_leave_the_run_as_it_is_and_say_what_to_do(
     token = EXPIRED if fault == "expired token" else WRITER
     if token == WRITER:
         hub.faults = [Fault("POST /api/repos/create", status=400)]
-    settings = (*SLOWER, "hub.push_to=user/never")
+    settings = (*SLOWER, "hub.every.steps=0", "hub.push_to=user/never")  # at the end alone: each takes seconds to fail
     said = good(online.run("mpp.pretrain", recipe, *settings, cwd=tmp_path, HF_TOKEN=token)).text
     assert "the push to user/never failed: " in said
     assert f"python -m mpp.push {tmp_path / 'run'} user/never --private" in said

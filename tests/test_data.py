@@ -333,6 +333,12 @@ def test_a_split_that_hides_its_labels_is_passed_over_where_labels_are_needed(
     assert open_splits(settings, 0, held_out=("test", "validation")).validation.split == "test", "nobody needs them"
 
 
+def test_a_split_that_is_trained_on_beside_another_is_not_held_out(tmp_path: Path):
+    settings = settings_of(hidden(tmp_path, [0, 1, 2, 0], [0, 1, 2, 0]), split="train + validation")
+    splits = open_splits(settings, 0, labelled=True)
+    assert (len(splits.train), splits.validation.split) == (8, "test")
+
+
 def test_a_hidden_split_that_is_asked_for_by_name_is_refused(tmp_path: Path):
     settings = settings_of(hidden(tmp_path, [-1] * 4, [0, 1, 2, 0]), validation_split="test")
     with pytest.raises(ValueError, match=r"4 of 4 labels .* the first is row 0 with -1"):

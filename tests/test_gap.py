@@ -289,6 +289,8 @@ def test_units_that_run_at_once_end_as_those_that_run_in_turn(
         (["evaluation.knn.k=[91]", "evaluation.by_depth=[]"], ("evaluation.knn.k", "90 training images")),
         (["pretraining.evaluation.k=[300]"], ("pretraining.evaluation.k", "300 is more than")),
         (["finetuning.augmentation.mixup=0.8", "finetuning.training.batch_size=9"], ("pair the images",)),
+        (["downstream.source=embedded", "upstream.source=embedded:a"], ("upstream and downstream are both",)),
+        (["upstream.source=embedded", "downstream={source: embedded, split: 'train[:50%]'}"], ("are both embedded",)),
         (["downstream.split=trian"], ("downstream.split 'trian' cannot be taken",)),
         (["study.only=[random/seed-0]", "downstream.label_column=klass"], ("downstream.label_column", "'klass'")),
     ],

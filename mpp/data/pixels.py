@@ -20,9 +20,9 @@ from mpp.data.settings import DataSettings
 JPEG = b"\xff\xd8\xff"
 ATTEMPTS = 10
 WORDS_PER_CROP = ATTEMPTS + 1
-LONGEST = 8
-"""Of a centre crop: images that are longer than this many times their shorter side lose their ends first."""
 """Draws (of four words each) behind a crop: one for each attempt, and one for the flip."""
+LONGEST = 8
+"""Images that are longer than this many times their shorter side lose their ends before their centre is resized."""
 
 
 class Crop(NamedTuple):

@@ -152,7 +152,7 @@ def open_splits(
     image = _image_column(train.table, settings)
     # Labels that nobody asked for need not be in order.
     label = _label_column(train.table, settings, required=labelled) if labelled or settings.label_column else None
-    used = {part.split("[")[0] for part in settings.split.split("+")}
+    used = {part.split("[")[0].strip() for part in settings.split.split("+")}
     # Of the whole split: the rows that are left to train on need not show every class.
     whole = datasets.concatenate_datasets([tables[name] for name in sorted(used)])
     classes = _classes(train.table, whole, label) if label else None

@@ -261,7 +261,7 @@ class GapRecipe(Settings):
 def _same_images(one: DataSettings, other: DataSettings) -> bool:
     """Whether two sections name the same split of the same data, or a part of it and the whole."""
     places = {(*_canonical(data.source), data.subset) for data in (one, other)}
-    named = [{part.split("[")[0] for part in data.split.split("+")} for data in (one, other)]
+    named = [{part.split("[")[0].strip() for part in data.split.split("+")} for data in (one, other)]
     whole = "[" not in one.split or "[" not in other.split
     return len(places) == 1 and (one.split == other.split or (whole and bool(named[0] & named[1])))
 

@@ -3,11 +3,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
+# Many processes are started here: where no bytecode is to be written, each of them would compile the sources of torch
+# and timm anew, which takes longer than most tests.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
 if (
     "PYTEST_XDIST_WORKER" in os.environ
-):  # two tests at a time, on two cores: one thread each, or they wait for each other
+):  # two tests at a time on two cores: one thread each, or they wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # where there are GPUs too; test_cuda.py is for those
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts so what it puts in the background

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -90,6 +91,11 @@ def free_port() -> str:
 
 def alone() -> list[str]:
     return [sys.executable, "-m", "mpp.pretrain"]
+
+
+def launched() -> list[str]:
+    here = ["--cpu", "--num_processes", "1"] if torch.cuda.is_available() else []  # or it would choose the GPUs
+    return [sys.executable, "-m", "accelerate.commands.launch", *here, "-m", "mpp.pretrain"]
 
 
 def launched_twice() -> list[str]:

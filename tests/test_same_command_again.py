@@ -18,6 +18,7 @@ from tests.runs import (
     checkpoints,
     journal,
     largest_file,
+    launched,
     launched_twice,
     losses,
     parquet_folder,
@@ -204,6 +205,21 @@ def test_a_folder_in_use_is_refused_and_the_first_run_goes_on(tmp_path, images):
         assert first.wait() == 143, first.output
     finally:
         first.kill()
+
+
+def test_sigterm_to_the_launcher_stops_the_run_cleanly(tmp_path, images, finished):
+    run = tmp_path / "run"
+    settings = [s for s in finished[1] if not s.startswith(("output_dir", "data.source"))]
+    settings += [f"output_dir={run}", f"data.source={images}"]
+    command = [*launched(), str(RECIPES / "mean_color.yaml"), *settings]
+    process = Process(command, tmp_path)
+    process.until(lambda: len(checkpoints(run)) >= 1)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.wait() in (143, -signal.SIGTERM), process.output
+    assert process.group_is_gone(), "the training process outlived its launcher"
+    assert journal(run)[-1]["step"] < 120
+    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    assert weights(run) == weights(finished[0])
 
 
 def test_sigterm_to_the_launcher_of_two_processes_stops_the_run_cleanly(tmp_path, images, finished):

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 # Many processes are started here: where no bytecode is to be written, each of them would compile the sources of torch
 # and timm anew, which takes longer than most tests.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # two tests at a time on two cores: one thread each, or they wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many at a time as there are cores: or their threads would wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+else:  # what is prepared of the data sets stays out of the caches of whoever runs the tests
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mpp-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # where there are GPUs too; test_cuda.py is for those
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts so what it puts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the commands under test are to be as on a terminal

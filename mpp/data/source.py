@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+from datasets.exceptions import DatasetGenerationError
+from datasets.utils.file_utils import xopen
 from huggingface_hub import get_token
 
 from mpp import randomness
 from mpp.data import embedded
+from mpp.data.folders import image_splits
 from mpp.data.settings import DataSettings
 from mpp.settings import SettingError
 
@@ -73,11 +76,12 @@ class ImageRows:
             OSError: if its file cannot be read.
         """
         value: dict[str, Any] | None = self._images[row][self._image]
-        if value is None:
-            raise ValueError("the row holds no image")
-        if value["bytes"] is not None:
+        if value is not None and value["bytes"] is not None:
             return value["bytes"]
-        return Path(value["path"]).read_bytes()
+        if value is None or value["path"] is None:
+            raise ValueError("the row holds no image")
+        with xopen(value["path"], "rb") as file:  # which may lie in an archive: `zip://a.png::photos.zip`
+            return file.read()
 
     def number(self, row: int) -> int:
         """What a row is called in the data set's own split."""
@@ -215,7 +219,8 @@ def _tables(settings: DataSettings) -> datasets.DatasetDict:
         return datasets.load_dataset(source, **arguments)
     except Exception as error:
         # `datasets` raises whatever its readers raise; each of them means that this source cannot be read.
-        reason = reason_of(error).rstrip(".")
+        told = error.__cause__ if isinstance(error, DatasetGenerationError) else None  # which itself says nothing
+        reason = reason_of(told if isinstance(told, Exception) else error).rstrip(".")
         raise ValueError(
             f"data.source {settings.source!r} cannot be opened: {reason}. "
             "It can be embedded or embedded:b, a folder of images, a .parquet or .tar file, a folder of them, "
@@ -237,6 +242,8 @@ def _reader(settings: DataSettings) -> tuple[str, dict[str, Any]]:
     if path.is_dir():
         if not any(path.iterdir()):
             raise ValueError(f"data.source {settings.source} is an empty folder")
+        if settings.subset is None and (splits := image_splits(path)):
+            return "imagefolder", {"data_files": splits}
         return str(path), {"name": settings.subset} if settings.subset else {}
     if settings.source.startswith((".", "/", "~")) or settings.source.count("/") > 1:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import textwrap
@@ -31,6 +32,9 @@ def run_command(
     Mistakes of the user and runs that cannot go on end in one message on stderr, without a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to end
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         said = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"

@@ -96,3 +96,9 @@ def test_a_file_cut_anywhere_is_damaged(form: str):
     for length in (0, 1, 10, len(data) // 4, len(data) // 2, len(data) * 9 // 10):
         with pytest.raises(DamagedImageError):
             decode(data[:length])
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_exif_that_cannot_be_read_harms_no_image(form: str):
+    exif = b"Exif\x00\x00garbage" if form == "JPEG" else b"garbage"
+    assert torch.equal(decode(encoded(picture(), form, exif=exif)), decode(encoded(picture(), form)))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from mpp.data import embedded
@@ -188,6 +192,40 @@ def test_load_draws_once_for_all_processes(tmp_path: Path) -> None:
     train, test = draw("b", 200), draw("b", 40, embedded.TEST.start)
     assert digest == hashlib.sha256(train[0].tobytes() + test[0].tobytes()).hexdigest()
     assert labels == [str(label) for label in train[1][:20]]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_drawing_in_all_its_processes_without_a_word(tmp_path: Path, number: int, code: int) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from mpp.data import embedded; embedded.load('b')"], env=environment, stderr=said,
+            start_new_session=True,
+        )  # fmt: skip
+    while "drawing" not in (tmp_path / "said").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    assert process.wait(60) == code
+    told = (tmp_path / "said").read_text()
+    assert told.count("Traceback") == (number == signal.SIGINT), told  # Python's own, of the one who would catch it
+    assert "TimeoutError" not in told
+    for _ in range(100):
+        if not _group(process.pid):
+            return
+        time.sleep(0.1)
+    raise AssertionError("processes are left behind")
+
+
+def _group(leader: int) -> set[int]:
+    """The living processes of a session."""
+    found = set()
+    for other in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getsid(other.pid) == leader and other.status() != psutil.STATUS_ZOMBIE:
+                found.add(other.pid)
+    return found
 
 
 def test_rows_are_png_files_of_the_scenes() -> None:

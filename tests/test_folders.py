@@ -6,9 +6,11 @@ import json
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from mpp.data.images import Images
+from mpp.data.images import Images, TooManyDamagedError
 from mpp.data.settings import DataSettings
 from mpp.data.source import open_splits
 from tests.runs import encoded, picture
@@ -82,6 +84,27 @@ def test_a_file_of_notes_beside_each_image_does_no_harm(tmp_path: Path, suffix: 
     for name in names:
         (folder / name).with_suffix(f".{suffix}").write_text(json.dumps({"shapes": []}))
     assert sum(len(split) for split in opened(folder)) == 20
+
+
+def test_as_many_damaged_images_in_a_row_are_passed_over_as_may_be_damaged_in_all(tmp_path: Path):
+    folder = laid(tmp_path / "set", *[f"{n:03d}.png" for n in range(60)])
+    for number in range(10, 30):  # as a copy that was interrupted leaves them
+        (folder / f"{number:03d}.png").write_bytes(b"")
+    rows = opened(folder, validation_split="train[:5]").train
+    assert Images(rows, max_bad_share=0.5).load(10).row == 30
+    with pytest.raises(TooManyDamagedError, match="16 images in a row"):
+        Images(rows).load(10)
+
+
+def test_a_row_of_neither_bytes_nor_path_is_a_damaged_one(tmp_path: Path):
+    image = pa.array(
+        [{"bytes": encoded(picture(seed=n)) if n != 7 else None, "path": None} for n in range(20)],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
+    parquet.write_table(pa.table({"image": image}), tmp_path / "nulls.parquet")
+    rows = opened(tmp_path / "nulls.parquet", validation_split="train[:2]").train
+    loaded = Images(rows).load(7)
+    assert (loaded.row, loaded.damaged) == (8, ((7, "the row holds no image"),))
 
 
 def test_images_in_a_zip_archive_are_read(tmp_path: Path):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 import mpp
@@ -234,6 +235,29 @@ def test_what_are_no_pixels_or_sample_numbers_is_refused_for_what_it_is():
         objective(np.zeros((1, 3, SIZE, SIZE), np.uint8))
     with pytest.raises(ValueError, match=r"sample numbers must be integers, found torch.float32"):
         objective(random_pixels(2, SIZE), samples=torch.arange(2.0))
+
+
+def test_sample_numbers_may_be_any_integers_in_a_row():
+    objective, _ = build()
+    pixels = random_pixels(4, SIZE)
+    wanted = objective(pixels, samples=torch.arange(4)).positions
+    for samples in ([0, 1, 2, 3], range(4), np.arange(4, dtype=np.int32)):
+        assert torch.equal(objective(pixels, samples=samples).positions, wanted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"encoder": timm.create_model("test_vit")}, "create_encoder or mpp.load_encoder, found VisionTransformer"),
+        ({"encoder": "test_vit"}, "create_encoder or mpp.load_encoder, found str"),
+        ({"target": "mean_color"}, "target must be .* found 'mean_color'"),
+        ({"corruption": 0.5}, "corruption must be .* found 0.5"),
+    ],
+)
+def test_arguments_of_other_kinds_are_refused_for_what_they_are(arguments, said: str):
+    encoder = mpp.create_encoder("test_vit", image_size=SIZE, patch_size=PATCH)
+    with pytest.raises(ValueError, match=said):
+        mpp.MaskedPatchPrediction(**{"encoder": encoder, **arguments})
 
 
 def test_an_unknown_head_is_refused_with_the_known_ones():

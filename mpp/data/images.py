@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from mpp.data.pixels import DamagedImageError, decode
 from mpp.data.source import ImageRows
 
 NEIGHBOURS = 16
-"""How many rows after a damaged one are tried in its place."""
+"""So many rows after a damaged one are tried in its place at least."""
 
 
 class TooManyDamagedError(RuntimeError):
@@ -36,10 +37,12 @@ class Images:
     Args:
         rows: the split.
         cache: decode everything now, and keep it.
+        max_bad_share: so many of all may be damaged, in a row too.
     """
 
-    def __init__(self, rows: ImageRows, *, cache: bool = False) -> None:
+    def __init__(self, rows: ImageRows, *, cache: bool = False, max_bad_share: float = 0.0) -> None:
         self.rows = rows
+        self._tries = min(max(NEIGHBOURS, math.ceil(max_bad_share * len(rows)) + 1), len(rows))
         self._kept: list[Tensor | DamagedImageError] | None = None
         if cache:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -55,7 +58,7 @@ class Images:
             TooManyDamagedError: if the next rows are all damaged.
         """
         damaged: list[tuple[int, str]] = []
-        for step in range(min(NEIGHBOURS, len(self))):
+        for step in range(self._tries):
             candidate = (row + step) % len(self)
             pixels = self._kept[candidate] if self._kept is not None else self._attempt(candidate)
             if isinstance(pixels, Tensor):

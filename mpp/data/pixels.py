@@ -58,12 +58,21 @@ def decode(encoded: bytes) -> Tensor:
             return pixels.expand(3, -1, -1)
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            upright = ImageOps.exif_transpose(image)
+            upright = _upright(image)
             if upright.mode.startswith(("I", "F")):  # of which PIL would clip all but 0…255
                 upright = Image.fromarray(_to_8_bits(np.asarray(upright)))
             return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
     except Exception as error:  # PIL's readers raise nearly anything on damaged bytes
         raise DamagedImageError(str(error).split(" <_io")[0] or type(error).__name__) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; as it is where that cannot be read, which does no harm to the pixels."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def _to_8_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:

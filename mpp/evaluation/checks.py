@@ -76,6 +76,7 @@ def _labels(values: Any, rows: int, name: str) -> Tensor:
         raise ValueError(f"{name} labels must be integers, found {labels.dtype}")
     if tuple(labels.shape) != (rows,):
         raise ValueError(f"{rows} {name} features need as many labels, found the shape {tuple(labels.shape)}")
+    labels = labels.long()
     if int(labels.min()) < 0:
         raise ValueError(f"{name} labels must be 0 or more, found {int(labels.min())}")
-    return labels.long()
+    return labels

@@ -37,7 +37,7 @@ def in_training(
         SettingError: if the images have no labels, or too few for what is asked.
     """
     rows, known, asked = divided(settings, images)
-    crops = EvaluationCrops(Images(images), data, keep=LOOKED_AT)
+    crops = EvaluationCrops(Images(images, max_bad_share=data.max_bad_share), data, keep=LOOKED_AT)
 
     def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
         encoder = objective.encoder

@@ -182,7 +182,7 @@ def _features(
 
     Kept ones are used if they are of the same weights, images and settings.
     """
-    crops = EvaluationCrops(Images(images), recipe.data)
+    crops = EvaluationCrops(Images(images, max_bad_share=recipe.data.max_bad_share), recipe.data)
     attention = "fused" if uses_fused_attention(recipe.encoder.attention, accelerator) else "plain"
     arithmetic = [precision(recipe.compute), accelerator.device.type, f"{attention} attention"]
     key = on_main(accelerator, lambda: cache_key(reader, crops, rows, arithmetic))

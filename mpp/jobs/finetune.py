@@ -208,7 +208,10 @@ class _FineTuning:
         held_out = held_out_rows = stopping = None
         if dev and self.dev is not None:
             held_out = EvaluationCrops(
-                Images(self.splits.train.select(self.dev, f"{recipe.data.source}, dev split")),
+                Images(
+                    self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
+                    max_bad_share=recipe.data.max_bad_share,
+                ),
                 recipe.data,
                 keep=LOOKED_AT,
             )
@@ -261,7 +264,7 @@ class _FineTuning:
         if job.early_stopping is not None:
             job.objective.load_state_dict(load_file(_best(job.folder, progress.best_step)))
         adopt_statistics(self.accelerator, job.objective)
-        crops = EvaluationCrops(Images(self.splits.validation), recipe.data)
+        crops = EvaluationCrops(Images(self.splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data)
         batch = recipe.training.micro_batch_size or 256
         look = validation(
             self.accelerator,

@@ -16,6 +16,8 @@ from torch import nn
 from mpp.data.order import share
 from mpp.encoder.build import build_backbone, build_encoder
 from mpp.encoder.settings import EncoderSettings
+from mpp.encoder.vit import Encoder
+from mpp.objective.settings import MaskedPatchSettings
 from mpp.settings import SettingError
 from mpp.training.optimizer import make_optimizer
 from mpp.training.settings import OptimizerSettings
@@ -95,6 +97,7 @@ def check_training(recipe: Any, accelerator: Accelerator, *, patches: bool) -> N
     """
     together(
         lambda: check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=patches),
+        lambda: check_objective(recipe.objective, recipe.encoder, recipe.data.image_size),
         lambda: check_optimizer(recipe.optimizer, "optimizer"),
         lambda: _check_batches(recipe, accelerator),
     )
@@ -111,6 +114,40 @@ def check_network(
     if settings.source is None:
         with about_network(settings, size_setting, section), torch.device("meta"):  # where weights take no memory
             (build_encoder if patches else build_backbone)(settings, image_size)
+
+
+def check_objective(objective: Any, encoder: EncoderSettings, image_size: int) -> None:
+    """Refuse a target or a corruption that does not fit the patches. Those of a source show when it is loaded.
+
+    Raises:
+        SettingError: with all complaints.
+    """
+    if not isinstance(objective, MaskedPatchSettings) or encoder.source is not None:
+        return
+    try:
+        with torch.device("meta"):
+            network = build_encoder(encoder, image_size)
+    except ValueError:
+        return  # which is told elsewhere
+    check_patches(objective, network)
+
+
+def check_patches(objective: MaskedPatchSettings, encoder: Encoder) -> None:
+    """Refuse a target or a corruption that does not fit an encoder's patches.
+
+    Raises:
+        SettingError: with all complaints.
+    """
+
+    def target() -> None:
+        with about("objective.target", "cells"):
+            objective.target.outputs(encoder.patch_size)
+
+    def corruption() -> None:
+        with about("objective.corruption", "swap" if encoder.num_patches < 2 else "fraction"):
+            objective.corruption.check(encoder.num_patches)
+
+    together(target, corruption)
 
 
 @contextmanager

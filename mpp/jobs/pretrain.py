@@ -17,7 +17,7 @@ from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.encoder.build import build_backbone, build_encoder
 from mpp.evaluation.in_training import in_training
 from mpp.hub.background import BackgroundPush, check_token
-from mpp.jobs.judging import about, about_network, check_training
+from mpp.jobs.judging import about, about_network, check_patches, check_training
 from mpp.jobs.running import Job, check_same_images, claim, is_finished, on_each, run_job, stopped, uses_fused_attention
 from mpp.objective.baselines import label_baseline, masked_patch_baselines
 from mpp.objective.masked_patch import MaskedPatchPrediction
@@ -61,7 +61,9 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     if checkpoint is not None:
         check_same_images(checkpoint, splits.train, recipe.data.source)
     objective = make_objective(recipe, splits.train).to(accelerator.device)
-    held_out = EvaluationCrops(Images(splits.validation), recipe.data, keep=LOOKED_AT)
+    held_out = EvaluationCrops(
+        Images(splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data, keep=LOOKED_AT
+    )
     held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
         accelerator, lambda: _baselines(recipe, objective, splits, held_out, held_out_rows)
@@ -112,6 +114,7 @@ def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPredic
     if isinstance(settings, MaskedPatchSettings):
         with about_network(recipe.encoder):
             encoder = build_encoder(recipe.encoder, size)
+        check_patches(settings, encoder)
         return MaskedPatchPrediction(encoder, settings.target, settings.corruption, recipe.seed, settings.head)
     assert rows.class_names is not None
     with about_network(recipe.encoder):
@@ -129,7 +132,7 @@ def _baselines(
         labels = [torch.from_numpy(rows.labels) for rows in splits if rows.labels is not None]
         return label_baseline(labels[0], labels[1][held_out_rows], len(splits.train.class_names or ()))
     assert isinstance(objective, MaskedPatchPrediction)
-    seen = EvaluationCrops(Images(splits.train), recipe.data)
+    seen = EvaluationCrops(Images(splits.train, max_bad_share=recipe.data.max_bad_share), recipe.data)
     rows = chosen_rows(seen, recipe.validation.baseline_images, recipe.seed)
 
     def images(crops: EvaluationCrops, chosen: Any) -> Any:

@@ -174,7 +174,9 @@ def run_job(
         raise SettingError({"training.duration": "it is 0 steps long: there is nothing to train"})
     if job.augmentation is not None:
         job.augmentation.check(part.micro_batch_size)
-    crops = TrainingCrops(Images(job.rows, cache=recipe.data.cache), recipe.data, recipe.seed)
+    crops = TrainingCrops(
+        Images(job.rows, cache=recipe.data.cache, max_bad_share=recipe.data.max_bad_share), recipe.data, recipe.seed
+    )
     flops = count_flops(objective, accelerator)
     if recipe.training.gradient_checkpointing:
         encoder.use_gradient_checkpointing()

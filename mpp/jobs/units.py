@@ -30,7 +30,8 @@ OBJECTIVES: dict[str, Any] = {
     "supervised": SupervisedSettings(),
 }
 """The arms that pre-train, and how."""
-DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "training.compile", "journal.", "hub.")
+DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "training.micro_batch_size",
+                   "training.compile", "features.batch_size", "journal.", "checkpoint.", "hub.")  # fmt: skip
 """Settings that may differ between a study and its resumption."""
 
 

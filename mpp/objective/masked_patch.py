@@ -15,7 +15,7 @@ from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, corrupt
 from mpp.objective.heads import make_head
 from mpp.objective.patches import patchify
 from mpp.objective.scores import Scores, total
-from mpp.objective.targets import MeanColor, Target
+from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor, Target
 
 
 class Prediction(NamedTuple):
@@ -56,14 +56,22 @@ class MaskedPatchPrediction(nn.Module):
         head: str = "linear",
     ) -> None:
         super().__init__()
+        if not isinstance(encoder, Backbone):
+            raise ValueError(
+                f"encoder must come from mpp.create_encoder or mpp.load_encoder, found {type(encoder).__name__}"
+            )
         if not isinstance(encoder, Encoder):
             raise ValueError(
                 f"masked patch prediction needs patches, and {encoder.name} has none; "
                 "use a Vision Transformer, e.g. vit_tiny_patch16_224"
             )
         self.encoder = encoder
-        self.target = target or MeanColor()
-        self.corruption = corruption or Corruption()
+        self.target = MeanColor() if target is None else target
+        self.corruption = Corruption() if corruption is None else corruption
+        if not isinstance(self.target, MeanColor | DownsizedPatch | FullPatch):
+            raise ValueError(f"target must be MeanColor(), DownsizedPatch() or FullPatch(), found {target!r}")
+        if not isinstance(self.corruption, Corruption):
+            raise ValueError(f"corruption must be a Corruption(), found {corruption!r}")
         self.corruption.check(encoder.num_patches)
         self.key = randomness.key(seed, "corruption")
         self.head = make_head(head, encoder.layout.width, self.target.outputs(encoder.patch_size))
@@ -82,6 +90,8 @@ class MaskedPatchPrediction(nn.Module):
             ValueError: for float or wrongly shaped pixels.
         """
         self.encoder.check(pixels)
+        if samples is not None:
+            samples = torch.as_tensor(samples, device=pixels.device)
         if samples is not None and (samples.is_floating_point() or samples.is_complex()):
             raise ValueError(f"sample numbers must be integers, found {samples.dtype}")
         if samples is not None and samples.shape != pixels.shape[:1]:

@@ -15,7 +15,8 @@ class Augmentation:
     """uint8 pixels and labels in, uint8 pixels and labels out.
 
     timm's own works on normalised pixels, so these are normalised, augmented, and brought back to uint8: networks
-    get what they always get, at a rounding of half a grey level. It draws from the generators of torch, NumPy and
+    get what they always get, at a rounding of half a grey level; the noise that
+    erases is clipped to 0…255, which normalised pixels would not be. It draws from the generators of torch, NumPy and
     Python, which the loop seeds by step and process.
 
     Args:
@@ -53,10 +54,10 @@ class Augmentation:
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 `(b, 3, h, w)` and int64 `(b,)` → the same, or with probabilities `(b, classes)` where images mix."""
         images = self.encoder.normalize(pixels)
+        if self.erase is not None:  # first, as in timm, whose loader erases and whose loop mixes
+            images = self.erase(images)
         if self.mix is not None:
             images, labels = self.mix(images, labels)
-        if self.erase is not None:
-            images = self.erase(images)
         mean, std = self.encoder.mean[:, None, None], self.encoder.std[:, None, None]
         return (images * std + mean).mul_(255).round_().clamp_(0, 255).to(torch.uint8), labels
 

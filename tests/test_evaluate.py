@@ -224,7 +224,7 @@ def test_random_weights_of_timm_s_architecture_depend_on_the_seed(
     for seed in (0, 1):
         good(commands.run("mpp.evaluate", recipe, *settings, f"seed={seed}", cwd=tmp_path))
         folder = tmp_path / "runs" / "evaluation" / "timm_test_vit-random" / tinted_images.name
-        assert results(folder)["encoder"] == "timm:test_vit"
+        assert results(folder)["encoder"] == "timm:test_vit, random weights"
         seen.append({path.name for path in (folder / "features").iterdir()})
     assert len(seen[1] - seen[0]) == 2
 
@@ -365,3 +365,18 @@ def test_damaged_images_are_counted_and_a_data_set_of_them_is_refused(
     said = good(evaluate(f"encoder={pretrained}", f"data.source={tmp_path / 'one'}")).text
     assert re.search(r"training split: 1 images? cannot be decoded", said)
     refused(evaluate(f"encoder={pretrained}", f"data.source={tmp_path / 'all'}"), "cannot be decoded", code=1)
+
+
+def test_no_more_test_images_may_be_damaged_than_the_recipe_says(
+    evaluate: Evaluate, pretrained: Path, tinted_images: Path, tmp_path: Path
+):
+    """Neighbours stand in for them: with many of these a score is another one's."""
+    (tmp_path / "some").mkdir()
+    shutil.copy(tinted_images / "train.parquet", tmp_path / "some")
+    test = [(name, content[:90] if row % 3 == 0 else content) for row, (name, content) in enumerate(tinted(TEST, 1))]
+    write_parquet(tmp_path / "some" / "test.parquet", test, [row % 3 for row in range(TEST)])
+    settings = [f"encoder={pretrained}", f"data.source={tmp_path / 'some'}"]
+    damaged = -(-TEST // 3)
+    refused(evaluate(*settings), f"{damaged} of {TEST} images", "data.max_bad_share", code=1)
+    good(evaluate(*settings, "data.max_bad_share=0.5"))
+    assert results(tmp_path / "out")["damaged"] == {"train": 0, "test": damaged}

@@ -371,6 +371,17 @@ def test_a_finished_study_is_only_written_up_again(straight: tuple[Command, Path
     assert results(folder) == told
 
 
+def test_what_decides_no_result_may_change_in_the_middle_of_a_study(
+    straight: tuple[Command, Path], commands: ForkServer, tmp_path: Path
+):
+    """As in any run: an arm that is short of memory is no reason to lose the others."""
+    shutil.copytree(straight[1], tmp_path / "study")
+    changes = ["pretraining.training.micro_batch_size=4", "finetuning.training.micro_batch_size=4",
+               "pretraining.checkpoint.every.steps=3", "evaluation.features.batch_size=16"]  # fmt: skip
+    recipe, output = straight[1].parent / "gap.yaml", f"output_dir={tmp_path / 'study'}"
+    assert " …" not in good(commands.run("mpp.gap", recipe, output, *changes)).text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -204,6 +205,8 @@ def extract(
             labels.append(labels_of_all.cpu())
             for place, value in parts_of_all.items():
                 collected[place].append(value.cpu())
+    if processes > 1:
+        damaged = set(gather_object(list(damaged)))
     if not accelerator.is_main_process:
         return None
     values = {place: torch.cat(parts)[: len(rows)] for place, parts in collected.items()}

@@ -12,11 +12,12 @@ import torch
 from accelerate import Accelerator
 
 from mpp import randomness
-from mpp.data.images import Images
+from mpp.data.images import Images, TooManyDamagedError
 from mpp.data.loader import EvaluationCrops
 from mpp.data.source import ImageRows, Splits, open_splits, public_name
 from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.build import build_backbone
+from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.arms import CONTROLS
 from mpp.evaluation.controls import Control
 from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
@@ -49,6 +50,8 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     with about("data", "source"):
         splits = on_each(accelerator, lambda: open_labelled(recipe))
     reader = make_reader(recipe, accelerator)
+    if isinstance(reader, EncoderReader) and accelerator.is_main_process:
+        print(reader.encoder.summary)  # of the size that it is read at, which need not be the one it was made for
     results = evaluate_reader(recipe, reader, splits, folder, accelerator)
     if accelerator.is_main_process:
         print(table(results))
@@ -81,7 +84,7 @@ def evaluate_reader(
     assert labels is not None
     rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
     say(
-        f"{recipe.encoder.source or recipe.encoder.name} on {recipe.data.source}: {len(rows):,} labelled images of "
+        f"{_called(recipe.encoder)} on {recipe.data.source}: {len(rows):,} labelled images of "
         f"{len(splits.train.class_names or ())} classes, {len(splits.validation):,} to test on"
     )
     dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
@@ -94,11 +97,12 @@ def evaluate_reader(
     def work() -> dict[str, Any]:
         assert train is not None
         assert test is not None
-        for features, rows_of in ((train, splits.train), (test, splits.validation)):
+        for features, images in ((train, splits.train), (test, splits.validation)):
+            _check_damaged(features, images, recipe.data.max_bad_share)
             if features.damaged:
-                say(f"{rows_of.name}: {features.damaged} images cannot be decoded, a neighbour stands in for each")
+                say(f"{images.name}: {features.damaged} images cannot be decoded, a neighbour stands in for each")
         results = {
-            "encoder": recipe.encoder.source or recipe.encoder.name,
+            "encoder": _called(recipe.encoder),
             "data": recipe.data.source,
             "data_name": data_name(recipe),
             "features_of": reader.identity(),
@@ -108,6 +112,7 @@ def evaluate_reader(
                 for name in ("few_shot", "knn", "linear_probe")
                 if (settings := getattr(recipe, name)) is not None
             },
+            "damaged": {"train": train.damaged, "test": test.damaged},
             "train_images": len(train.labels),
             "test_images": len(test.labels),
             "classes": len(splits.train.class_names or ()),
@@ -119,6 +124,26 @@ def evaluate_reader(
         return results
 
     return on_main(accelerator, work)
+
+
+def _called(settings: EncoderSettings) -> str:
+    """What a person would call the encoder; weights that nobody trained are not to pass for its source's."""
+    if settings.source is None:
+        return f"{settings.name}, random weights"
+    return settings.source if settings.pretrained else f"{settings.source}, random weights"
+
+
+def _check_damaged(features: Features, images: ImageRows, share: float) -> None:
+    """Refuse scores of too many images that stand for others.
+
+    Raises:
+        TooManyDamagedError: with both numbers.
+    """
+    if features.damaged > max(share * len(features.labels), 1 if share else 0):  # one stops no small data set
+        raise TooManyDamagedError(
+            f"{images.name}: {features.damaged} of {len(features.labels)} images cannot be decoded, more than the "
+            f"share of {share:g} that data.max_bad_share allows; mend the files, or allow more"
+        )
 
 
 def asked_for(recipe: EvaluateRecipe | EvaluationPart) -> list[EvaluatorSettings]:

@@ -278,7 +278,9 @@ class _FineTuning:
         seen = {name.removeprefix("validation/"): value for name, value in look.call(progress.step, job.objective)}
         images = progress.step * recipe.training.batch_size
         results = {
-            "encoder": recipe.encoder.source or f"{recipe.encoder.name} from scratch",
+            "encoder": recipe.encoder.source
+            if recipe.encoder.source and recipe.encoder.pretrained
+            else f"{recipe.encoder.source or recipe.encoder.name} from scratch",
             "data": recipe.data.source,
             "test": {**seen, "images": len(crops.images)},
             "best_on_dev": {"accuracy": progress.best, "step": progress.best_step} if job.early_stopping else None,

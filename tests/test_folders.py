@@ -42,6 +42,7 @@ def opened(folder: Path, **settings):
         pytest.param([f"IMG_{n}.png" for n in range(50)] + [f"train ride {n}.png" for n in range(3)], 5, id="flat"),
         pytest.param([f"{n}.png" for n in range(50)] + ["test.png"], 5, id="one called test"),
         pytest.param([f"{n}.png" for n in range(50)] + ["test/a.png"], 5, id="a folder called test"),
+        pytest.param([f"{n}.png" for n in range(50)] + ["train/a.png"], 5, id="a folder called train"),
         pytest.param(in_classes("photos [2024]/", ["a", "b"], 10), 2, id="brackets"),
     ],
 )

@@ -57,7 +57,7 @@ def _by_folders(folder: Path, images: list[Path]) -> dict[str, list[str]] | None
     splits: dict[str, list[str]] = {}
     for name in sorted(names):
         splits.setdefault(SPLITS.get(name, ""), []).append(_all_in(folder / name))
-    if not names or "" in splits or (loose and "train" not in splits):
+    if not names or "" in splits or (loose and len(splits) < 2):  # photos, and a folder of photos of trains
         return None
     return splits
 

@@ -72,9 +72,16 @@ def test_folders_called_as_splits_are_splits(tmp_path: Path, inside: str, train:
     assert rows.train.class_names == ["a", "b"]
 
 
-def test_files_that_are_all_called_as_splits_are_in_them(tmp_path: Path):
-    names = [f"train_{n}.png" for n in range(6)] + [f"test_{n}.png" for n in range(4)]
-    rows = opened(laid(tmp_path / "set", *names))
+@pytest.mark.parametrize("place", ["set", "../here/set", "./set/"])
+@pytest.mark.parametrize(("train", "test"), [("train_", "test_"), ("train/", "test/")])
+def test_a_folder_may_be_named_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, train: str, test: str
+):
+    """Files that are all called as splits are in these, as are those in folders that are."""
+    names = [f"{train}{n}.png" for n in range(6)] + [f"{test}{n}.png" for n in range(6, 10)]
+    laid(tmp_path / "here" / "set", *names)
+    monkeypatch.chdir(tmp_path / "here")
+    rows = open_splits(DataSettings(source=place, image_size=16), seed=0)
     assert [len(split) for split in rows] == [6, 4]
 
 

@@ -31,6 +31,7 @@ def image_splits(folder: Path) -> dict[str, list[str]] | None:
     A folder whose folders are all called as splits are has these; so has one whose files are, without exception. In
     any other all images are to train on, wherever they lie.
     """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100  as `datasets` does: without `..`, and through links
     card = folder / "README.md"
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):
         return None
@@ -69,7 +70,7 @@ def _by_files(folder: Path, images: list[Path]) -> dict[str, list[str]] | None:
     except (EmptyDatasetError, FileNotFoundError):
         return None
     taken = {path for paths in files.values() for path in paths}
-    if len(files) < 2 or "train" not in files or not {str(image.absolute()) for image in images} <= taken:
+    if len(files) < 2 or "train" not in files or not {str(image) for image in images} <= taken:
         return None
     return {str(name): [glob.escape(path) for path in paths] for name, paths in files.items()}
 

@@ -8,6 +8,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe, placed
@@ -34,7 +35,8 @@ def run_command(
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to end
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
         said = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,30 @@ def test_random_weights_of_timm_s_architecture_depend_on_the_seed(
         assert results(folder)["encoder"] == "timm:test_vit, random weights"
         seen.append({path.name for path in (folder / "features").iterdir()})
     assert len(seen[1] - seen[0]) == 2
+
+
+def test_scoring_that_was_cut_off_goes_on_with_what_is_left(
+    commands: ForkServer, pretrained: Path, tinted_images: Path, tmp_path: Path
+):
+    recipe = written(tmp_path / "recipe.yaml", EVALUATE, tinted_images)
+    settings = [f"encoder={pretrained}", "by_depth=[few_shot,knn,linear_probe]", "linear_probe.grid=[0.001,0.01,0.1,1]"]
+    good(commands.run("mpp.evaluate", recipe, f"output_dir={tmp_path / 'straight'}", *settings))
+    assert not (tmp_path / "straight" / "scores").exists()
+    command = commands.start("mpp.evaluate", recipe, f"output_dir={tmp_path / 'cut'}", *settings)
+    while len(list((tmp_path / "cut" / "scores").glob("*.json"))) < 3:
+        assert command.alive, command.text
+        time.sleep(0.001)
+    command.kill(signal.SIGKILL)
+    command.wait(60)
+    assert not (tmp_path / "cut" / "results.json").exists()
+    shutil.copytree(tmp_path / "cut", tmp_path / "touched")
+    for piece in (tmp_path / "touched" / "scores").glob("*.json"):  # what is there is taken for what it says
+        piece.write_text(piece.read_text().replace('"accuracy": ', '"accuracy": 7'))
+    for name in ("cut", "touched"):
+        good(commands.run("mpp.evaluate", recipe, f"output_dir={tmp_path / name}", *settings))
+    straight = results(tmp_path / "straight")["scores"]
+    assert results(tmp_path / "cut")["scores"] == straight
+    assert results(tmp_path / "touched")["scores"] != straight
 
 
 # What is refused

@@ -280,7 +280,7 @@ def test_one_seed_has_no_spread_and_no_claims(tmp_path: Path):
     results = study([unit(arm, 0) for arm in ARMS])
     page = written(results, tmp_path)
     assert "±" not in "".join(cell for row in page.tables[0] for cell in row)
-    assert "There is none yet" in page.text
+    assert "There is no headline claim" in page.text
     assert "There is one seed alone" in page.text
     assert "supervised" in page.text
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mpp.data.order import Numbers
+from mpp.encoder.export import weights_digest
 from mpp.evaluation.features import Features, Place
 from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.linear_probe import linear_probe, regression
 from mpp.evaluation.neighbours import nearest_neighbours
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
+from mpp.files import write_text
 from mpp.settings import SettingError
 
 EvaluatorSettings = FewShotSettings | NeighbourSettings | ProbeSettings
@@ -55,6 +61,7 @@ def scores(
     *,
     dev: tuple[Any, Any] | None,
     by_depth: Sequence[str],
+    pieces: Path | None = None,
 ) -> dict[str, Any]:
     """What each evaluator finds.
 
@@ -66,6 +73,7 @@ def scores(
         dev: rows of train to fit on and rows to choose by; None chooses nothing.
         by_depth: names of the evaluators that are run at every place on the dev split, and choose by themselves;
             the others take the place that the last of these chose.
+        pieces: a folder that keeps what each evaluator found at each place, so that a call that was cut off goes on.
 
     Returns:
         By evaluator: `default` and `headline`, each with `block`, `pool`, `accuracy` and what else it says; and
@@ -75,26 +83,38 @@ def scores(
     chosen = default
     ordered = sorted(evaluators, key=lambda settings: NAMES[type(settings)] not in by_depth)
     for settings in ordered:
-        name, score = NAMES[type(settings)], evaluator(settings)
+        name, at = NAMES[type(settings)], partial(_at, settings, pieces)
         entry: dict[str, Any] = {"by_depth": []}
         if name in by_depth and dev is not None and len(train.values) > 1:
             fitted, held = (train.take(rows) for rows in dev)
             for place in train.values:
-                here = _at(score, fitted, held, place)
+                here = at(fitted, held, place)
                 entry["by_depth"].append({**place._asdict(), "accuracy": here["accuracy"]})
             best = max(entry["by_depth"], key=lambda at: (at["accuracy"], at["block"]))
             chosen = Place(best["block"], best["pool"])
-        entry["default"] = _at(score, train, test, default)
-        entry["headline"] = entry["default"] if chosen == default else _at(score, train, test, chosen)
+        entry["default"] = at(train, test, default)
+        entry["headline"] = entry["default"] if chosen == default else at(train, test, chosen)
         found[name] = entry
     return {NAMES[type(settings)]: found[NAMES[type(settings)]] for settings in evaluators}
 
 
-def _at(score: Score, train: Features, test: Features, place: Place) -> dict[str, Any]:
-    return {
-        **place._asdict(),
-        **score(train.values[place], train.labels, test.values[place], test.labels),
-    }
+def _at(
+    settings: EvaluatorSettings, pieces: Path | None, train: Features, test: Features, place: Place
+) -> dict[str, Any]:
+    given = (train.values[place], train.labels, test.values[place], test.labels)
+    score = evaluator(settings)
+    if pieces is None:
+        return {**place._asdict(), **score(*given)}
+    data = weights_digest({str(number): tensor for number, tensor in enumerate(given)})
+    asked = f"{type(settings).__name__} {settings.model_dump_json()} {data}"
+    path = pieces / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        found = score(*given)
+        pieces.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(found))
+    return {**place._asdict(), **found}
 
 
 def check_feasible(

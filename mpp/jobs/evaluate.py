@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,13 @@ def evaluate_reader(
             "test_images": len(test.labels),
             "classes": len(splits.train.class_names or ()),
             "recipe": recipe.model_dump(mode="json"),
-            "scores": scores(evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth),
+            "scores": scores(
+                evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth, pieces=folder / "scores"
+            ),
         }
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_recipe(recipe, folder / "recipe.yaml")
+        shutil.rmtree(folder / "scores", ignore_errors=True)  # which were there to go on from
         return results
 
     return on_main(accelerator, work)

@@ -192,7 +192,7 @@ def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
 
 
 def _evaluate(recipe: EvaluateRecipe, stop: StopRequest) -> int:
-    """Measure frozen features, if that is not done yet; a signal ends it at once, and it begins again."""
+    """Measure frozen features, if that is not done yet; a signal ends it at once, and it goes on with what is left."""
     if is_evaluated(recipe):
         return 0
     stop.forget()

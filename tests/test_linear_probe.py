@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import approx_fprime, minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mpp.data.subsets import dev_split
-from mpp.evaluation.linear_probe import GRID, linear_probe
-from tests.labelled_features import BROKEN, blobs, broken
+from mpp.evaluation.linear_probe import GRID, Probe, _gradient, linear_probe
+from tests.labelled_features import BROKEN, Features, blobs, broken
 
 CS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 # Solvers that stop at gradients of the mean loss of 1e-6 and of 1e-10 differ by up to 9e-4 of the spread of the
@@ -94,6 +94,76 @@ def test_the_penalty_is_half_the_squared_weights_without_the_intercept():
         assert set(predictions[-1]) == {0, 1, 2}
         assert_same_predictions(data, c, values.argmax(1), clear(values))
     assert (predictions[0] != predictions[1]).sum() >= 10, "C must matter"
+
+
+def entangled(rows, width, seed):
+    """Features as transformers have them, nearly in a plane, with labels that no plane divides without mistakes."""
+    mixed = np.random.default_rng(30).normal(size=(width, width)) * np.geomspace(1, 1e-3, width)[:, None]
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(rows, width)) @ mixed
+    hidden = np.linalg.solve(mixed.T, features.T).T[:, -3:]  # in the directions that hardly vary
+    return features, (2 * hidden + rng.gumbel(size=(rows, 3))).argmax(1)
+
+
+def by_newton(x, labels, c):
+    """Weights `(D + 1, K)` of a softmax regression, by exact Newton steps on the whole Hessian."""
+    rows, classes = np.column_stack([x, np.ones(len(x))]), labels.max() + 1
+    penalty = np.repeat(np.r_[np.ones(x.shape[1]), 0], classes) / c
+    flat = np.zeros(rows.shape[1] * classes)
+    for _ in range(50):
+        shown = rows @ flat.reshape(-1, classes)
+        p = np.exp(shown - shown.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        gradient = (rows.T @ (p - np.eye(classes)[labels])).ravel() + penalty * flat
+        spread = p[:, :, None] * np.eye(classes) - p[:, :, None] * p[:, None, :]
+        hessian = np.einsum("nd,ne,nkl->dkel", rows, rows, spread, optimize=True).reshape(len(flat), len(flat))
+        # equal intercepts more for all classes change nothing: the step without them
+        step = np.linalg.lstsq(hessian + np.diag(penalty), gradient, rcond=1e-13)[0]
+        flat = flat - step
+    assert np.abs(gradient).max() < 1e-6
+    return flat.reshape(-1, classes)
+
+
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+@pytest.mark.parametrize("c", [10.0, 1000.0])
+def test_correlated_features_with_hardly_any_penalty_are_fitted_to_the_end(c):
+    features, labels = entangled(600, 24, seed=31)
+    test, answers = entangled(2000, 24, seed=32)
+    mean, deviation = features.mean(0), features.std(0)
+    x, shown = (features - mean) / deviation, (test - mean) / deviation
+    values = np.column_stack([shown, np.ones(len(shown))]) @ by_newton(x, labels, c)
+    assert linear_probe(features, labels, test, answers, grid=(c,)).converged
+    data = Features(features, labels, test, answers)
+    assert_same_predictions(data, c, values.argmax(1), clear(values))
+    soon = LogisticRegression(C=c, tol=1e-6, max_iter=100).fit(x, labels)  # what a solver that gives up would say
+    assert (soon.predict(shown) != values.argmax(1)).mean() > 0.002
+
+
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_gradient_is_that_of_the_mean_loss_by_finite_differences(classes):
+    data = blobs(classes, 30, 4, noise=2.0, seed=32)
+    x, labels, c = data.train_features, data.train_labels, 0.3
+    model = LogisticRegression(C=c, max_iter=2).fit(x, labels)
+    shape = (len(model.coef_), 5)
+
+    def loss(flat):
+        weights = flat.reshape(shape)
+        values = x @ weights[:, :4].T + weights[:, 4]
+        values = values if classes > 2 else np.column_stack([np.zeros(len(x)), values])
+        losses = -log_softmax(values, axis=1)[np.arange(len(x)), labels]
+        return losses.mean() + 0.5 * (weights[:, :4] ** 2).sum() / (c * len(x))
+
+    at = np.column_stack([model.coef_, model.intercept_]).ravel()
+    found = approx_fprime(at, loss, 1e-7)
+    assert np.abs(found).max() > 1e-3
+    assert _gradient(model, c, x, labels) == pytest.approx(np.abs(found).max(), rel=1e-4)
+
+
+def test_a_choice_at_an_end_of_the_grid_is_told():
+    dev = {0.1: 0.5, 1.0: 0.6, 10.0: 0.7}
+    assert [Probe(0.5, c, dev, converged=True).grid_end for c in dev] == ["smallest", None, "largest"]
+    assert Probe(0.5, 0.1, {}, converged=True).grid_end is None, "of a single C nothing is chosen"
 
 
 def test_the_accuracy_is_that_of_scikit_learn_with_the_chosen_c():

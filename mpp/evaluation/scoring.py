@@ -48,7 +48,9 @@ def evaluator(settings: EvaluatorSettings) -> Score:
     def by_probe(*data: Tensor) -> dict[str, Any]:
         assert isinstance(settings, ProbeSettings)
         probe = linear_probe(*data, grid=settings.grid)
-        return {"accuracy": probe.accuracy, "c": probe.c, "dev": {f"{c:g}": value for c, value in probe.dev.items()}}
+        dev = {f"{c:g}": value for c, value in probe.dev.items()}
+        told = {"c": probe.c, "grid_end": probe.grid_end, "converged": probe.converged}
+        return {"accuracy": probe.accuracy, **told, "dev": dev}
 
     return {FewShotSettings: by_few_shot, NeighbourSettings: by_neighbours, ProbeSettings: by_probe}[type(settings)]
 

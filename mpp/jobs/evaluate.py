@@ -253,7 +253,7 @@ def table(results: dict[str, Any]) -> str:
             cells = [f"{score['accuracy']:.1%}" for score in both]
             chosen = f"  C = {both[0]['c']:g}, {both[1]['c']:g}"
             lines.append(f"{chosen:34}{cells[0]:>20}{cells[1]:>24}")
-            lines += sorted({said for score in both if (said := _at_an_end(score))})
+            lines += dict.fromkeys(said for score in both for said in _warnings(score))
     return "\n".join(lines)
 
 
@@ -261,12 +261,14 @@ TITLES = {"few_shot": "linear few-shot", "knn": "nearest neighbours", "linear_pr
 NOUNS = {"shots": "a class", "k": "neighbours"}
 
 
-def _at_an_end(score: dict[str, Any]) -> str | None:
-    """A word where the best C is the first or the last of the grid: the best of all may lie outside."""
-    for end, called in ((min, "smallest"), (max, "largest")):
-        if len(score["dev"]) > 1 and score["c"] == end(map(float, score["dev"])):
-            return f"  {score['c']:g} is the {called} C of linear_probe.grid: widen it, others may be better"
-    return None
+def _warnings(score: dict[str, Any]) -> list[str]:
+    """Words on a probe whose accuracy is to be taken with care."""
+    said = []
+    if end := score["grid_end"]:
+        said.append(f"  {score['c']:g} is the {end} C of linear_probe.grid: widen it, others may be better")
+    if not score["converged"]:
+        said.append("  not all fits of the linear probe have converged: leave the largest C out of its grid")
+    return said
 
 
 def _cell(value: Any) -> str:

@@ -50,6 +50,7 @@ class Direction:
     accuracies: Table | None
     defaults: Table | None
     places: Table | None
+    penalties: Table | None
     by_labels: Group | None
     forest: Group | None
     claims: Table | None
@@ -140,6 +141,7 @@ def _direction(
         accuracies=tables.accuracies([("", table)], titles, label),
         defaults=tables.accuracies([("", table)], titles, elsewhere, default=True),
         places=tables.places(units, titles),
+        penalties=tables.penalties(units, titles),
         by_labels=figures.by_labels(table, chance),
         forest=figures.forest(claims),
         claims=tables.claims_table(claims, titles, "All claims, with paired 95 % intervals"),

@@ -132,6 +132,28 @@ def places(units: Sequence[Unit], titles: Mapping[str, str]) -> Table | None:
     return Table(label, "arm", [names.get(name, name) for name in evaluators], [("", rows)]) if rows else None
 
 
+def penalties(units: Sequence[Unit], titles: Mapping[str, str]) -> Table | None:
+    """The C that the linear probe chose, arm by place; and what makes an accuracy uncertain."""
+    rows: list[Row] = []
+    for arm in titles:
+        found = [s["linear_probe"] for unit in units if unit["arm"] == arm and "linear_probe" in (s := scores(unit))]
+        if found:
+            cells = [_penalties([entry[which] for entry in found]) for which in ("headline", "default")]
+            rows.append(Row(titles[arm], cells, key(arm, titles[arm])))
+    label = "C of the linear probe, the smaller the stiffer"
+    return Table(label, "arm", ["where the dev\nsplit chose", "last\nblock"], [("", rows)]) if rows else None
+
+
+def _penalties(found: Sequence[dict[str, Any]]) -> Cell:
+    """How often each C; the ends of the grid, beyond which others may be better, and fits that have not converged."""
+    chosen = Counter(f"{c:g}" for c in sorted(score["c"] for score in found))
+    ends = sorted({f"{score['c']:g} is the {end} tried" for score in found if (end := score.get("grid_end"))})
+    unfinished = sum(not score.get("converged", True) for score in found)
+    ends += [f"{unfinished} not converged"] if unfinished else []
+    text = "; ".join(f"{c} (×{times})" if times > 1 else c for c, times in chosen.items())
+    return Cell(text, "; ".join(ends))
+
+
 def _places(found: Sequence[dict[str, Any]], evaluator: str) -> Cell:
     chosen = Counter(
         f"block {entry['block']}, {pool_title(entry['pool'])}"

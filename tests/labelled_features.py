@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 
 class Features(NamedTuple):
@@ -50,6 +51,11 @@ BROKEN: dict[str, tuple[Callable[[Features], Features], str]] = {
     "NaN in test": (lambda f: f._replace(test_features=_cell(f.test_features, np.nan)), "(?i)nan|finite"),
     "infinity in train": (lambda f: f._replace(train_features=_cell(f.train_features, np.inf)), "(?i)inf"),
     "infinity in test": (lambda f: f._replace(test_features=_cell(f.test_features, -np.inf)), "(?i)inf"),
+    "huge in train": (lambda f: f._replace(train_features=_cell(f.train_features, 1e200)), r"1e\+200|inf"),
+    "huge in test": (lambda f: f._replace(test_features=_cell(f.test_features, -1e200)), r"1e\+200|inf"),
+    "masked": (lambda f: f._replace(train_features=np.ma.masked_greater(f.train_features, 3.0)), "masked"),
+    "complex": (lambda f: f._replace(train_features=f.train_features + 1j), "complex"),
+    "complex tensor": (lambda f: f._replace(test_features=torch.from_numpy(f.test_features + 1j)), "complex"),
     "a train label too few": (lambda f: f._replace(train_labels=f.train_labels[:-1]), r"\b(90\D+89|89\D+90)\b"),
     "a train row too few": (lambda f: f._replace(train_features=f.train_features[:-1]), r"\b(90\D+89|89\D+90)\b"),
     "a test label too few": (lambda f: f._replace(test_labels=f.test_labels[:-1]), r"\b(50\D+49|49\D+50)\b"),

@@ -220,3 +220,14 @@ def test_headlines_are_few_and_leave_out_the_default_place():
     told = [claim for claim in summarize(units)["claims"] if claim["headline"]]
     assert {claim["metric"] for claim in told} == {"25-shot", "kNN", TUNED}
     assert all("downsized" not in claim["arms"] for claim in told)
+
+
+def test_a_study_without_mean_colour_has_headlines_of_the_first_target_that_it_has():
+    units = [
+        outcome(name, seed, base, knn=base + seed / 30)
+        for seed in range(3)
+        for name, base in (("random", 0.3), ("full_patch", 0.5), ("mean_color_15", 0.4), ("supervised", 0.7))
+    ]
+    told = [claim for claim in summarize(units)["claims"] if claim["headline"]]
+    assert {claim["metric"] for claim in told} == {"kNN", TUNED}
+    assert all("full_patch" in claim["arms"] for claim in told)

@@ -22,6 +22,7 @@ import mpp
 from mpp.data.subsets import dev_split, fraction_rows
 from tests.downstream import (
     EVALUATE,
+    SIZE,
     TEST,
     TRAIN,
     features_on_disk,
@@ -255,9 +256,6 @@ def test_scoring_that_was_cut_off_goes_on_with_what_is_left(
     assert results(tmp_path / "touched")["scores"] != straight
 
 
-# What is refused
-
-
 def test_a_random_start_and_a_part_of_the_labels_leave_the_results_of_the_run_alone(
     commands: ForkServer, evaluated: tuple[str, Path], tinted_images: Path, tmp_path: Path
 ):
@@ -265,12 +263,27 @@ def test_a_random_start_and_a_part_of_the_labels_leave_the_results_of_the_run_al
     before = (evaluated[1] / "results.json").read_bytes()
     small = ("features.blocks=last", "features.pools=[avg]", "few_shot=null")
     good(commands.run("mpp.evaluate", recipe, f"encoder={run}", "encoder.pretrained=false", *small, cwd=tmp_path))
+    random = results(tmp_path / "runs" / "evaluation" / f"{run.name}-random" / tinted_images.name)
+    other = ("encoder.pretrained=false", "seed=3", "labels.fraction=0.5", "labels.seed=4")
+    good(commands.run("mpp.evaluate", recipe, f"encoder={run}", *other, *small, cwd=tmp_path))
+    apart = tmp_path / "runs" / "evaluation" / f"{run.name}-random-seed-3"
+    assert (
+        results(apart / f"{tinted_images.name}-0.5-of-labels-seed-4")["features_of"]["weights"]
+        != random["features_of"]["weights"]
+    )
     good(commands.run("mpp.evaluate", recipe, f"encoder={run}", "labels.fraction=0.5", *small, cwd=tmp_path))
     assert (evaluated[1] / "results.json").read_bytes() == before
-    random = results(tmp_path / "runs" / "evaluation" / f"{run.name}-random" / tinted_images.name)
     part = results(run / "evaluation" / f"{tinted_images.name}-0.5-of-labels")
     assert random["features_of"]["weights"] != part["features_of"]["weights"]
     assert (random["train_images"], part["train_images"]) == (TRAIN, TRAIN // 3 // 2 * 3)
+
+
+def test_another_image_size_than_the_encoder_s_own_is_told(evaluate: Evaluate, pretrained: Path, tmp_path: Path):
+    small = ("features.blocks=last", "features.pools=[avg]", "few_shot=null")
+    said = good(evaluate(f"encoder={pretrained}", "data.image_size=32", *small)).text
+    assert f"32 px (made for {SIZE})" in said
+    found = results(tmp_path / "out")
+    assert (found["image_size"], found["made_for"]) == (32, SIZE)
 
 
 def test_the_probe_by_depth_is_a_curve_and_says_when_its_grid_ends(
@@ -286,6 +299,9 @@ def test_the_probe_by_depth_is_a_curve_and_says_when_its_grid_ends(
     for name in ("few_shot", "knn"):
         assert (found[name]["headline"]["block"], found[name]["headline"]["pool"]) == (chosen["block"], chosen["pool"])
     assert "C of linear_probe.grid: widen it" in said
+
+
+# What is refused
 
 
 def test_a_class_with_fewer_images_than_shots_is_named(evaluate: Evaluate, pretrained: Path):

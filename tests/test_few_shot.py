@@ -494,7 +494,15 @@ def test_counts_may_be_arrays_or_one_number_and_each_is_taken_once():
     expected = mpp.few_shot(x, y, x, y, shots=(5,), seeds=(0, 1))
     assert mpp.few_shot(x, y, x, y, shots=np.array([5, 5]), seeds=np.arange(2)) == expected
     assert mpp.few_shot(x, y, x, y, shots=5, seeds=[0, 1, 1]) == expected
-    for wrong in ({"shots": ()}, {"shots": (1.5,)}, {"seeds": (-1,)}, {"l2": None}, {"l2": math.inf}, {"shots": "5"}):
+    for wrong in (
+        {"shots": ()},
+        {"shots": (1.5,)},
+        {"seeds": (-1,)},
+        {"l2": None},
+        {"l2": math.inf},
+        {"l2": True},
+        {"shots": "5"},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             mpp.few_shot(x, y, x, y, **{"shots": (5,), **wrong})
     with pytest.raises(ValueError, match="must be numbers"):

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-POSITIONS_AND_TOKENS = ("pos_embed", "_token", "rel_pos", "relative_position_bias")
+POSITIONS_AND_TOKENS = ("pos_embed", "_token", "rel_pos_h", "rel_pos_w", "relative_position_bias")
+"""Parts of their names in timm; a network that computes positions (`rel_pos.mlp`) decays as others do."""
 
 
 class Backbone(nn.Module):
@@ -21,6 +22,7 @@ class Backbone(nn.Module):
         name: timm's name of the architecture.
         arguments: timm's arguments that build `model` again.
         image_size: pixels a side.
+        made_for: pixels a side that its weights were made for; those of `image_size` where there were none before.
         width: d, the length of a feature.
         mean, std: float32 `(3,)`, for pixels in [0, 1].
     """
@@ -46,6 +48,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.add_module(self.KEY, model)
         self.image_size, self.width, self.name, self.arguments = image_size, width, name, arguments
+        self.made_for = image_size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
 
@@ -63,7 +66,8 @@ class Backbone(nn.Module):
     def summary(self) -> str:
         """What this is, in a line."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
-        return f"{self.name}, {parameters:.1f} M parameters, {self.image_size} px"
+        made = f" (made for {self.made_for})" if self.made_for != self.image_size else ""
+        return f"{self.name}, {parameters:.1f} M parameters, {self.image_size} px{made}"
 
     def check(self, pixels: Tensor) -> None:
         """Refuse anything but uint8 pixels of this network's size.

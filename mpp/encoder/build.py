@@ -164,7 +164,9 @@ def load_encoder(
         size = image_size or config["input_size"][-1]
         arguments, width = without_patches(name, size, pool, arguments)
         model = _with_weights(source, origin, arguments)
-        return Backbone(model, image_size=size, width=width, name=name, arguments=arguments, mean=mean, std=std)
+        plain = Backbone(model, image_size=size, width=width, name=name, arguments=arguments, mean=mean, std=std)
+        plain.made_for = config["input_size"][-1]
+        return plain
     own = layout_of(name, skeleton(name, **arguments), arguments.get("img_size"))
     if patch_size not in (None, own.patch_size):
         said = (
@@ -186,7 +188,9 @@ def load_encoder(
         positions = learnt_positions(_with_weights(source, origin, own_arguments))
         assert positions is not None
         resized.copy_(resize_positions(positions, own.grid, layout.grid, resize))
-    return Encoder(vit, layout, name=name, arguments=arguments, mean=mean, std=std)
+    encoder = Encoder(vit, layout, name=name, arguments=arguments, mean=mean, std=std)
+    encoder.made_for = own.image_size
+    return encoder
 
 
 def build_encoder(settings: EncoderSettings, image_size: int) -> Encoder:

@@ -46,7 +46,11 @@ def checked(
 
 def _tensor(values: Any) -> Tensor:
     """A tensor, or what NumPy takes for an array: views, read-only memory, any byte order and width."""
+    if isinstance(values, np.ma.MaskedArray) and values.mask.any():
+        raise ValueError("features and labels must be there, found an array of which a part is masked")
     if isinstance(values, Tensor):
+        if values.is_complex():
+            raise ValueError(f"features and labels must be real numbers, found {values.dtype}")
         return values.detach().cpu()
     if isinstance(values, list | tuple) and values and isinstance(values[0], Tensor):
         return torch.stack([value.detach().cpu() for value in values])
@@ -67,12 +71,14 @@ def _features(values: Any, name: str, dtype: torch.dtype) -> Tensor:
             f"{rows} of {len(features)} {name} features are not finite (NaN or infinite): the encoder that gave them "
             "has broken weights, or needs float32"
         )
+    if features.abs().max() > torch.finfo(dtype).max ** 0.4:  # sums of squares are finite below
+        raise ValueError(f"{name} features reach {features.abs().max():.0e}: too large to be squared, scale them down")
     return features
 
 
 def _labels(values: Any, rows: int, name: str) -> Tensor:
     labels = _tensor(values)
-    if labels.dtype.is_floating_point or labels.dtype in (torch.bool, torch.complex64, torch.complex128):
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"{name} labels must be integers, found {labels.dtype}")
     if tuple(labels.shape) != (rows,):
         raise ValueError(f"{rows} {name} features need as many labels, found the shape {tuple(labels.shape)}")

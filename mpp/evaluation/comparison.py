@@ -105,7 +105,8 @@ def _is_headline(table: dict[str, Any], metric: str, arms: list[str]) -> bool:
     """The few claims that are told first, chosen before anything is measured."""
     asked = metric in ("kNN", "linear probe") or metric.startswith("fine-tuned") or metric == _most_shots(table)
     floor = "scratch" if metric.startswith("fine-tuned") else "random"
-    chain = [floor, "mean_color", "supervised"]
+    first = next((arm for arm in MPP if arm in table["arms"]), "")
+    chain = [floor, first, "supervised"]
     return asked and not table["variant"] and arms in (chain[:2], chain[1:], chain)
 
 

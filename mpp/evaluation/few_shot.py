@@ -72,7 +72,8 @@ def few_shot(
     """
     data = checked(train_features, train_labels, test_features, test_labels, torch.float64)
     shots, seeds = _numbers(shots, "shots", 1), _numbers(seeds, "seeds", 0)
-    if l2 != "auto" and not (isinstance(l2, int | float | np.number) and 0 < l2 < math.inf):
+    number = isinstance(l2, int | float | np.integer | np.floating) and not isinstance(l2, bool)
+    if l2 != "auto" and not (number and 0 < l2 < math.inf):
         raise ValueError(f"l2 must be a number above 0, or auto; found {l2!r}")
     per_seed: dict[int, list[float]] = {count: [] for count in shots}
     for seed in seeds:

@@ -52,7 +52,7 @@ def evaluate(recipe: EvaluateRecipe) -> int:
         splits = on_each(accelerator, lambda: open_labelled(recipe))
     reader = make_reader(recipe, accelerator)
     if isinstance(reader, EncoderReader) and accelerator.is_main_process:
-        print(reader.encoder.summary)  # of the size that it is read at, which need not be the one it was made for
+        print(reader.encoder.summary)
     results = evaluate_reader(recipe, reader, splits, folder, accelerator)
     if accelerator.is_main_process:
         print(table(results))
@@ -107,6 +107,8 @@ def evaluate_reader(
             "data": recipe.data.source,
             "data_name": data_name(recipe),
             "features_of": reader.identity(),
+            "image_size": recipe.data.image_size,
+            "made_for": reader.encoder.made_for if isinstance(reader, EncoderReader) else None,
             "split": splits.validation.split,
             "protocol": {
                 name: settings.model_dump(mode="json")
@@ -160,12 +162,12 @@ def output_folder(recipe: EvaluateRecipe) -> Path:
     if recipe.output_dir is not None:
         return Path(recipe.output_dir)
     source = recipe.encoder.source or recipe.encoder.name
-    data = _as_name(data_name(recipe))
-    if recipe.labels.fraction < 1:
-        data += f"-{recipe.labels.fraction:g}-of-labels"
+    data, labels = _as_name(data_name(recipe)), recipe.labels
+    if labels.fraction < 1 or labels.seed:
+        data += f"-{labels.fraction:g}-of-labels" + (f"-seed-{labels.seed}" if labels.seed else "")
     run = Path(source)
     if not recipe.encoder.pretrained:  # it is not the run that is measured
-        source = f"{run.name}-random"
+        source = f"{run.name}-random" + (f"-seed-{recipe.seed}" if recipe.seed else "")
     elif run.is_dir():
         return (run.parent if (run / "config.json").is_file() and run.name == "encoder" else run) / "evaluation" / data
     return Path("runs/evaluation") / _as_name(source) / data

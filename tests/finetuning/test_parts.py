@@ -38,6 +38,7 @@ LAYERED = [
     ("vit_small_patch14_reg4_dinov2", 28, {"embed_dim": 32, "depth": 2, "num_heads": 2}),
     ("deit_tiny_distilled_patch16_224", 32, {"embed_dim": 32, "depth": 2, "num_heads": 2}),
     ("eva02_tiny_patch14_224", 28, {"embed_dim": 32, "depth": 2, "num_heads": 2}),
+    ("vit_relpos_small_patch16_224", 32, {"embed_dim": 32, "depth": 2, "num_heads": 2}),  # positions from a network
     ("resnet18", 32, {}),
 ]
 EXEMPT_HERE = {"reg_token"}

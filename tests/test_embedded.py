@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mpp.data import embedded
+from mpp.data import embedded, scenes
 
 Array = np.ndarray[Any, Any]
 
@@ -32,13 +32,13 @@ PIXELS = {
 
 def draw(variant: str, count: int, start: int = 0) -> tuple[Array, Array]:
     parts = [
-        embedded.scenes(variant, np.arange(at, min(at + embedded.CHUNK, start + count)))
+        scenes.scenes(variant, np.arange(at, min(at + embedded.CHUNK, start + count)))
         for at in range(start, start + count, embedded.CHUNK)
     ]
     return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
 
 
-@pytest.fixture(scope="module", params=embedded.VARIANTS)
+@pytest.fixture(scope="module", params=scenes.VARIANTS)
 def sample(request: pytest.FixtureRequest) -> tuple[str, Array, Array, Array, Array]:
     """A variant, 3,000 of its train images with labels and 1,000 of its test images with labels."""
     train, test = draw(request.param, 3000), draw(request.param, 1000, embedded.TEST.start)
@@ -67,7 +67,7 @@ def statistics(images: Array) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("variant", embedded.VARIANTS)
+@pytest.mark.parametrize("variant", scenes.VARIANTS)
 def test_the_same_pixels_on_every_machine(variant: str) -> None:
     train, test = draw(variant, 64), draw(variant, 16, embedded.TEST.start)
     pixels = np.concatenate((train[0], test[0]))
@@ -77,23 +77,23 @@ def test_the_same_pixels_on_every_machine(variant: str) -> None:
     assert hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest() == PIXELS[variant]
 
 
-@pytest.mark.parametrize("variant", embedded.VARIANTS)
+@pytest.mark.parametrize("variant", scenes.VARIANTS)
 def test_an_image_depends_on_its_number_alone(variant: str) -> None:
     numbers = np.array([7, 1_000_000_003, 3, 2**40 + 5, 7])
-    images, labels = embedded.scenes(variant, numbers)
+    images, labels = scenes.scenes(variant, numbers)
     for number, image, label in zip(numbers, images, labels, strict=True):
-        alone, alone_label = embedded.scene(variant, int(number))
+        alone, alone_label = scenes.scene(variant, int(number))
         np.testing.assert_array_equal(alone, image)
         assert alone_label == label
     assert len(np.unique(images.reshape(5, -1), axis=0)) == 4
 
 
 def test_variants_differ_in_shapes_and_pixels() -> None:
-    assert not set(embedded.class_names("a")) & set(embedded.class_names("b"))
-    assert min(len(embedded.class_names(variant)) for variant in embedded.VARIANTS) >= 8
-    assert not np.array_equal(embedded.scene("a", 0)[0], embedded.scene("b", 0)[0])
+    assert not set(scenes.class_names("a")) & set(scenes.class_names("b"))
+    assert min(len(scenes.class_names(variant)) for variant in scenes.VARIANTS) >= 8
+    assert not np.array_equal(scenes.scene("a", 0)[0], scenes.scene("b", 0)[0])
     with pytest.raises(ValueError, match="no variant 'c'; it has 'a' and 'b'"):
-        embedded.class_names("c")
+        scenes.class_names("c")
 
 
 def test_splits_share_no_image_and_hold_each_label_equally_often(
@@ -102,16 +102,16 @@ def test_splits_share_no_image_and_hold_each_label_equally_often(
     variant, train, train_labels, test, test_labels = sample
     assert not set(embedded.TRAIN) & set(embedded.TEST)
     assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
-    classes = len(embedded.class_names(variant))
+    classes = len(scenes.class_names(variant))
     assert np.bincount(train_labels).tolist() == [3000 // classes] * classes
     assert np.bincount(test_labels).tolist() == [1000 // classes] * classes
     assert len(np.unique(train_labels.reshape(-1, classes), axis=0)) > 250  # the order is drawn, block by block
 
 
 @pytest.mark.parametrize(
-    "shape", [shape for shapes in embedded.SHAPES.values() for shape in shapes], ids=lambda s: s.name
+    "shape", [shape for shapes in scenes.SHAPES.values() for shape in shapes], ids=lambda s: s.name
 )
-def test_shapes_state_their_area_and_reach(shape: embedded.Shape) -> None:
+def test_shapes_state_their_area_and_reach(shape: scenes.Shape) -> None:
     across = (np.arange(1600) + 0.5) / 500 - 1.6
     x, y = across[None], across[:, None]
     inside = shape.inside(x, y)
@@ -119,23 +119,23 @@ def test_shapes_state_their_area_and_reach(shape: embedded.Shape) -> None:
     assert np.sqrt(x * x + y * y)[inside].max() <= shape.reach < 1.1 * np.sqrt(x * x + y * y)[inside].max()
 
 
-@pytest.mark.parametrize("variant", embedded.VARIANTS)
+@pytest.mark.parametrize("variant", scenes.VARIANTS)
 def test_small_windows_paint_what_large_ones_do(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = draw(variant, 10)
-    monkeypatch.setattr(embedded, "WINDOWS", (embedded.SIZE,))
+    monkeypatch.setattr(scenes, "WINDOWS", (scenes.SIZE,))
     np.testing.assert_array_equal(draw(variant, 10)[0], images)
 
 
-@pytest.mark.parametrize("variant", embedded.VARIANTS)
+@pytest.mark.parametrize("variant", scenes.VARIANTS)
 def test_the_label_is_the_shape_on_top(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing covers the top leaf: of its area no more is missing than juts out of the image."""
     painted = []
-    shade = embedded._shade
-    monkeypatch.setattr(embedded, "_shade", lambda *args: (painted.append(args), shade(*args))[1])
-    _, labels = embedded.scenes(variant, np.arange(50))
+    shade = scenes._shade
+    monkeypatch.setattr(scenes, "_shade", lambda *args: (painted.append(args), shade(*args))[1])
+    _, labels = scenes.scenes(variant, np.arange(50))
     _, _, leaves, seen = painted[0]
     np.testing.assert_array_equal(leaves.shape[:, -1], labels)
-    visible = (seen == embedded.LEAVES + 1).sum((1, 2)) / (np.pi * leaves.radius[:, -1] ** 2)
+    visible = (seen == scenes.LEAVES + 1).sum((1, 2)) / (np.pi * leaves.radius[:, -1] ** 2)
     assert visible.min() > 0.8
     assert np.median(visible) == pytest.approx(1.0, abs=0.02)
     assert np.mean(seen > 0) > 0.8  # hardly any ground is left
@@ -150,7 +150,7 @@ def test_mean_colour_does_not_give_the_label_away(sample: tuple[str, Array, Arra
     variant, train, train_labels, test, test_labels = sample
     means = [images.mean((1, 2)) for images in (train, test)]
     both = [np.concatenate((images.mean((1, 2)), images.std((1, 2))), axis=1) for images in (train, test)]
-    chance = 1 / len(embedded.class_names(variant))
+    chance = 1 / len(scenes.class_names(variant))
     for features in (means, both):
         for classifier in (LogisticRegression(max_iter=1000), KNeighborsClassifier(20)):
             fitted = make_pipeline(StandardScaler(), classifier).fit(features[0], train_labels)
@@ -235,6 +235,6 @@ def test_rows_are_png_files_of_the_scenes() -> None:
     for number, row in zip(range(5, 8), rows, strict=True):
         image = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert (image.format, image.mode) == ("PNG", "RGB")
-        pixels, label = embedded.scene("a", number)
+        pixels, label = scenes.scene("a", number)
         np.testing.assert_array_equal(np.asarray(image), pixels)
         assert row["label"] == label

@@ -17,6 +17,7 @@ from huggingface_hub import get_token
 from mpp import randomness
 from mpp.data import embedded
 from mpp.data.folders import image_splits
+from mpp.data.scenes import VARIANTS
 from mpp.data.settings import DataSettings
 from mpp.settings import SettingError
 
@@ -210,8 +211,8 @@ def _tables(settings: DataSettings) -> datasets.DatasetDict:
         datasets.disable_progress_bars()
     family, _, variant = settings.source.partition(":")
     if family == "embedded":
-        if (variant or "a") not in embedded.VARIANTS:
-            known = ", ".join(f"embedded:{v}" for v in embedded.VARIANTS)
+        if (variant or "a") not in VARIANTS:
+            known = ", ".join(f"embedded:{v}" for v in VARIANTS)
             raise ValueError(f"data.source {settings.source!r} does not exist; there are {known}")
         return embedded.load(variant or "a")
     source, arguments = _reader(settings)

@@ -1,0 +1,326 @@
+"""Scenes of occluding shapes, drawn to the last bit alike on every machine.
+
+A scene is a dead-leaves image: opaque shapes thrown on top of each other, the density of their radii falling as r⁻³,
+which gives the edges, occlusions and scale invariance of natural images (Lee, Mumford & Huang, "Occlusion Models for
+Natural Images", 2001; as pre-training data: Baradad et al., "Learning to See by Looking at Noise", 2021). The label is
+the shape of the large leaf that lies on top. Its colour, size, place and texture are drawn without regard to the label,
+and shapes of the same radius have the same area, so that neither mean colour nor contrast gives the label away.
+
+Every machine draws the same pixels: nothing is used but integers, the draws of `mpp.randomness` and elementwise
++ − × ÷ √, floor and comparisons in float64, which IEEE 754 defines to the last bit. No sine, no logarithm, no sum over
+floats and no matrix product: these differ between libraries and processors.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mpp import randomness
+
+Booleans = np.ndarray[Any, np.dtype[np.bool_]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+SIZE = 64
+
+LEAVES = 160  # below the top one: leaf 0 is the ground, leaf LEAVES + 1 the top
+LARGEST = 40.0  # radius in pixels; the smallest differs from scene to scene
+TOP = 13.0, 17.5  # radii of the top leaf: an eighth to a quarter of the image
+JITTER = 7.0  # how far the top leaf's centre lies from the image's, at most, in x and in y
+WINDOWS = 8, 12, 18, 28, 44, SIZE  # a leaf is painted in the smallest of these squares that holds it
+BLUR = 0.12  # share of a pixel's light that its neighbour gets, on either side
+TILE = 256  # period of the noise texture
+
+
+class Shape(NamedTuple):
+    """A leaf's outline: `inside(x, y)` in coordinates of its own, its area and how far it reaches in these."""
+
+    name: str
+    area: float
+    reach: float
+    inside: Callable[[Floats, Floats], Booleans]
+
+
+DISC = 3.141592653589793
+TALL = 0.8660254037844386  # √3 / 2, the sine of 60°
+PENTAGON = ((0.0, 1.0), (0.9510565162951535, 0.3090169943749474), (0.5877852522924731, -0.8090169943749475),
+            (-0.5877852522924731, -0.8090169943749475), (-0.9510565162951535, 0.3090169943749474))  # fmt: skip
+
+
+def _disc(x: Floats, y: Floats, square: float) -> Booleans:
+    return x * x + y * y < square
+
+
+def _box(x: Floats, y: Floats, width: float, height: float) -> Booleans:
+    return (np.abs(x) < width) & (np.abs(y) < height)
+
+
+def _triangle(x: Floats, y: Floats) -> Booleans:
+    return (y > -0.5) & (TALL * np.abs(x) + 0.5 * y < 0.5)
+
+
+def _heart(x: Floats, y: Floats) -> Booleans:
+    y = y + 0.15
+    lobes = _disc(np.abs(x) - 0.52, y - 0.45, 0.36)
+    return lobes | ((y < 0.2) & (0.75 * np.abs(x) - 0.66 * y < 0.693))
+
+
+def _star(x: Floats, y: Floats) -> Booleans:
+    # A pentagram is where no more than one of five half-planes is left. Its tips lie at distance 1.
+    return np.stack([a * x + b * y > -0.30901699437494745 for a, b in PENTAGON]).sum(axis=0, dtype=np.int8) >= 4
+
+
+SHAPES = {
+    "a": (
+        Shape("disc", DISC, 1.0, lambda x, y: _disc(x, y, 1.0)),
+        Shape("ring", 2.1049, 1.0, lambda x, y: _disc(x, y, 1.0) & ~_disc(x, y, 0.33)),
+        Shape("half disc", 1.5708, 1.09, lambda x, y: _disc(x, y + 0.42, 1.0) & (y > -0.42)),
+        Shape("crescent", 1.4819, 1.17, lambda x, y: _disc(x - 0.25, y, 1.0) & ~_disc(x - 0.8, y, 0.72)),
+        Shape("heart", 3.0247, 1.22, _heart),
+        Shape("drop", 2.3904, 1.31, lambda x, y: _disc(x, y + 0.5, 0.64) | ((y > -0.2) & (np.abs(x) + 0.6 * y < 0.62))),
+        Shape("triangle", 1.299, 1.0, _triangle),
+        Shape("square", 4.0, 1.4143, lambda x, y: _box(x, y, 1.0, 1.0)),
+        Shape("cross", 2.2044, 1.06, lambda x, y: _box(x, y, 1.0, 0.33) | _box(x, y, 0.33, 1.0)),
+        Shape("star", 1.1226, 1.0, _star),
+    ),
+    "b": (
+        Shape("ellipse", DISC, 1.5, lambda x, y: _disc(x, 2.25 * y, 2.25)),
+        Shape("frame", 2.56, 1.4143, lambda x, y: _box(x, y, 1.0, 1.0) & ~_box(x, y, 0.6, 0.6)),
+        Shape("hexagon", 2.598, 1.0, lambda x, y: (np.abs(y) < TALL) & (TALL * np.abs(x) + 0.5 * np.abs(y) < TALL)),
+        Shape("six-pointed star", 1.732, 1.0, lambda x, y: _triangle(x, y) | _triangle(x, -y)),
+        Shape("clover", 3.5614, 1.25, lambda x, y: _disc(np.abs(x) - 0.5, np.abs(y) - 0.5, 0.29)),
+        Shape("arrow", 1.4091, 1.04, lambda x, y: _box(x, y + 0.5, 0.25, 0.5) | ((y > 0) & (1.1 * np.abs(x) + y < 1))),
+        Shape("corner", 1.56, 1.14, lambda x, y: _box(x, y, 0.8, 0.8) & (np.minimum(x, y) < -0.2)),
+        Shape("bow tie", 2.2222, 1.5, lambda x, y: (np.abs(x) < 1.0) & (0.9 * np.abs(y) < np.abs(x))),
+        Shape("bar", 1.2, 1.05, lambda x, y: _box(x, y, 1.0, 0.3)),
+        Shape("pie", 2.356, 1.0, lambda x, y: _disc(x, y, 1.0) & (np.abs(y) > x)),
+    ),
+}  # fmt: skip
+VARIANTS = tuple(SHAPES)
+
+
+def _wave(t: Floats) -> Floats:
+    """A triangle wave of period 1 between −1 and 1."""
+    return 4.0 * np.abs(t - np.floor(t) - 0.5) - 1.0
+
+
+# What lies over a leaf's noise, of the coordinates along its texture's axes (in periods) and of the noise itself, and
+# how much finer the noise is along the second axis than along the first.
+PATTERNS: dict[str, tuple[Callable[[Floats, Floats, Floats], Floats], ...]] = {
+    "a": (
+        lambda u, v, noise: noise,
+        lambda u, v, noise: np.clip(2.0 * _wave(u + 0.5 * noise), -1.0, 1.0),  # wavy stripes
+        lambda u, v, noise: np.clip(2.0 * (_wave(u) + _wave(v)) - 1.4, -1.0, 1.0),  # dots
+    ),
+    "b": (
+        lambda u, v, noise: noise,
+        lambda u, v, noise: np.clip(6.0 * _wave(u) * _wave(v), -1.0, 1.0),  # checks
+        lambda u, v, noise: np.maximum(1.0 - 8.0 * np.abs(noise), -1.0),  # veins
+    ),
+}
+STRETCH = {"a": 1.0, "b": 3.0}
+
+
+def class_names(variant: str) -> tuple[str, ...]:
+    """The shapes of a variant; a label is an index into them."""
+    if variant not in SHAPES:
+        raise ValueError(f"embedded data has no variant {variant!r}; it has {' and '.join(map(repr, VARIANTS))}")
+    return tuple(shape.name for shape in SHAPES[variant])
+
+
+def scene(variant: str, sample: int) -> tuple[Pixels, int]:
+    """Scene number `sample` (any non-negative integer) and its label: uint8 `(64, 64, 3)` and an index."""
+    images, labels = scenes(variant, np.array([sample], np.int64))
+    return images[0], int(labels[0])
+
+
+def scenes(variant: str, samples: Integers) -> tuple[Pixels, Integers]:
+    """The scenes of these numbers, int64 `(n,)`, at once: uint8 `(n, 64, 64, 3)` and their labels, int64 `(n,)`."""
+    classes = len(class_names(variant))
+    # Every block of `classes` consecutive samples holds each label once, in a drawn order.
+    block = (samples // classes)[:, None] * classes + np.arange(classes)
+    order = np.argsort(_draw(variant, "label", block, 0)[0], axis=1, kind="stable")
+    labels = order[np.arange(len(samples)), samples % classes]
+    leaves = _leaves(variant, samples[:, None], labels[:, None])
+    return _shade(variant, samples[:, None, None], leaves, _paint(variant, leaves)), labels
+
+
+def _draw(variant: str, purpose: str, sample: Any, index: Any) -> tuple[Integers, ...]:
+    key = randomness.key(0, f"embedded:{variant}/{purpose}")
+    return randomness.words(key, np.asarray(sample, np.int64), np.asarray(index, np.int64))
+
+
+def _signed(draw: Floats) -> Floats:
+    return 2.0 * draw - 1.0
+
+
+def _peaked(sign: Floats, size: Floats) -> Floats:
+    """Two uniform draws to one in (−1, 1) with much weight near 0 and far tails, like chroma in photographs."""
+    return _signed(sign) * size * size
+
+
+def _direction(candidates: tuple[Integers, ...]) -> tuple[Floats, Floats]:
+    """Unit vectors of uniform direction: the first of four points, one a word, in the disc, divided by its length."""
+    points = [(2.0 * (word >> 16) - 65535.0, 2.0 * (word & 0xFFFF) - 65535.0) for word in candidates]
+    x, y = points[-1]  # needed once in a hundred draws; one in 470 takes it though it lies outside as well
+    for a, b in points[-2::-1]:
+        inside = a * a + b * b < 4294967296.0
+        x, y = np.where(inside, a, x), np.where(inside, b, y)
+    length = np.sqrt(x * x + y * y)
+    return x / length, y / length
+
+
+class Leaves(NamedTuple):
+    """The leaves of n scenes, from the ground up: arrays `(n, LEAVES + 2)`."""
+
+    shape: Integers
+    radius: Floats  # of the disc of the same area, in pixels
+    x: Floats
+    y: Floats
+    cos: Floats
+    sin: Floats
+    light: Floats  # (R + G + B) / 3, where 1 is white
+    yellow: Floats  # (R + G) / 2 − B
+    red: Floats  # R − G
+    slope: Floats  # change of brightness per pixel along the leaf's own axis u
+    grain: Floats  # contrast of the noise texture
+    fineness: Floats  # its frequency, in cells per pixel
+    start: Integers  # the cell at the leaf's centre
+    pattern: Integers  # which of the variant's patterns lies over it
+    relief: Floats  # contrast of the pattern
+    pitch: Floats  # its frequency, in periods per pixel
+
+
+def _leaves(variant: str, samples: Integers, labels: Integers) -> Leaves:
+    shared = [randomness.unit(word) for i in range(5) for word in _draw(variant, "scene", samples, i)]
+    number = np.arange(LEAVES + 2)
+    top = number == LEAVES + 1
+    direction, *groups = (_draw(variant, "leaf", samples, number + i * (LEAVES + 2)) for i in range(5))
+    cos, sin = _direction(direction)
+    words = [word for group in groups for word in group]
+    size, x, y, light, apart, yellow, red, hue, slope, grain, fineness, relief, pitch = map(randomness.unit, words[:13])
+    kind, start, pattern = words[13:16]
+
+    # P(radius > r) falls as r⁻²: to invert it takes no more than a root.
+    smallest = 1.6 + 4.0 * shared[0] * shared[0]  # some scenes are cluttered, some are not
+    narrow, wide = 1.0 / (smallest * smallest), 1.0 / (LARGEST * LARGEST)
+    radius = np.where(top, TOP[0] + (TOP[1] - TOP[0]) * size, 1.0 / np.sqrt(narrow - (narrow - wide) * size))
+    spread = np.where(top, JITTER, 0.5 * SIZE + 8.0)
+
+    # The top leaf is always a little darker or lighter than most of the scene, whichever has room.
+    middle, contrast = 0.21 + 0.54 * shared[1], 0.15 + 0.75 * shared[2]
+    darker = 3.0 * (middle - 0.3) > light
+    apart = np.where(darker, middle * (0.7 - 0.35 * apart), middle + 0.16 + 0.16 * apart)
+    light = np.clip(np.where(top, apart, middle + contrast * (light - 0.5)), 0.03, 0.97)
+
+    # As in photographs: each scene has a tint and a few hues, blue to orange more than green to purple, with little
+    # chroma in the dark and the bright.
+    hue_yellow, hue_red = (
+        np.where(hue < 0.45, a, np.where(hue < 0.8, b, c))
+        for a, b, c in ([_peaked(*shared[i : i + 2]) for i in range(start, start + 6, 2)] for start in (8, 14))
+    )
+    chroma = 3.6 * light * (1.0 - light)
+    tint_yellow, tint_red = _peaked(*shared[4:6]), _peaked(*shared[6:8])
+    yellow = chroma * (0.04 + 0.4 * tint_yellow + 0.5 * hue_yellow + 0.2 * _peaked(yellow, hue))
+    red = 0.47 * yellow + chroma * (0.25 * tint_red + 0.32 * hue_red + 0.15 * _peaked(red, hue))
+    return Leaves(
+        shape=np.where(top, labels, randomness.below(kind, len(SHAPES[variant]))),
+        radius=radius,
+        x=0.5 * (SIZE - 1) + spread * _signed(x),
+        y=0.5 * (SIZE - 1) + spread * _signed(y),
+        cos=cos,
+        sin=sin,
+        light=light,
+        yellow=yellow,
+        red=red,
+        slope=0.3 * _signed(slope) / np.maximum(radius, 6.0),
+        grain=0.15 + 0.7 * grain * grain,
+        fineness=0.15 + 0.85 * fineness,
+        start=randomness.below(start, TILE * TILE),
+        pattern=randomness.below(pattern, len(PATTERNS[variant])),
+        relief=0.4 * relief * relief,
+        pitch=0.06 + 0.2 * pitch,
+    )
+
+
+def _paint(variant: str, leaves: Leaves) -> Integers:
+    """Which leaf is seen at each pixel: int64 `(n, 64, 64)`, numbers along the leaves' second axis."""
+    seen = np.zeros(len(leaves.radius) * SIZE * SIZE, np.int64)
+    shapes = SHAPES[variant]
+    unit = np.array([np.sqrt(DISC / shape.area) for shape in shapes])[leaves.shape] * leaves.radius
+    width = 2.0 * unit * np.array([shape.reach for shape in shapes])[leaves.shape] + 2.0
+    window_of = np.minimum(np.searchsorted(WINDOWS, width), len(WINDOWS) - 1)
+    window_of[:, 0] = -1  # the ground is everywhere already
+    for number, window in enumerate(WINDOWS):
+        step = np.arange(window)
+        for kind, shape in enumerate(shapes):
+            image, leaf = np.nonzero((window_of == number) & (leaves.shape == kind))
+            x, y = leaves.x[image, leaf], leaves.y[image, leaf]
+            left, upper = (np.clip(np.floor(c - 0.5 * window + 1.0), 0, SIZE - window).astype(np.int64) for c in (x, y))
+            right, down = (left - x)[:, None, None] + step, (upper - y)[:, None, None] + step[:, None]
+            cos, sin = ((c[image, leaf] / unit[image, leaf])[:, None, None] for c in (leaves.cos, leaves.sin))
+            inside = shape.inside(cos * right + sin * down, cos * down - sin * right)
+            pixel = ((image * SIZE + upper) * SIZE + left)[:, None, None] + (SIZE * step[:, None] + step)
+            np.maximum.at(seen, pixel[inside], np.broadcast_to(leaf[:, None, None], inside.shape)[inside])
+    return seen.reshape(-1, SIZE, SIZE)
+
+
+@functools.cache
+def _noise(variant: str) -> Floats:
+    """Fractal value noise, periodic: float64 `(256, 256)`, linear between integers drawn on six lattices."""
+    total = np.zeros((TILE, TILE), np.int64)
+    for octave, amplitude in enumerate((8, 10, 12, 15, 19, 24)):
+        step = 1 << octave
+        part = np.arange(step)[:, None]
+        place = np.arange((TILE // step) ** 2)
+        lattice = randomness.below(_draw(variant, "noise", place, octave)[0], 2001).reshape(TILE // step, -1) - 1000
+        for _ in range(2):  # along one axis, then along the other
+            lattice = lattice[:, None] * (step - part) + np.roll(lattice, -1, axis=0)[:, None] * part
+            lattice = lattice.reshape(TILE, -1).T
+        total += amplitude * lattice // (step * step)
+    return total / 40000.0
+
+
+def _shade(variant: str, samples: Integers, leaves: Leaves, seen: Integers) -> Pixels:
+    """Colour, texture, light, shadow and a lens's blur for what is seen: uint8 `(n, 64, 64, 3)`."""
+    images, count = leaves.radius.shape
+    first = np.arange(images)[:, None, None]
+    leaf = Leaves(*(np.take(values, seen + count * first) for values in leaves))
+    lamp_x, lamp_y, shadow, toward = _draw(variant, "lamp", samples, 0)
+    column = np.arange(SIZE)
+    row = column[:, None]
+    right, down = column - leaf.x, row - leaf.y
+    u, v = leaf.cos * right + leaf.sin * down, leaf.cos * down - leaf.sin * right
+
+    a, b = u * leaf.fineness, v * leaf.fineness * STRETCH[variant]
+    j, i = np.floor(a), np.floor(b)
+    a, b = a - j, b - i
+    cell = leaf.start + TILE * i.astype(np.int64) + j.astype(np.int64)
+    tile = _noise(variant)
+    here, beside, below, across = (np.take(tile, cell + step & tile.size - 1) for step in (0, 1, TILE, TILE + 1))
+    noise = (1.0 - b) * ((1.0 - a) * here + a * beside) + b * ((1.0 - a) * below + a * across)
+    texture = leaf.grain * noise
+    for kind, pattern in enumerate(PATTERNS[variant]):
+        at = leaf.pattern == kind
+        texture[at] += leaf.relief[at] * pattern(u[at] * leaf.pitch[at], v[at] * leaf.pitch[at], noise[at])
+
+    lamp = _signed(randomness.unit(lamp_x)) * (column - 31.5) + _signed(randomness.unit(lamp_y)) * (row - 31.5)
+    bright = np.maximum(1.0 + leaf.slope * u + 0.006 * lamp + texture, 0.1)
+    # A leaf throws a narrow shadow on those beneath it.
+    toward = randomness.below(toward, 25)
+    x, y = np.clip(column + toward % 5 - 2, 0, SIZE - 1), np.clip(row + toward // 5 - 2, 0, SIZE - 1)
+    bright *= np.where(seen[first, y, x] > seen, 1.0 - 0.5 * randomness.unit(shadow), 1.0)
+    pixels = np.empty((images, SIZE, SIZE, 3), np.uint8)
+    red_green = leaf.light + leaf.yellow / 3.0
+    for channel, color in enumerate((red_green + 0.5 * leaf.red, red_green - 0.5 * leaf.red, red_green - leaf.yellow)):
+        light = color * bright
+        for _ in range(2):  # binomial blur along one axis, then along the other
+            light = np.concatenate((light[:, :1], light, light[:, -1:]), axis=1)
+            light = (BLUR * (light[:, :-2] + light[:, 2:]) + (1.0 - 2.0 * BLUR) * light[:, 1:-1]).transpose(0, 2, 1)
+        pixels[..., channel] = np.clip(np.floor(255.0 * light + 0.5), 0, 255).astype(np.uint8)
+    return pixels

@@ -117,6 +117,22 @@ def test_loss_stays_float32_under_bfloat16(name):
     assert float(prediction.loss.detach()) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.03)], ids=str)
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_module_of_another_type_gives_the_same_loss_up_to_its_precision(name, dtype, tolerance):
+    objective, _ = build(TARGETS[name])
+    pixels, samples = random_pixels(8, SIZE), torch.arange(8)
+    expected = objective(pixels, samples=samples)
+    other = copy.deepcopy(objective).to(dtype)
+    found = other(pixels, samples=samples)
+    assert torch.equal(found.positions, expected.positions)
+    assert torch.equal(found.labels, expected.labels)
+    assert float(found.loss) == pytest.approx(float(expected.loss), rel=tolerance)
+    found.loss.backward()
+    gradients = [p.grad for p in other.parameters() if p.requires_grad]
+    assert all(g is not None and g.dtype == dtype and g.isfinite().all() for g in gradients)
+
+
 def test_corruption_and_labels_are_the_same_under_bfloat16():
     objective, _ = build()
     pixels, samples = random_pixels(4, SIZE), torch.arange(4)

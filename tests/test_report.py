@@ -207,6 +207,17 @@ def test_the_table_has_the_numbers_of_the_results(results: dict[str, Any], page:
     assert "Guessing gets 25.0 % right" in page.text
 
 
+def test_a_probe_whose_grid_ended_or_that_did_not_converge_is_told(tmp_path: Path):
+    units = [unit("mean_color", seed) for seed in range(3)]
+    ends = [(0.1, None, True), (1000.0, "largest", True), (1000.0, "largest", False)]
+    for each, (c, end, converged) in zip(units, ends, strict=True):
+        score = {"block": 2, "pool": "avg", "accuracy": 0.5, "c": c, "grid_end": end, "converged": converged}
+        each["evaluation"]["scores"]["linear_probe"] = {"by_depth": [], "default": score, "headline": score}
+    text = written(study(units), tmp_path).text
+    assert "0.1; 1000 (×2)" in text
+    assert "1000 is the largest tried; 1 not converged" in text
+
+
 def test_every_part_is_there(text: str, page: Page):
     for identity in ("answer", "accuracies", "claims", "curves", "depth", "images", "sizes", "back", "pictures", "how"):
         assert identity in page.ids

@@ -89,8 +89,12 @@ class Backbone(nn.Module):
             raise ValueError(f"pixels must have the shape (b, 3, {size}, {size}), found {tuple(pixels.shape)}")
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 `(b, 3, h, w)` → float32 `(pixels / 255 − mean) / std`, in torchvision's order of operations."""
-        return pixels.float().div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        """uint8 `(b, 3, h, w)` → `(pixels / 255 − mean) / std`, in torchvision's order of operations.
+
+        Computed in float32, and given in the type of the model's weights.
+        """
+        normal = pixels.float().div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        return normal.to(next(self.model.parameters()).dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The last features, as timm's `forward_features` gives them.

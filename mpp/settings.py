@@ -6,7 +6,9 @@ import math
 from fractions import Fraction
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Settings(BaseModel):
@@ -18,6 +20,16 @@ class Settings(BaseModel):
 
     shorthand: ClassVar[str | None] = None
     """The setting that is meant where a recipe gives plain text for the whole section: `encoder=runs/mine`."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The JSON Schema that editors check recipes by, in which a shorthand may stand for its section."""
+        whole = handler.resolve_ref_schema(reference := handler(schema))
+        if cls.shorthand is not None:
+            section = dict(whole)
+            whole.clear()
+            whole["anyOf"] = [section, {"type": "string", "description": f"Short for `{cls.shorthand}: …`."}]
+        return reference
 
 
 class SettingError(ValueError):
@@ -34,6 +46,8 @@ class SettingError(ValueError):
 
 class Duration(Settings):
     """A length or an interval, in exactly one of three units: `{steps: 100}`, `{epochs: 3}`, `{images: 5e4}`."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     steps: int | None = Field(default=None, ge=0)
     """Optimiser steps."""

@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
+import jsonschema
 import pytest
 import yaml
 from pydantic import Field
 
 from mpp.recipe import PretrainRecipe, differences, help_text, load_recipe, load_settings, recipe_text, write_recipe
+from mpp.recipe.commands import COMMANDS
 from mpp.recipe.dialect import in_line
+from mpp.recipe.reading import read_document
 from mpp.recipe.schema import every_setting, read_hint, resolve
 from mpp.recipe.writing import plain
 from mpp.settings import Duration
@@ -222,5 +225,35 @@ def test_recipes_can_be_shown_and_described_to_editors(tmp_path: Path) -> None:
     assert "did you mean seed?" in failed.stderr
     assert "Traceback" not in failed.stderr
     schema = json.loads(run("-m", "mpp.recipe", "schema").stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
     assert list(schema["properties"]) == list(PretrainRecipe.model_fields)
     assert schema["$defs"]["DataSettings"]["properties"]["source"]["description"].startswith("`embedded`")
+
+
+def complaints(recipe: dict[str, Any]) -> list[str]:
+    """What an editor that knows the schema underlines."""
+    schema = COMMANDS[recipe["command"]].model_json_schema()
+    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(recipe)]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_editors_find_nothing_wrong_with_our_recipes(path: Path):
+    assert complaints(read_document(path).values) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"training": {"duration": {}}},
+        {"training": {"duration": {"steps": 1, "epochs": 1}}},
+        {"training": {"duration": {"minutes": 1}}},
+        {"data": {"image_size": 0}},
+        {"encoder": 3},
+        {"objektive": {}},
+    ],
+    ids=str,
+)
+def test_editors_find_what_we_would_refuse(wrong: dict[str, Any]):
+    recipe = {"command": "pretrain", "output_dir": "runs/a", "objective": {"kind": "supervised"}}
+    assert complaints(recipe) == complaints({**recipe, "encoder": "runs/mean_color"}) == []
+    assert complaints({**recipe, **wrong})

@@ -224,9 +224,9 @@ def test_random_weights_of_timm_s_architecture_depend_on_the_seed(
     recipe = written(tmp_path / "recipe.yaml", EVALUATE, tinted_images)
     settings = ["encoder=timm:test_vit", "encoder.pretrained=false", "data.image_size=32", "features.blocks=last"]
     seen = []
-    for seed in (0, 1):
+    for seed, name in ((0, "timm_test_vit-random"), (1, "timm_test_vit-random-seed-1")):
         good(commands.run("mpp.evaluate", recipe, *settings, f"seed={seed}", cwd=tmp_path))
-        folder = tmp_path / "runs" / "evaluation" / "timm_test_vit-random" / tinted_images.name
+        folder = tmp_path / "runs" / "evaluation" / name / tinted_images.name
         assert results(folder)["encoder"] == "timm:test_vit, random weights"
         seen.append({path.name for path in (folder / "features").iterdir()})
     assert len(seen[1] - seen[0]) == 2

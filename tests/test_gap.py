@@ -291,6 +291,11 @@ def test_units_that_run_at_once_end_as_those_that_run_in_turn(
         (["finetuning.augmentation.mixup=0.8", "finetuning.training.batch_size=9"], ("pair the images",)),
         (["downstream.source=embedded", "upstream.source=embedded:a"], ("upstream and downstream are both",)),
         (["upstream.source=embedded", "downstream={source: embedded, split: 'train[:50%]'}"], ("are both embedded",)),
+        (["pretraining.checkpoint.resume=false"], ("pretraining.checkpoint.resume is false", "goes on")),
+        (["encoder.arguments.drop_rate=0.1"], ("encoder.arguments has drop_rate", "finetuning.drop_path")),
+        (["study.sizes={wet: {arguments: {proj_drop_rate: 0.1}}}"], ("study.sizes.wet.arguments has proj_drop_rate",)),
+        (["evaluation.labels.seed=3"], ("evaluation.labels.seed", "study.seeds")),
+        (["encoder.patch_size=2", "study.arms=[random,downsized]"], ("study.arms", "downsized: ", "4")),
         (["downstream.split=trian"], ("downstream.split 'trian' cannot be taken",)),
         (["study.only=[random/seed-0]", "downstream.label_column=klass"], ("downstream.label_column", "'klass'")),
     ],
@@ -301,6 +306,46 @@ def test_a_study_s_mistakes_are_told_as_those_of_its_own_settings_before_anythin
     refused(study(*changes), *words)
     assert not list((tmp_path / "gap").rglob("log.txt"))
     assert not list((tmp_path / "gap").rglob("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "shared"),
+    [
+        ("split: test", "", "41 of the 41 images to pre-train on (test) are among the 45 of test downstream"),
+        ("split: 'train[:60%]'", "split: 'train[40%:]'", "18 of the 54 images to pre-train on"),
+        ("split: 'test+train[:9]'", "split: 'train[:50%]'", "9 of the 49 images"),
+    ],
+)
+def test_pre_training_on_images_that_are_judged_by_is_refused(
+    study: Study, tinted_images: Path, tmp_path: Path, up: str, down: str, shared: str
+):
+    sections = (f"{part}={{source: {tinted_images}, image_size: {SIZE}, workers: 0, {rest}}}"
+                for part, rest in (("upstream", up), ("downstream", down)))  # fmt: skip
+    refused(study(*sections), shared)
+    assert not list((tmp_path / "gap").rglob("log.txt"))
+
+
+def test_parts_of_one_data_set_that_share_no_image_may_be_compared(study: Study, tinted_images: Path, tmp_path: Path):
+    common = f"source: {tinted_images}, image_size: {SIZE}, workers: 0"
+    sections = (f"upstream={{{common}, split: 'train[:50%]', validation_split: 'train[:9]'}}",
+                f"downstream={{{common}, split: 'train[50%:]'}}")  # fmt: skip
+    good(study(*sections, "study.arms=[random]", *ALONE, "study.seeds=[0]", "finetuning.fractions=[]"))
+    assert finished(tmp_path / "gap")
+
+
+def test_results_of_weights_that_are_no_more_are_not_taken_for_those_of_a_unit(
+    straight: tuple[Command, Path], study: Study, tmp_path: Path
+):
+    home = tmp_path / "gap" / "mean_color" / "seed-0"
+    shutil.copytree(straight[1] / "mean_color" / "seed-0", home)
+    (home / "unit.json").unlink()
+    other = straight[1] / "supervised" / "seed-0" / "pretrain" / "encoder" / "model.safetensors"
+    shutil.copy(other, home / "pretrain" / "encoder" / "model.safetensors")
+    before = results(home / "evaluation")
+    failed = study("study.only=[mean_color/seed-0]")
+    refused(failed, "finetune-0.5 began with other weights", "choose another output_dir")
+    after = results(home / "evaluation")
+    assert after["features_of"]["weights"] != before["features_of"]["weights"], "measured again"
 
 
 def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(

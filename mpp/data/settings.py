@@ -26,8 +26,8 @@ class DataSettings(Settings):
     """The split to train on; slices such as `train[:10%]` work."""
 
     validation_split: str | None = None
-    """The held-out split; null takes `validation`, else `test`, else a seeded tenth of the training split.
-    Where final scores are measured (fine-tuning, evaluation) null takes `test` first."""
+    """The held-out split; null takes `validation`, else `test`, else a tenth of the training split, the same
+    for every seed. Where final scores are measured (fine-tuning, evaluation) null takes `test` first."""
 
     images: int | None = Field(default=None, ge=2)
     """Train on so many images of the split, a seeded choice (fewer are among more); null takes all."""

@@ -17,6 +17,7 @@ from huggingface_hub import get_token
 from mpp import randomness
 from mpp.data import embedded
 from mpp.data.folders import image_splits
+from mpp.data.order import Numbers
 from mpp.data.scenes import VARIANTS
 from mpp.data.settings import DataSettings
 from mpp.settings import SettingError
@@ -31,12 +32,14 @@ class Part(NamedTuple):
     """Some rows of a data set."""
 
     table: datasets.Dataset
-    numbers: np.ndarray[Any, np.dtype[np.int64]]
+    numbers: Numbers
     """The number of each row in the split that it is from."""
+    places: Numbers
+    """The number of each row among those of all splits, one after the other."""
 
-    def select(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Part:
+    def select(self, rows: Numbers) -> Part:
         """Some of them."""
-        return Part(self.table.select(rows), self.numbers[rows])
+        return Part(self.table.select(rows), self.numbers[rows], self.places[rows])
 
 
 class ImageRows:
@@ -45,6 +48,7 @@ class ImageRows:
     Attributes:
         name: what a person would call it, for messages.
         split: what the data set calls it.
+        places: int64 `(n,)`, the number of each row among those of all splits of the data set.
         class_names: of the labels, or None for unlabelled data.
     """
 
@@ -53,19 +57,19 @@ class ImageRows:
         self.name, self.split = name, split
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
-        self._numbers = part.numbers
+        self._numbers, self.places = part.numbers, part.places
         self.class_names = classes.names if classes else None
         self.labels = classes.numbers(part, label, name) if classes and label else None
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def select(self, rows: np.ndarray[Any, np.dtype[np.int64]], name: str) -> ImageRows:
+    def select(self, rows: Numbers, name: str) -> ImageRows:
         """Some of the rows, under a name of their own; messages still call them by their numbers in the data set."""
         part = copy(self)
         part.name = name
         part._images = self._images.select(rows)
-        part._numbers = self._numbers[rows]
+        part._numbers, part.places = self._numbers[rows], self.places[rows]
         part.labels = None if self.labels is None else self.labels[rows]
         return part
 
@@ -103,7 +107,7 @@ class Classes(NamedTuple):
     names: list[str]
     strings: bool
 
-    def numbers(self, part: Part, column: str, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def numbers(self, part: Part, column: str, name: str) -> Numbers:
         """Class numbers int64 `(rows,)`.
 
         Raises:
@@ -141,11 +145,12 @@ def open_splits(
 ) -> Splits:
     """Open the training and the validation split of a data set.
 
-    Where labels are needed, a split that hides all of its own, as ImageNet's test split does, is passed over.
+    A split that hides its labels where train has some, as ImageNet's test split does, is passed over: whether labels
+    are needed or not, so that runs with labels and without them train on the same images.
 
     Args:
         settings: which data set, splits and columns.
-        seed: decides the hold-out where the data set has no second split.
+        seed: decides which images are trained on where `settings` ask for some of them.
         labelled: whether labels are needed.
         held_out: what the second split may be called where the settings do not say, the best name first.
 
@@ -162,13 +167,14 @@ def open_splits(
     whole = datasets.concatenate_datasets([tables[name] for name in sorted(used)])
     classes = _classes(train.table, whole, label) if label else None
     free = [name for name in held_out if name in tables and name not in used]
-    if label is not None:
-        free = [name for name in free if not _hides(tables[name], label)]
+    shown = label or _label_column(train.table, settings, required=False)
+    if shown is not None and not _hides(train.table, shown):
+        free = [name for name in free if not _hides(tables[name], shown)]
     other = settings.validation_split or next(iter(free), None)
     if other is not None:
         validation = _slice(tables, other, "validation_split")
     else:
-        train, validation = _held_out(train, seed)
+        train, validation = _held_out(train)
     if settings.images is not None:
         rows = len(train.numbers)
         if settings.images > rows:
@@ -266,8 +272,12 @@ def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Part:
         ) from error
     ranges = [range(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to) for p in parts]
     numbers = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
+    begins = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    places = np.concatenate(
+        [begins[p.splitname] + np.arange(r.start, r.stop) for p, r in zip(parts, ranges, strict=True)]
+    )
     slices = [tables[p.splitname].select(rows) for p, rows in zip(parts, ranges, strict=True)]
-    return Part(slices[0] if len(parts) == 1 else datasets.concatenate_datasets(slices), numbers)
+    return Part(slices[0] if len(parts) == 1 else datasets.concatenate_datasets(slices), numbers, places)
 
 
 def _hides(table: datasets.Dataset, column: str) -> bool:
@@ -280,12 +290,15 @@ def _hides(table: datasets.Dataset, column: str) -> bool:
     return len(table) > 0 and set(table.unique(column)) <= {None, -1}
 
 
-def _held_out(train: Part, seed: int) -> tuple[Part, Part]:
-    """Train and validation, where a data set has but one split: a seeded tenth is held out."""
+def _held_out(train: Part) -> tuple[Part, Part]:
+    """Train and validation, where a data set has but one split: a tenth is held out.
+
+    Always the same one: what one run, of whatever seed, has learnt the labels of, another is not to be judged by.
+    """
     rows = len(train.numbers)
     if rows < 2:
         raise ValueError(f"a training split of {rows} rows cannot be divided; name a validation_split")
-    order = randomness.permutation(randomness.key(seed, "hold-out"), 0, rows)
+    order = randomness.permutation(randomness.key(0, "hold-out"), 0, rows)
     held = max(rows // HOLD_OUT, 1)
     return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
 

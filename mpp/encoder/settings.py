@@ -9,6 +9,10 @@ from pydantic import Field
 from mpp.settings import Settings
 
 Positive = Annotated[float, Field(gt=0)]
+DROPOUT = frozenset(
+    ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
+)
+"""timm's arguments that say how a network is regularised, not what it is; those of a source are not kept."""
 
 
 class EncoderSettings(Settings):

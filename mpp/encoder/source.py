@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,14 +14,16 @@ from timm.models import is_model, load_model_config_from_hf
 
 from mpp.data.source import reason_of
 from mpp.encoder.architecture import check_name
+from mpp.encoder.settings import DROPOUT, EncoderSettings
 from mpp.encoder.weights_file import NEVER, PICKLES
 
-DROPOUT = ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
 NOT_THE_MODEL_S = frozenset(
     ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes",
      "features_only", "out_indices", "scriptable", "exportable", "no_jit")
 )  # fmt: skip
 """Arguments of timm's `create_model` that say where weights come from and what for, not what the network is."""
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What holds the weights of an exported folder; the second is a pickle."""
 SAFE = ("model.safetensors", "open_clip_model.safetensors")
 """The names that timm looks for before it takes a pickle."""
 
@@ -35,7 +38,7 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str,
             return (
                 f"local-dir:{folder}",
                 name,
-                architecture_arguments(config.get("model_args") or {}),
+                architecture_arguments(_sized(config.get("model_args") or {}, norm)),
                 {key: norm[key] for key in ("mean", "std", "input_size")},
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -74,6 +77,12 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str,
     return name, architecture, {}, config.to_dict()
 
 
+def _sized(arguments: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """With the image size that timm itself builds an architecture of a fixed one for."""
+    sized = config.get("fixed_input_size") and "img_size" not in arguments
+    return {**arguments, "img_size": config["input_size"][-2:]} if sized else arguments
+
+
 def _is_hub_id(source: str) -> bool:
     looks = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) is not None
     return looks and not Path(source.split("/")[0]).is_dir()  # runs/mine that is not there is a slip of the pen
@@ -95,7 +104,7 @@ def _hub(source: str, allow_pickle: bool) -> tuple[str, str, dict[str, Any], dic
             raise ValueError(f"its config.json is not timm's description of a model: {error} is missing") from error
         if not allow_pickle and (config.get("hf_hub_filename") or config.get("custom_load")):
             raise ValueError("its config.json points to weights in another file; set encoder.allow_pickle=true to read")
-        arguments = architecture_arguments(arguments or {})
+        arguments = architecture_arguments(_sized(arguments or {}, config))
     except Exception as error:  # whatever the Hub, the network and the file of another form may raise
         raise ValueError(
             f"encoder source {source!r} is no file here, and cannot be loaded as timm's model from the Hugging Face "
@@ -109,6 +118,24 @@ def _is_safe(repo: str, revision: str | None) -> bool:
     if any(isinstance(try_to_load_from_cache(repo, name, revision=revision), str) for name in SAFE):
         return True
     return any(file_exists(repo, name, revision=revision) for name in SAFE)
+
+
+def weights_digest_of(settings: EncoderSettings) -> str | None:
+    """A SHA-256 of the file of weights that an encoder begins with; None where these are random, or no file here.
+
+    A run's weights change for as long as it trains: what began with some of them is not what began with others.
+    """
+    if settings.source is None or not settings.pretrained:
+        return None
+    path = Path(settings.source).expanduser()
+    if not path.is_file():
+        folder = _folder(path, settings.allow_pickle)
+        found = [folder / name for name in WEIGHTS if (folder / name).is_file()] if folder else []
+        if not found:
+            return None
+        path = found[0]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def architecture_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +174,7 @@ def architecture_of(source: str | Path) -> tuple[str, dict[str, Any], Any, Any]:
 def _folder(source: str | Path, allow_pickle: bool = False) -> Path | None:
     """The exported folder that a path stands for: itself, or the `encoder/` of a run; None if it is neither."""
     for folder in (Path(source), Path(source) / "encoder"):
-        for name in ("model.safetensors", *(["pytorch_model.bin"] if allow_pickle else [])):
+        for name in WEIGHTS if allow_pickle else WEIGHTS[:1]:
             if (folder / "config.json").is_file() and (folder / name).is_file():
                 return folder
     return None

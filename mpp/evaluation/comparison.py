@@ -32,7 +32,7 @@ def summarize(units: list[Outcome]) -> dict[str, Any]:
     """
     tables = [_table(variant, units) for variant in dict.fromkeys(_variant(unit) for unit in units)]
     claims = [claim for table in tables for claim in _claims(table)]
-    note = NOTE.format(count=len(claims))
+    note = NOTE.format(count=sum("mean" in claim for claim in claims))
     return {"titles": TITLES, "tables": tables, "claims": claims, "note": note, "units": units}
 
 
@@ -96,17 +96,22 @@ def _claims(table: dict[str, Any]) -> list[dict[str, Any]]:
             if gain is not None and gap is not None:
                 claims.append(_order(table, metric, floor, arm, gain, gap))
             claims.append(_claim(table, metric, "random", arm) if floor == "scratch" else None)
-        claims += [_claim(table, metric, control, "mean_color") for control in CONTROLS]
-        claims += [_claim(table, metric, other, "mean_color") for other in MPP if other != "mean_color"]
+        first = _first(table)
+        claims += [_claim(table, metric, control, first) for control in CONTROLS]
+        claims += [_claim(table, metric, other, first) for other in MPP if other != first]
     return [claim for claim in claims if claim is not None]
+
+
+def _first(table: dict[str, Any]) -> str:
+    """The target that headlines are about: the mean colour, or where a study leaves it out, the next that it has."""
+    return next((arm for arm in MPP if arm in table["arms"]), MPP[0])
 
 
 def _is_headline(table: dict[str, Any], metric: str, arms: list[str]) -> bool:
     """The few claims that are told first, chosen before anything is measured."""
     asked = metric in ("kNN", "linear probe") or metric.startswith("fine-tuned") or metric == _most_shots(table)
     floor = "scratch" if metric.startswith("fine-tuned") else "random"
-    first = next((arm for arm in MPP if arm in table["arms"]), "")
-    chain = [floor, first, "supervised"]
+    chain = [floor, _first(table), "supervised"]
     return asked and not table["variant"] and arms in (chain[:2], chain[1:], chain)
 
 

@@ -83,8 +83,8 @@ def scores(
     """
     found: dict[str, Any] = {}
     chosen = default
-    ordered = sorted(evaluators, key=lambda settings: NAMES[type(settings)] not in by_depth)
-    for settings in ordered:
+    order = {name: place for place, name in enumerate(by_depth)}
+    for settings in sorted(evaluators, key=lambda settings: order.get(NAMES[type(settings)], len(order))):
         name, at = NAMES[type(settings)], partial(_at, settings, pieces)
         entry: dict[str, Any] = {"by_depth": []}
         if name in by_depth and dev is not None and len(train.values) > 1:

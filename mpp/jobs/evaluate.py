@@ -19,6 +19,7 @@ from mpp.data.source import ImageRows, Splits, open_splits, public_name
 from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.build import build_backbone
 from mpp.encoder.settings import EncoderSettings
+from mpp.encoder.source import weights_digest_of
 from mpp.evaluation.arms import CONTROLS
 from mpp.evaluation.controls import Control
 from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
@@ -50,10 +51,11 @@ def evaluate(recipe: EvaluateRecipe) -> int:
         check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=False)
     with about("data", "source"):
         splits = on_each(accelerator, lambda: open_labelled(recipe))
+    source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     reader = make_reader(recipe, accelerator)
     if isinstance(reader, EncoderReader) and accelerator.is_main_process:
         print(reader.encoder.summary)
-    results = evaluate_reader(recipe, reader, splits, folder, accelerator)
+    results = evaluate_reader(recipe, reader, splits, folder, accelerator, source_weights)
     if accelerator.is_main_process:
         print(table(results))
         print(f"\nall of it: {folder / 'results.json'}")
@@ -62,17 +64,25 @@ def evaluate(recipe: EvaluateRecipe) -> int:
 
 
 def is_evaluated(recipe: EvaluateRecipe) -> bool:
-    """Whether the folder of a recipe holds its results: of the same settings, but for those that decide nothing."""
+    """Whether the folder of a recipe holds its results: of these weights, and settings but for what decides nothing."""
     path = output_folder(recipe) / "results.json"
     try:
-        before = EvaluateRecipe.model_validate(json.loads(path.read_text())["recipe"])
+        results = json.loads(path.read_text())
+        before = EvaluateRecipe.model_validate(results["recipe"])
     except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if results.get("source_weights") != weights_digest_of(recipe.encoder):
         return False
     return all(path.startswith(DECIDES_NOTHING) for path, _, _ in differences(before, recipe))
 
 
 def evaluate_reader(
-    recipe: EvaluateRecipe, reader: Reader, splits: Splits, folder: Path, accelerator: Accelerator
+    recipe: EvaluateRecipe,
+    reader: Reader,
+    splits: Splits,
+    folder: Path,
+    accelerator: Accelerator,
+    source_weights: str | None = None,
 ) -> dict[str, Any]:
     """Extract the features of both splits, score them, and write `results.json` and `recipe.yaml` into `folder`."""
 
@@ -107,6 +117,7 @@ def evaluate_reader(
             "data": recipe.data.source,
             "data_name": data_name(recipe),
             "features_of": reader.identity(),
+            "source_weights": source_weights,
             "image_size": recipe.data.image_size,
             "made_for": reader.encoder.made_for if isinstance(reader, EncoderReader) else None,
             "split": splits.validation.split,
@@ -166,7 +177,7 @@ def output_folder(recipe: EvaluateRecipe) -> Path:
     if labels.fraction < 1 or labels.seed:
         data += f"-{labels.fraction:g}-of-labels" + (f"-seed-{labels.seed}" if labels.seed else "")
     run = Path(source)
-    if not recipe.encoder.pretrained:  # it is not the run that is measured
+    if recipe.encoder.source is None or not recipe.encoder.pretrained:  # no run is measured, but random weights
         source = f"{run.name}-random" + (f"-seed-{recipe.seed}" if recipe.seed else "")
     elif run.is_dir():
         return (run.parent if (run / "config.json").is_file() and run.name == "encoder" else run) / "evaluation" / data

@@ -22,11 +22,13 @@ from mpp.data.source import Splits, open_splits
 from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.build import build_backbone, cut_after
 from mpp.encoder.export import export_classifier, export_encoder
+from mpp.encoder.source import weights_digest_of
 from mpp.files import replacing, write_text
 from mpp.jobs.judging import about, about_network, check_training
 from mpp.jobs.running import (
     Job,
     check_same_images,
+    check_same_weights,
     is_finished,
     on_each,
     refuse_changes,
@@ -115,6 +117,7 @@ def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dic
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is of another version of this package; choose another output_dir") from error
     refuse_changes(before, recipe, f"{folder} holds a finished run of another recipe")
+    check_same_weights(results.get("source_weights"), recipe, folder)
     return results
 
 
@@ -123,6 +126,7 @@ class _FineTuning:
 
     def __init__(self, recipe: FinetuneRecipe, splits: Splits, accelerator: Accelerator, stop: StopRequest) -> None:
         self.recipe, self.splits, self.accelerator, self.stop = recipe, splits, accelerator, stop
+        self.source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
         labels = splits.train.labels
         assert labels is not None
         self.classes = list(splits.train.class_names or ())
@@ -179,6 +183,8 @@ class _FineTuning:
         checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
         if on_main(self.accelerator, lambda: _diverged(recipe, folder)):
             return None, candidate
+        if checkpoint is not None:
+            on_main(self.accelerator, lambda: check_same_weights(_begun_with(checkpoint), recipe, folder))
         if checkpoint is None or not is_finished(checkpoint):
             self.say(f"\n{candidate}")
             try:
@@ -235,6 +241,7 @@ class _FineTuning:
             ),
             early_stopping=stopping,
             about=f"{recipe.data.source}, {len(self.classes)} classes",
+            source_weights=self.source_weights,
         )
         if checkpoint is not None and is_finished(checkpoint):  # killed between the last step and the test
             objective.load_state_dict(load_file(checkpoint.folder / "weights.safetensors"))
@@ -248,6 +255,7 @@ class _FineTuning:
         torch.manual_seed(low | high << 32)
         with about_network(recipe.encoder):
             backbone = build_backbone(recipe.encoder, recipe.data.image_size)
+        on_main(self.accelerator, lambda: check_same_weights(self.source_weights, recipe, Path(recipe.output_dir)))
         backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
         settings = recipe.objective
         if isinstance(settings, LinearProbeSettings):
@@ -281,6 +289,7 @@ class _FineTuning:
             "encoder": recipe.encoder.source
             if recipe.encoder.source and recipe.encoder.pretrained
             else f"{recipe.encoder.source or recipe.encoder.name} from scratch",
+            "source_weights": self.source_weights,
             "data": recipe.data.source,
             "test": {**seen, "images": len(crops.images)},
             "best_on_dev": {"accuracy": progress.best, "step": progress.best_step} if job.early_stopping else None,
@@ -334,6 +343,11 @@ def _with(recipe: FinetuneRecipe, chosen: Candidate, **changes: Any) -> Finetune
             **changes,
         }
     )
+
+
+def _begun_with(checkpoint: Checkpoint) -> str | None:
+    """The digest of the weights that a run began with."""
+    return checkpoint.state.get("source_weights")
 
 
 def _diverged(recipe: FinetuneRecipe, folder: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mpp.data.order import Numbers
-from mpp.data.source import open_splits
+from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.data.subsets import dev_split, fraction_rows
 from mpp.encoder.architecture import has_patches
 from mpp.encoder.settings import EncoderSettings
@@ -31,11 +31,11 @@ from mpp.files import write_text
 from mpp.jobs.apart import OUTCOME, PATIENCE, run_all
 from mpp.jobs.evaluate import DATA_ORDER, asked_for, evaluate, is_evaluated
 from mpp.jobs.finetune import Candidate, finetune
-from mpp.jobs.judging import about, check_network, check_optimizer, of_study, together
+from mpp.jobs.judging import about, check_network, check_objective, check_optimizer, of_study, together
 from mpp.jobs.pretrain import pretrain
 from mpp.jobs.units import Unit, recipes_of, unit_named, units_of
 from mpp.objective.settings import MaskedPatchSettings
-from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, write_recipe
+from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, same_data, write_recipe
 from mpp.report.page import write_page
 from mpp.settings import SettingError
 from mpp.training.checkpoint import Checkpoints
@@ -104,15 +104,20 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
         SettingError: with all complaints.
     """
     found: dict[tuple[str | None, bool], EncoderSettings] = {}
+    objectives: dict[tuple[str | None, str], Callable[[], None]] = {}
+    size = recipe.upstream.image_size
     for unit in units:
         recipes = recipes_of(recipe, unit)
         first = next(iter(recipes.named().values()), None)  # from scratch without fine-tuning there is none
         if first is not None and unit.arm not in CONTROLS:
             patches = recipes.pretrain is not None and isinstance(recipes.pretrain.objective, MaskedPatchSettings)
             found[unit.size, patches] = first.encoder  # pyright: ignore[reportAttributeAccessIssue]
-    size = recipe.upstream.image_size
+        if recipes.pretrain is not None:
+            given = recipes.pretrain.objective, recipes.pretrain.encoder, size
+            objectives[unit.size, unit.arm] = partial(_check_objective, *given, unit)
     together(
         *(partial(_check_network, encoder, size, name, patches) for (name, patches), encoder in found.items()),
+        *objectives.values(),
         lambda: check_optimizer(recipe.pretraining.optimizer, "pretraining.optimizer"),
         lambda: check_optimizer(recipe.finetuning.optimizer, "finetuning.optimizer"),
     )
@@ -121,6 +126,19 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
 def _check_network(encoder: EncoderSettings, image_size: int, size: str | None, patches: bool) -> None:
     section = "encoder" if size is None else f"study.sizes.{size}"
     check_network(encoder, image_size, "upstream.image_size", patches=patches, section=section)
+
+
+def _check_objective(objective: Any, encoder: EncoderSettings, image_size: int, unit: Unit) -> None:
+    """Refuse an arm whose target or corruption does not fit the patches.
+
+    Raises:
+        SettingError: of the arm, with all complaints.
+    """
+    try:
+        check_objective(objective, encoder, image_size)
+    except SettingError as error:
+        where = "study.arms" if unit.size is None else f"study.sizes.{unit.size}.arms"
+        raise SettingError({where: f"{unit.arm}: {'; '.join(error.complaints.values())}"}) from error
 
 
 def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
@@ -141,12 +159,29 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
         if (most := max((unit.images or 0 for unit in here), default=0)) > len(rows):
             raise SettingError({"study.images": f"{most} are more than the {len(rows)} images of {upstream.source}"})
         with about("upstream" if back else "downstream", "source"):
-            labels = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER).train.labels
+            judged = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER)
+        if same_data(upstream, downstream):
+            _check_apart(rows, judged)
+        labels = judged.train.labels
         assert labels is not None
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{downstream.source} holds images of a single class: there is nothing to tell apart")
         with of_study("evaluation", "downstream"):
             _check_evaluation(recipe, labels)
+
+
+def _check_apart(rows: ImageRows, judged: Splits) -> None:
+    """Refuse to pre-train on images that representations are judged by.
+
+    Raises:
+        ValueError: with how many there are.
+    """
+    for part in judged:
+        if shared := len(np.intersect1d(rows.places, part.places)):
+            raise ValueError(
+                f"{shared} of the {len(rows)} images to pre-train on ({rows.split}) are among the {len(part)} of "
+                f"{part.split} downstream, which representations are judged by; choose two data sets, or splits apart"
+            )
 
 
 def _check_evaluation(recipe: GapRecipe, labels: Numbers) -> None:
@@ -157,7 +192,10 @@ def _check_evaluation(recipe: GapRecipe, labels: Numbers) -> None:
     """
     part, seed = recipe.evaluation, recipe.study.seeds[0]
     used = labels[fraction_rows(labels, part.labels.fraction, seed)]
-    chooses = part.labels.dev > 0 and has_patches(recipe.encoder.name, recipe.encoder.arguments)
+    networks = [(recipe.encoder.name, recipe.encoder.arguments)]
+    networks += [(other.name, other.arguments) for other in recipe.study.sizes.values() if other.name is not None]
+    several = part.features.blocks != "last" or len({*part.features.pools, recipe.encoder.pool or "token"}) > 1
+    chooses = part.labels.dev > 0 and several and any(has_patches(*network) for network in networks)
     dev = dev_split(used, part.labels.dev, seed) if chooses else None
     check_feasible(asked_for(part), used, dev, part.by_depth)
 

@@ -15,6 +15,7 @@ from mpp.data.images import Images
 from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.source import ImageRows, Splits, open_splits
 from mpp.encoder.build import build_backbone, build_encoder
+from mpp.encoder.source import weights_digest_of
 from mpp.evaluation.in_training import in_training
 from mpp.hub.background import BackgroundPush, check_token
 from mpp.jobs.judging import about, about_network, check_patches, check_training
@@ -60,6 +61,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     splits = prepare_data(recipe, accelerator)
     if checkpoint is not None:
         check_same_images(checkpoint, splits.train, recipe.data.source)
+    source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     objective = make_objective(recipe, splits.train).to(accelerator.device)
     held_out = EvaluationCrops(
         Images(splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data, keep=LOOKED_AT
@@ -77,6 +79,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         held_out=held_out,
         held_out_rows=held_out_rows,
         baselines=baselines,
+        source_weights=source_weights,
     )
     if recipe.reconstructions.images and isinstance(objective, MaskedPatchPrediction):
         shown = held_out[held_out_rows[: recipe.reconstructions.images]]

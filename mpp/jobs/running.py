@@ -19,6 +19,7 @@ from mpp.data.order import Numbers, share
 from mpp.data.source import ImageRows
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
+from mpp.encoder.source import weights_digest_of
 from mpp.jobs.judging import about
 from mpp.recipe import differences, write_recipe
 from mpp.settings import Duration, SettingError, Settings
@@ -59,6 +60,8 @@ class Job:
     early_stopping: EarlyStopping | None = None
     about: str = ""
     """What the data is, for a person."""
+    source_weights: str | None = None
+    """What `weights_digest_of` said of the encoder before it was built."""
 
     @property
     def encoder(self) -> Backbone:
@@ -157,6 +160,26 @@ def check_same_images(checkpoint: Checkpoint, rows: ImageRows, source: str) -> N
         )
 
 
+def check_same_weights(then: str | None, recipe: Any, folder: Path) -> None:
+    """Refuse to go on from, or to take for done, what began with other weights than its source has now.
+
+    Args:
+        then: what `weights_digest_of` said when it began; None where that is not known.
+        recipe: of a command that trains.
+        folder: of the run.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    now = weights_digest_of(recipe.encoder)
+    if None not in (then, now) and then != now:
+        raise ValueError(
+            f"{folder} began with other weights than those that {recipe.encoder.source} holds now: give the old ones "
+            "back, choose another output_dir, or start afresh with checkpoint.resume=false. A run's weights change "
+            "for as long as it trains: copy its encoder folder to begin with those of now"
+        )
+
+
 def run_job(
     job: Job, accelerator: Accelerator, stop: StopRequest, checkpoint: Checkpoint | None
 ) -> tuple[Run, Progress]:
@@ -174,6 +197,9 @@ def run_job(
         raise SettingError({"training.duration": "it is 0 steps long: there is nothing to train"})
     if job.augmentation is not None:
         job.augmentation.check(part.micro_batch_size)
+    if checkpoint is not None:
+        then = checkpoint.state.get("source_weights")
+        on_main(accelerator, lambda: check_same_weights(then, recipe, folder))
     crops = TrainingCrops(
         Images(job.rows, cache=recipe.data.cache, max_bad_share=recipe.data.max_bad_share), recipe.data, recipe.seed
     )
@@ -229,6 +255,7 @@ def run_job(
             "steps": steps,
             "recipe": recipe.model_dump(mode="json"),
             "data": _content(job.rows),
+            "source_weights": job.source_weights,
             "baselines": job.baselines,
             "flops_per_image": flops,
             "local": [  # these settings name places on this machine: what is published cuts them

@@ -13,7 +13,15 @@
 Nothing here imports torch: help and errors come at once.
 """
 
-from mpp.recipe.commands import COMMANDS, EvaluateRecipe, EvaluationPart, FinetuneRecipe, GapRecipe, PretrainRecipe
+from mpp.recipe.commands import (
+    COMMANDS,
+    EvaluateRecipe,
+    EvaluationPart,
+    FinetuneRecipe,
+    GapRecipe,
+    PretrainRecipe,
+    same_data,
+)
 from mpp.recipe.help import help_text
 from mpp.recipe.loading import load_recipe, load_settings, open_recipe, placed
 from mpp.recipe.problems import RecipeError
@@ -34,5 +42,6 @@ __all__ = [
     "open_recipe",
     "placed",
     "recipe_text",
+    "same_data",
     "write_recipe",
 ]

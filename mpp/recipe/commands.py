@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from mpp.data.settings import DataSettings, LabelSettings
-from mpp.encoder.settings import EncoderSettings
+from mpp.encoder.settings import DROPOUT, EncoderSettings
 from mpp.evaluation.settings import (
     Evaluator,
     FeatureSettings,
@@ -226,6 +226,23 @@ class GapRecipe(Settings):
                 f"encoder.source {self.encoder.source}: every arm of a study begins from random weights; name the "
                 "architecture with encoder.name and encoder.arguments"
             )
+        for part in ("pretraining", "finetuning"):
+            if not getattr(self, part).checkpoint.resume:
+                raise ValueError(
+                    f"{part}.checkpoint.resume is false, but a study goes on with what it finds; delete a "
+                    "unit's folder to have it run again"
+                )
+        for where, arguments in {
+            "encoder.arguments": self.encoder.arguments,
+            **{f"study.sizes.{name}.arguments": other.arguments for name, other in self.study.sizes.items()},
+        }.items():
+            if found := sorted(DROPOUT & set(arguments)):
+                raise ValueError(
+                    f"{where} has {', '.join(found)}, which fine-tuning from another run does not keep: arms "
+                    "would differ in more than their start; set encoder.drop_path and finetuning.drop_path instead"
+                )
+        if self.evaluation.labels.seed:
+            raise ValueError("evaluation.labels.seed: in a study the seeds of study.seeds decide this; leave it out")
         study, measured = self.study, self.evaluation
         if measured.few_shot is None and measured.knn is None and measured.linear_probe is None:
             raise ValueError("evaluation: few_shot, knn and linear_probe are all null: there is nothing to measure")
@@ -260,10 +277,14 @@ class GapRecipe(Settings):
 
 def _same_images(one: DataSettings, other: DataSettings) -> bool:
     """Whether two sections name the same split of the same data, or a part of it and the whole."""
-    places = {(*_canonical(data.source), data.subset) for data in (one, other)}
     named = [{part.split("[")[0].strip() for part in data.split.split("+")} for data in (one, other)]
     whole = "[" not in one.split or "[" not in other.split
-    return len(places) == 1 and (one.split == other.split or (whole and bool(named[0] & named[1])))
+    return same_data(one, other) and (one.split == other.split or (whole and bool(named[0] & named[1])))
+
+
+def same_data(one: DataSettings, other: DataSettings) -> bool:
+    """Whether two sections name the same data set, whichever of its splits."""
+    return len({(*_canonical(data.source), data.subset) for data in (one, other)}) == 1
 
 
 def _canonical(source: str) -> tuple[str, str]:

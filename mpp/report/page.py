@@ -253,6 +253,13 @@ def _pictures(units: Sequence[Unit], titles: Mapping[str, str], folder: Path) ->
     return found
 
 
+def _searched(recipe: dict[str, Any]) -> list[str]:
+    """What fine-tuning searched, in words."""
+    search = (recipe.get("finetuning") or {}).get("search") or {}
+    named = {"lr": "the learning rate of fine-tuning", "pool": "the pooling of fine-tuning"}
+    return [words for setting, words in named.items() if search.get(setting)]
+
+
 def _about(recipe: dict[str, Any], units: Sequence[Unit]) -> dict[str, Any]:
     """The facts of the opening paragraph; None for what is not known."""
     own = [unit for unit in units if Variant.of_unit(unit) == Variant()]
@@ -276,5 +283,5 @@ def _about(recipe: dict[str, Any], units: Sequence[Unit]) -> dict[str, Any]:
         "seeds": sorted({unit["seed"] for unit in units}),
         "units": len(units),
         "dev": (recipe.get("finetuning") or {}).get("dev"),
-        "searched": bool(((recipe.get("finetuning") or {}).get("search") or {}).get("lr")),
+        "searched": _searched(recipe),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mpp
 from mpp.objective.supervised import SupervisedClassification
@@ -183,6 +183,22 @@ def test_other_settings_in_the_same_folder_are_refused(
     before = sha(straight[1] / "results.json")
     refused(commands.run("mpp.finetune", recipe, f"encoder={pretrained}", LONG, *EVERYTHING, change), *words)
     assert sha(straight[1] / "results.json") == before
+
+
+@pytest.mark.parametrize("state", ["finished", "begun"])
+def test_a_run_does_not_go_on_from_weights_that_have_changed_since(
+    finetune: Finetune, pretrained: Path, tmp_path: Path, state: str
+):
+    source, run = tmp_path / "trained_on", tmp_path / "run"
+    shutil.copytree(pretrained, source)
+    good(finetune(f"encoder={source}"))
+    if state == "begun":
+        (run / "results.json").unlink()
+        shutil.rmtree(max((run / "checkpoints").glob("step-*")))
+    weights = source / "encoder" / "model.safetensors"
+    save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights)
+    refused(finetune(f"encoder={source}"), f"{run} began with other weights", f"{source} holds now")
+    good(finetune(f"encoder={source}", "checkpoint.resume=false"))
 
 
 def test_resume_false_starts_afresh_and_ends_where_it_did_before(

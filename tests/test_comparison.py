@@ -222,6 +222,14 @@ def test_headlines_are_few_and_leave_out_the_default_place():
     assert all("downsized" not in claim["arms"] for claim in told)
 
 
+def test_the_comparisons_that_are_counted_have_an_interval_each():
+    levels = {"random": 0.3, "scratch": 0.35, "mean_color": 0.5, "supervised": 0.7}
+    units = [outcome(arm, seed, base, knn=base + seed / 30) for seed in range(3) for arm, base in levels.items()]
+    found = summarize(units)
+    assert any("low" not in claim for claim in found["claims"]), "orders have none"
+    assert found["note"].startswith(f"{sum('low' in claim for claim in found['claims'])} comparisons")
+
+
 def test_a_study_without_mean_colour_has_headlines_of_the_first_target_that_it_has():
     units = [
         outcome(name, seed, base, knn=base + seed / 30)

@@ -1,11 +1,14 @@
 """Every family of timm encoders with a tensor patch embedding; everything else is refused when it is built."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 import mpp
 from mpp.encoder.export import export_encoder
@@ -190,6 +193,23 @@ def test_the_model_s_own_sizes_are_the_default():
 def test_a_source_that_is_neither_run_nor_folder_nor_name_is_refused():
     with pytest.raises((ValueError, OSError), match="no_such_model_at_all"):
         mpp.load_encoder("no_such_model_at_all")
+
+
+def test_a_timm_folder_whose_size_is_in_its_description_alone_has_that_size(tmp_path: Path):
+    """As timm saves a model of a fixed size that it was not given as an argument."""
+    vit = timm.create_model("test_vit", num_classes=0, img_size=96).eval()
+    config = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {
+        "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 96, 96], "fixed_input_size": True,
+    }}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(vit.state_dict(), tmp_path / "model.safetensors")
+    pixels = random_pixels(2, 96)
+    encoder = mpp.load_encoder(tmp_path).eval()
+    assert (encoder.image_size, encoder.made_for) == (96, 96)
+    with torch.no_grad():
+        assert torch.equal(encoder(pixels), vit.forward_features(pixels.float() / 127.5 - 1))
+    smaller = mpp.load_encoder(tmp_path, image_size=64)
+    assert (smaller.image_size, smaller.made_for) == (64, 96)
 
 
 def test_a_trained_step_exports_and_timm_reloads_the_same_features(family, tmp_path):

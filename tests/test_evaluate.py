@@ -20,6 +20,9 @@ from sklearn.preprocessing import StandardScaler
 
 import mpp
 from mpp.data.subsets import dev_split, fraction_rows
+from mpp.evaluation.features import Features, Place
+from mpp.evaluation.scoring import scores
+from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
 from tests.downstream import (
     EVALUATE,
     SIZE,
@@ -276,6 +279,29 @@ def test_a_random_start_and_a_part_of_the_labels_leave_the_results_of_the_run_al
     part = results(run / "evaluation" / f"{tinted_images.name}-0.5-of-labels")
     assert random["features_of"]["weights"] != part["features_of"]["weights"]
     assert (random["train_images"], part["train_images"]) == (TRAIN, TRAIN // 3 // 2 * 3)
+
+
+@pytest.mark.parametrize("by_depth", [("knn", "few_shot"), ("few_shot", "knn")])
+def test_the_last_evaluator_by_depth_decides_for_those_that_do_not_choose(by_depth: tuple[str, ...]):
+    rng = np.random.default_rng(0)
+    crossed, apart = Place(1, "avg"), Place(2, "avg")
+
+    def features(rows: int) -> Features:
+        """An exclusive or, which neighbours tell apart and no plane does; and the other way round a slight shift."""
+        corners = rng.integers(0, 2, (rows, 2))
+        labels = corners.sum(1) % 2
+        shifted = rng.normal(size=(rows, 30)) + 0.8 * labels[:, None] * (np.arange(30) < 3)
+        values = {crossed: corners + 0.1 * rng.normal(size=(rows, 2)) - 0.5, apart: shifted}
+        floats = {place: torch.from_numpy(value).float() for place, value in values.items()}
+        return Features(floats, torch.from_numpy(labels), 0)
+
+    train, test = features(400), features(100)
+    asked = (FewShotSettings(shots=(100,), seeds=(0,)), NeighbourSettings(k=(5,)), ProbeSettings(grid=(0.1,)))
+    dev = dev_split(train.labels.numpy(), 0.2, 0)
+    found = scores(asked, train, test, apart, dev=dev, by_depth=by_depth)
+    chosen = {name: entry["headline"]["block"] for name, entry in found.items()}
+    assert (chosen["knn"], chosen["few_shot"]) == (1, 2)
+    assert chosen["linear_probe"] == chosen[by_depth[-1]]
 
 
 def test_another_image_size_than_the_encoder_s_own_is_told(evaluate: Evaluate, pretrained: Path, tmp_path: Path):

@@ -218,6 +218,26 @@ def test_a_probe_whose_grid_ended_or_that_did_not_converge_is_told(tmp_path: Pat
     assert "1000 is the largest tried; 1 not converged" in text
 
 
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"lr": [1e-3], "pool": []}, "frozen features and the learning rate of fine-tuning are chosen"),
+        ({"lr": [], "pool": ["avg"]}, "frozen features and the pooling of fine-tuning are chosen"),
+        (
+            {"lr": [1e-3], "pool": ["avg"]},
+            "features, the learning rate of fine-tuning and the pooling of fine-tuning are",
+        ),
+        ({"lr": [], "pool": []}, "the pooling of frozen features are chosen"),
+    ],
+)
+def test_what_fine_tuning_searched_is_told_for_what_it_is(search: dict[str, Any], said: str, tmp_path: Path):
+    found = study([unit("mean_color", seed) for seed in range(2)])
+    found["recipe"] |= {"finetuning": {"dev": 0.1, "search": search}}
+    text = written(found, tmp_path).text
+    assert said in text
+    assert ("which nothing was chosen by" in text) == (not any(search.values()))
+
+
 def test_every_part_is_there(text: str, page: Page):
     for identity in ("answer", "accuracies", "claims", "curves", "depth", "images", "sizes", "back", "pictures", "how"):
         assert identity in page.ids

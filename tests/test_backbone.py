@@ -240,7 +240,7 @@ def test_a_cnn_trains_resumes_bit_for_bit_and_is_fine_tuned(commands: ForkServer
 
     start = [f"output_dir={tmp_path / 'tuned'}", f"encoder={{source: {run}}}", "data.image_size=24"]
     tuned = good(commands.run("mpp.pretrain", tiny_recipe, *SUPERVISED[::2], *start, "optimizer.lr=1e-30"))
-    assert "test_resnet, 0.4 M parameters, 24 px\n" in tuned.text
+    assert "test_resnet, 0.4 M parameters, 24 px (made for 16)\n" in tuned.text
     after = files(tmp_path / "tuned")
     assert all(torch.equal(after[name], saved) for name, saved in straight.items() if not STATISTIC.search(name))
     assert after["bn1.num_batches_tracked"] == 24

@@ -168,7 +168,7 @@ def open_splits(
     classes = _classes(train.table, whole, label) if label else None
     free = [name for name in held_out if name in tables and name not in used]
     shown = label or _label_column(train.table, settings, required=False)
-    if shown is not None and not _hides(train.table, shown):
+    if shown is not None and (label is not None or _tells_apart(train.table, shown)):
         free = [name for name in free if not _hides(tables[name], shown)]
     other = settings.validation_split or next(iter(free), None)
     if other is not None:
@@ -288,6 +288,11 @@ def _hides(table: datasets.Dataset, column: str) -> bool:
     if not kind.startswith(("int", "uint", "string", "large_string", "null")):  # told later, for what it is
         return False
     return len(table) > 0 and set(table.unique(column)) <= {None, -1}
+
+
+def _tells_apart(table: datasets.Dataset, column: str) -> bool:
+    """Whether labels are of two classes at least; those of images in one folder are all the folder's name."""
+    return len(set(table.unique(column)) - {None, -1}) > 1
 
 
 def _held_out(train: Part) -> tuple[Part, Part]:

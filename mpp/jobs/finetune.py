@@ -183,8 +183,6 @@ class _FineTuning:
         checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
         if on_main(self.accelerator, lambda: _diverged(recipe, folder)):
             return None, candidate
-        if checkpoint is not None:
-            on_main(self.accelerator, lambda: check_same_weights(_begun_with(checkpoint), recipe, folder))
         if checkpoint is None or not is_finished(checkpoint):
             self.say(f"\n{candidate}")
             try:
@@ -343,11 +341,6 @@ def _with(recipe: FinetuneRecipe, chosen: Candidate, **changes: Any) -> Finetune
             **changes,
         }
     )
-
-
-def _begun_with(checkpoint: Checkpoint) -> str | None:
-    """The digest of the weights that a run began with."""
-    return checkpoint.state.get("source_weights")
 
 
 def _diverged(recipe: FinetuneRecipe, folder: Path) -> bool:

@@ -87,10 +87,10 @@ def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | No
 
 
 def stands(recipe: Any, folder: Path) -> Checkpoint | None:
-    """The newest good checkpoint of a folder, which has to be of this recipe.
+    """The newest good checkpoint of a folder, which has to be of this recipe and to have begun with its weights.
 
     Raises:
-        ValueError: if the folder holds a run of another recipe.
+        ValueError: if the folder holds a run of another recipe, or one that began with other weights.
         CheckpointError: if it holds checkpoints, but none that is whole.
     """
     checkpoint = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep).newest(print)
@@ -111,6 +111,7 @@ def stands(recipe: Any, folder: Path) -> Checkpoint | None:
             "checkpoint.resume=false"
         ) from error
     refuse_changes(before, recipe, f"{folder} holds a run at step {checkpoint.step} of another recipe")
+    check_same_weights(checkpoint.state.get("source_weights"), recipe, folder)
     return checkpoint
 
 
@@ -197,9 +198,6 @@ def run_job(
         raise SettingError({"training.duration": "it is 0 steps long: there is nothing to train"})
     if job.augmentation is not None:
         job.augmentation.check(part.micro_batch_size)
-    if checkpoint is not None:
-        then = checkpoint.state.get("source_weights")
-        on_main(accelerator, lambda: check_same_weights(then, recipe, folder))
     crops = TrainingCrops(
         Images(job.rows, cache=recipe.data.cache, max_bad_share=recipe.data.max_bad_share), recipe.data, recipe.seed
     )

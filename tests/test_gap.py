@@ -329,8 +329,8 @@ def test_parts_of_one_data_set_that_share_no_image_may_be_compared(study: Study,
     common = f"source: {tinted_images}, image_size: {SIZE}, workers: 0"
     sections = (f"upstream={{{common}, split: 'train[:50%]', validation_split: 'train[:9]'}}",
                 f"downstream={{{common}, split: 'train[50%:]'}}")  # fmt: skip
-    good(study(*sections, "study.arms=[random]", *ALONE, "study.seeds=[0]", "finetuning.fractions=[]"))
-    assert finished(tmp_path / "gap")
+    good(study(*sections, "study.only=[random/seed-0]", "finetuning.fractions=[]"))
+    assert list(finished(tmp_path / "gap")) == ["random/seed-0"]
 
 
 def test_results_of_weights_that_are_no_more_are_not_taken_for_those_of_a_unit(

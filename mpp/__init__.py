@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpp.encoder.build import create_encoder, load_encoder
+    from mpp.encoder.create import create_encoder, load_encoder
     from mpp.evaluation.few_shot import few_shot
-    from mpp.hub.loading import load_objective
+    from mpp.hub.load import load_objective
     from mpp.objective.corruption import Corruption
     from mpp.objective.masked_patch import MaskedPatchPrediction
     from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
@@ -37,10 +37,10 @@ _ROOMS = {
     "FullPatch": "mpp.objective.targets",
     "MaskedPatchPrediction": "mpp.objective.masked_patch",
     "MeanColor": "mpp.objective.targets",
-    "create_encoder": "mpp.encoder.build",
+    "create_encoder": "mpp.encoder.create",
     "few_shot": "mpp.evaluation.few_shot",
-    "load_encoder": "mpp.encoder.build",
-    "load_objective": "mpp.hub.loading",
+    "load_encoder": "mpp.encoder.create",
+    "load_objective": "mpp.hub.load",
     "load_recipe": "mpp.recipe",
 }
 

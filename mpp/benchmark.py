@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from mpp.command import run_command
+from mpp.cli import run_command
 
 if TYPE_CHECKING:
     from mpp.recipe import PretrainRecipe
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _benchmark(recipe: PretrainRecipe) -> int:
-    from mpp.jobs.benchmark import benchmark  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.commands.benchmark import benchmark  # late: torch, timm, accelerate and datasets take seconds
 
     return benchmark(recipe)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from mpp.command import run_command
+from mpp.cli import run_command
 
 if TYPE_CHECKING:
     from mpp.recipe import EvaluateRecipe
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate(recipe: EvaluateRecipe) -> int:
-    from mpp.jobs.evaluate import evaluate  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.commands.evaluate import evaluate  # late: torch, timm, accelerate and datasets take seconds
 
     return evaluate(recipe)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from mpp.command import run_command
+from mpp.cli import run_command
 
 if TYPE_CHECKING:
     from mpp.recipe import FinetuneRecipe
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _finetune(recipe: FinetuneRecipe) -> int:
-    from mpp.jobs.finetune import finetune  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.commands.finetune import finetune  # late: torch, timm, accelerate and datasets take seconds
 
     return finetune(recipe)
 

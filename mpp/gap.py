@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from mpp.command import run_command
+from mpp.cli import run_command
 
 if TYPE_CHECKING:
     from mpp.recipe import GapRecipe
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _gap(recipe: GapRecipe) -> int:
-    from mpp.jobs.gap import study  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.study.run import study  # late: torch, timm, accelerate and datasets take seconds
 
     return study(recipe)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from mpp.command import run_command
+from mpp.cli import run_command
 
 if TYPE_CHECKING:
     from mpp.recipe import PretrainRecipe
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pretrain(recipe: PretrainRecipe) -> int:
-    from mpp.jobs.pretrain import pretrain  # late: torch, timm, accelerate and datasets take seconds
+    from mpp.commands.pretrain import pretrain  # late: torch, timm, accelerate and datasets take seconds
 
     return pretrain(recipe)
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mpp.command import guarded
+from mpp.cli import guarded
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from mpp.hub.staging import stage  # late: torch takes seconds
-    from mpp.hub.upload import Target, check_target, push
+    from mpp.hub.push import Target, check_target, push
+    from mpp.hub.stage import stage  # late: torch takes seconds
 
     target = Target(options.repo_id, options.private, options.branch, options.tag)
     check_target(target, options.license)

@@ -26,9 +26,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.downstream import PRETRAIN, good, tinted_data, written
-from tests.forkserver import ForkServer
-from tests.runs import (
+from tests.support.downstream import PRETRAIN, good, tinted_data, written
+from tests.support.forkserver import ForkServer
+from tests.support.runs import (
     RECIPES,
     Process,
     Result,
@@ -41,7 +41,7 @@ from tests.runs import (
     scene,
     server,
 )
-from tests.small_recipe import GOOD
+from tests.support.small_recipe import GOOD
 
 STEPS = "training.duration.steps=120"
 ROOT = Path(__file__).parent.parent
@@ -132,7 +132,7 @@ reconstructions: {{every: {{steps: 0}}, images: 2}}
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`r.yaml` in the current folder, with the settings of `tests.small_recipe`."""
+    """`r.yaml` in the current folder, with the settings of `tests.support.small_recipe`."""
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(GOOD)
     return Path("r.yaml")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.downstream import EVALUATE, TEST, features_on_disk, final_weights, good, journal, sha, written
-from tests.forkserver import ForkServer
-from tests.runs import Process, free_port
+from tests.support.downstream import EVALUATE, TEST, features_on_disk, final_weights, good, journal, sha, written
+from tests.support.forkserver import ForkServer
+from tests.support.runs import Process, free_port
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GPU = {"ACCELERATE_USE_CPU": "false"}

@@ -21,9 +21,9 @@ FLOORS = [
     {"encoder"},
     {"objective"},
     {"training"},
-    {"evaluation", "report", "hub.settings"},
+    {"evaluation", "hub.settings", "study.settings", "study.arms"},
     {"recipe"},
-    {"command", "hub", "jobs"},
+    {"cli", "commands", "hub", "study"},
     {"pretrain", "benchmark", "evaluate", "finetune", "gap", "push"},
 ]
 HEAVY = {"torch", "timm", "datasets", "accelerate", "matplotlib", "torchvision"}

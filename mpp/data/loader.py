@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
-from mpp.data.images import Images, Loaded, TooManyDamagedError
-from mpp.data.order import Numbers, Order
+from mpp.data.decode_cache import Images, Loaded, TooManyDamagedError
 from mpp.data.pixels import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
 
 LOOKED_AT = 2**28

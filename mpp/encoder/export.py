@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpp.encoder.backbone import Backbone
-from mpp.encoder.vit import Encoder
+from mpp.encoder.encoder import Encoder
 from mpp.files import replacing
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from mpp.evaluation.features import Place
 from mpp.evaluation.settings import FeatureSettings
 
+CONTROLS = ("raw_pixels", "patch_colors")
+"""Frozen features that have learnt nothing, by name."""
 MOST_PIXELS = 32
 """Raw pixels are averaged to at most this many a side: 3,072 numbers, and no average at all at CIFAR-10's size."""
 DEFAULT_GRID = 8

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mpp.data.loader import EvaluationCrops, batches
-from mpp.data.order import Numbers
+from mpp.data.sampler import Numbers
 from mpp.encoder.backbone import Backbone
+from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import weights_digest
-from mpp.encoder.vit import Encoder
 from mpp.evaluation.settings import FeatureSettings
 from mpp.files import replacing
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpp.evaluation.checks import checked
+from mpp.evaluation.arrays import checked
 
 BIAS = 100.0
 EPSILON = 1e-5

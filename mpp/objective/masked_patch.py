@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mpp import randomness
 from mpp.encoder.backbone import Backbone
-from mpp.encoder.vit import Encoder
+from mpp.encoder.encoder import Encoder
 from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, corrupt
 from mpp.objective.heads import make_head
 from mpp.objective.patches import patchify

@@ -13,7 +13,11 @@
 Nothing here imports torch: help and errors come at once.
 """
 
-from mpp.recipe.commands import (
+from mpp.recipe.dump import differences, recipe_text, write_recipe
+from mpp.recipe.errors import RecipeError
+from mpp.recipe.help import help_text
+from mpp.recipe.load import load_recipe, load_settings, open_recipe, placed
+from mpp.recipe.tree import (
     COMMANDS,
     EvaluateRecipe,
     EvaluationPart,
@@ -22,10 +26,6 @@ from mpp.recipe.commands import (
     PretrainRecipe,
     same_data,
 )
-from mpp.recipe.help import help_text
-from mpp.recipe.loading import load_recipe, load_settings, open_recipe, placed
-from mpp.recipe.problems import RecipeError
-from mpp.recipe.writing import differences, recipe_text, write_recipe
 
 __all__ = [
     "COMMANDS",

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mpp.recipe.dialect import in_line
-from mpp.recipe.problems import WIDTH, listed, wrapped
-from mpp.recipe.schema import KIND, UNITS, Setting, settings_of
-from mpp.recipe.writing import plain
+from mpp.recipe.dump import plain
+from mpp.recipe.errors import WIDTH, listed, wrapped
+from mpp.recipe.type_hints import KIND, UNITS, Setting, settings_of
+from mpp.recipe.yaml import in_line
 from mpp.settings import Duration
 
 _OPENING = """

@@ -7,7 +7,7 @@ import signal
 import sys
 from types import FrameType
 
-from mpp.training.launch import LAUNCHED
+from mpp.training.distributed import LAUNCHED
 
 STARTED_BY = "MPP_STARTED_BY"
 """Set in the environment by a command of this package that starts others: they end when it does."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mpp import randomness
 from mpp.data.loader import Batch, EvaluationCrops, batches
-from mpp.data.order import Numbers
+from mpp.data.sampler import Numbers
 from mpp.objective import scores as sums
-from mpp.training.run import Callback
+from mpp.training.state import Callback
 
 
 def chosen_rows(crops: EvaluationCrops, images: int, seed: int) -> Numbers:

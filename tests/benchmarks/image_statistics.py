@@ -11,10 +11,10 @@ import sys
 import numpy as np
 import torch
 
-from mpp.data.images import Images
+from mpp.data.decode_cache import Images
 from mpp.data.loader import EvaluationCrops
 from mpp.data.settings import DataSettings
-from mpp.data.source import open_splits
+from mpp.data.sources import open_splits
 from mpp.objective.patches import colour_classes, patchify
 from mpp.training.validation import chosen_rows
 

@@ -1,0 +1,287 @@
+"""An evaluation of frozen features, put together from its rooms: what `mpp.evaluate` does once the recipe is read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from mpp import randomness
+from mpp.commands.preflight import about, about_network, check_network
+from mpp.commands.train_run import on_each, uses_fused_attention
+from mpp.data.decode_cache import Images, TooManyDamagedError
+from mpp.data.loader import EvaluationCrops
+from mpp.data.sources import ImageRows, Splits, open_splits, public_name
+from mpp.data.splits import dev_split, fraction_rows
+from mpp.encoder.create import build_backbone
+from mpp.encoder.pretrained import weights_digest_of
+from mpp.encoder.settings import EncoderSettings
+from mpp.evaluation.controls import CONTROLS, Control
+from mpp.evaluation.evaluators import EvaluatorSettings, check_feasible, scores
+from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
+from mpp.files import write_text
+from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
+from mpp.training.distributed import FolderLock, end_processes, on_main, precision, start_processes
+
+DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
+"""Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""
+DATA_ORDER = ("test", "validation")
+"""What the split that final scores are measured on may be called."""
+
+
+def evaluate(recipe: EvaluateRecipe) -> int:
+    """Extract, score, print and write `results.json`; 0 if all went well.
+
+    Raises:
+        ValueError: for what the user can mend.
+        RuntimeError: if it could not go on.
+    """
+    folder = output_folder(recipe)
+    accelerator = start_processes(recipe.compute, folder=folder)
+    locks: list[FolderLock] = []  # held until this returns
+    on_main(accelerator, lambda: locks.append(FolderLock(folder)))
+    if recipe.encoder.source not in CONTROLS:
+        check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=False)
+    with about("data", "source"):
+        splits = on_each(accelerator, lambda: open_labelled(recipe))
+    source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
+    reader = make_reader(recipe, accelerator)
+    if isinstance(reader, EncoderReader) and accelerator.is_main_process:
+        print(reader.encoder.summary)
+    results = evaluate_reader(recipe, reader, splits, folder, accelerator, source_weights)
+    if accelerator.is_main_process:
+        print(table(results))
+        print(f"\nall of it: {folder / 'results.json'}")
+    end_processes(accelerator)
+    return 0
+
+
+def is_evaluated(recipe: EvaluateRecipe) -> bool:
+    """Whether the folder of a recipe holds its results: of these weights, and settings but for what decides nothing."""
+    path = output_folder(recipe) / "results.json"
+    try:
+        results = json.loads(path.read_text())
+        before = EvaluateRecipe.model_validate(results["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if results.get("source_weights") != weights_digest_of(recipe.encoder):
+        return False
+    return all(path.startswith(DECIDES_NOTHING) for path, _, _ in differences(before, recipe))
+
+
+def evaluate_reader(
+    recipe: EvaluateRecipe,
+    reader: Reader,
+    splits: Splits,
+    folder: Path,
+    accelerator: Accelerator,
+    source_weights: str | None = None,
+) -> dict[str, Any]:
+    """Extract the features of both splits, score them, and write `results.json` and `recipe.yaml` into `folder`."""
+
+    def say(text: str) -> None:
+        if accelerator.is_main_process:
+            print(text, flush=True)
+
+    places = reader.places(recipe.features)
+    labels = splits.train.labels
+    assert labels is not None
+    rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
+    say(
+        f"{_called(recipe.encoder)} on {recipe.data.source}: {len(rows):,} labelled images of "
+        f"{len(splits.train.class_names or ())} classes, {len(splits.validation):,} to test on"
+    )
+    dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
+    evaluators = asked_for(recipe)
+    check_feasible(evaluators, labels[rows], dev if len(places) > 1 else None, recipe.by_depth)
+    train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
+    everything = np.arange(len(splits.validation))
+    test = _features(recipe, reader, splits.validation, everything, places, folder, accelerator)
+
+    def work() -> dict[str, Any]:
+        assert train is not None
+        assert test is not None
+        for features, images in ((train, splits.train), (test, splits.validation)):
+            _check_damaged(features, images, recipe.data.max_bad_share)
+            if features.damaged:
+                say(f"{images.name}: {features.damaged} images cannot be decoded, a neighbour stands in for each")
+        results = {
+            "encoder": _called(recipe.encoder),
+            "data": recipe.data.source,
+            "data_name": data_name(recipe),
+            "features_of": reader.identity(),
+            "source_weights": source_weights,
+            "image_size": recipe.data.image_size,
+            "made_for": reader.encoder.made_for if isinstance(reader, EncoderReader) else None,
+            "split": splits.validation.split,
+            "protocol": {
+                name: settings.model_dump(mode="json")
+                for name in ("few_shot", "knn", "linear_probe")
+                if (settings := getattr(recipe, name)) is not None
+            },
+            "damaged": {"train": train.damaged, "test": test.damaged},
+            "train_images": len(train.labels),
+            "test_images": len(test.labels),
+            "classes": len(splits.train.class_names or ()),
+            "recipe": recipe.model_dump(mode="json"),
+            "scores": scores(
+                evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth, pieces=folder / "scores"
+            ),
+        }
+        write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_recipe(recipe, folder / "recipe.yaml")
+        shutil.rmtree(folder / "scores", ignore_errors=True)  # which were there to go on from
+        return results
+
+    return on_main(accelerator, work)
+
+
+def _called(settings: EncoderSettings) -> str:
+    """What a person would call the encoder; weights that nobody trained are not to pass for its source's."""
+    if settings.source is None:
+        return f"{settings.name}, random weights"
+    return settings.source if settings.pretrained else f"{settings.source}, random weights"
+
+
+def _check_damaged(features: Features, images: ImageRows, share: float) -> None:
+    """Refuse scores of too many images that stand for others.
+
+    Raises:
+        TooManyDamagedError: with both numbers.
+    """
+    if features.damaged > max(share * len(features.labels), 1 if share else 0):  # one stops no small data set
+        raise TooManyDamagedError(
+            f"{images.name}: {features.damaged} of {len(features.labels)} images cannot be decoded, more than the "
+            f"share of {share:g} that data.max_bad_share allows; mend the files, or allow more"
+        )
+
+
+def asked_for(recipe: EvaluateRecipe | EvaluationPart) -> list[EvaluatorSettings]:
+    """The settings of each evaluator that a recipe does not leave out."""
+    return [settings for settings in (recipe.few_shot, recipe.knn, recipe.linear_probe) if settings is not None]
+
+
+def output_folder(recipe: EvaluateRecipe) -> Path:
+    """Where the results go: into the run that the encoder comes from, by data set, unless the recipe says otherwise."""
+    if recipe.output_dir is not None:
+        return Path(recipe.output_dir)
+    source = recipe.encoder.source or recipe.encoder.name
+    data, labels = _as_name(data_name(recipe)), recipe.labels
+    if labels.fraction < 1 or labels.seed:
+        data += f"-{labels.fraction:g}-of-labels" + (f"-seed-{labels.seed}" if labels.seed else "")
+    run = Path(source)
+    if recipe.encoder.source is None or not recipe.encoder.pretrained:  # no run is measured, but random weights
+        source = f"{run.name}-random" + (f"-seed-{recipe.seed}" if recipe.seed else "")
+    elif run.is_dir():
+        return (run.parent if (run / "config.json").is_file() and run.name == "encoder" else run) / "evaluation" / data
+    return Path("runs/evaluation") / _as_name(source) / data
+
+
+def data_name(recipe: EvaluateRecipe) -> str:
+    """What the data set is called, without the folders that it lies in."""
+    return public_name(recipe.data.source)
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text)
+
+
+def open_labelled(recipe: EvaluateRecipe) -> Splits:
+    """The labelled splits to fit on and to test on."""
+    return open_splits(recipe.data, recipe.seed, labelled=True, held_out=DATA_ORDER)
+
+
+def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
+    """What the recipe wants to know the worth of: an encoder, or a control."""
+    settings = recipe.encoder
+    if settings.source in CONTROLS:
+        return Control(str(settings.source), recipe.data.image_size, settings.patch_size)
+    low, high = randomness.key(recipe.seed, "weights")
+    torch.manual_seed(low | high << 32)
+    with about_network(settings):
+        encoder = build_backbone(settings, recipe.data.image_size)
+    encoder.use_fused_attention(uses_fused_attention(settings.attention, accelerator))
+    return EncoderReader(encoder.to(accelerator.device).eval())
+
+
+def _features(
+    recipe: EvaluateRecipe,
+    reader: Reader,
+    images: ImageRows,
+    rows: Any,
+    places: list[Place],
+    folder: Path,
+    accelerator: Accelerator,
+) -> Features | None:
+    """The features of some rows, in the main process: those that were kept, or read off now and kept.
+
+    Kept ones are used if they are of the same weights, images and settings.
+    """
+    crops = EvaluationCrops(Images(images, max_bad_share=recipe.data.max_bad_share), recipe.data)
+    attention = "fused" if uses_fused_attention(recipe.encoder.attention, accelerator) else "plain"
+    arithmetic = [precision(recipe.compute), accelerator.device.type, f"{attention} attention"]
+    key = on_main(accelerator, lambda: cache_key(reader, crops, rows, arithmetic))
+    store = folder / "features"
+    found: list[Features | None] = [None]
+
+    def look() -> bool:
+        found[0] = kept(store, key, places)
+        return found[0] is not None
+
+    if on_main(accelerator, look):
+        return found[0]
+    features = extract(
+        reader,
+        crops,
+        rows,
+        places,
+        accelerator,
+        batch_size=recipe.features.batch_size,
+        workers=recipe.data.workers,
+        title=f"features of {images.name}",
+    )
+    on_main(accelerator, lambda: features and keep(store, key, features))
+    return features
+
+
+def table(results: dict[str, Any]) -> str:
+    """The scores in at most 80 columns: at the default place, and at the one that the dev split chose."""
+    lines = [f"{'':34}{'default':>20}{'chosen on dev':>24}"]
+    for name, entry in results["scores"].items():
+        both = [entry["default"], entry["headline"]]
+        at = [str(Place(score["block"], score["pool"])) for score in both]
+        lines.append(f"{TITLES[name]:34}{at[0]:>20}{at[1]:>24}")
+        for row in ("shots", "k"):
+            for count in both[0].get(row, {}):
+                cells = [_cell(score[row][count]) for score in both]
+                lines.append(f"{f'  {count} {NOUNS[row]}':34}{cells[0]:>20}{cells[1]:>24}")
+        if name == "linear_probe":
+            cells = [f"{score['accuracy']:.1%}" for score in both]
+            chosen = f"  C = {both[0]['c']:g}, {both[1]['c']:g}"
+            lines.append(f"{chosen:34}{cells[0]:>20}{cells[1]:>24}")
+            lines += dict.fromkeys(said for score in both for said in _warnings(score))
+    return "\n".join(lines)
+
+
+TITLES = {"few_shot": "linear few-shot", "knn": "nearest neighbours", "linear_probe": "linear probe"}
+NOUNS = {"shots": "a class", "k": "neighbours"}
+
+
+def _warnings(score: dict[str, Any]) -> list[str]:
+    """Words on a probe whose accuracy is to be taken with care."""
+    said = []
+    if end := score["grid_end"]:
+        said.append(f"  {score['c']:g} is the {end} C of linear_probe.grid: widen it, others may be better")
+    if not score["converged"]:
+        said.append("  not all fits of the linear probe have converged: leave the largest C out of its grid")
+    return said
+
+
+def _cell(value: Any) -> str:
+    return f"{value['mean']:.1%} ± {100 * value['std']:.1f}" if isinstance(value, dict) else f"{value:.1%}"

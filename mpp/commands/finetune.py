@@ -1,0 +1,386 @@
+"""A fine-tuning run: what `mpp.finetune` does once the recipe is read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mpp import randomness
+from mpp.commands.preflight import about, about_network, check_training
+from mpp.commands.train_run import (
+    Job,
+    check_same_images,
+    check_same_weights,
+    is_finished,
+    on_each,
+    refuse_changes,
+    run_job,
+    stands,
+    stopped,
+    uses_fused_attention,
+)
+from mpp.data.decode_cache import Images
+from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.sampler import Numbers
+from mpp.data.sources import Splits, open_splits
+from mpp.data.splits import dev_split, fraction_rows
+from mpp.encoder.create import build_backbone, cut_after
+from mpp.encoder.export import export_classifier, export_encoder
+from mpp.encoder.pretrained import weights_digest_of
+from mpp.files import replacing, write_text
+from mpp.objective.classification import LinearProbe, SupervisedClassification
+from mpp.objective.settings import LinearProbeSettings
+from mpp.recipe import FinetuneRecipe, differences
+from mpp.training.augmentation import augmentation
+from mpp.training.checkpoint import Checkpoint
+from mpp.training.distributed import FolderLock, adopt_statistics, end_processes, move_aside, on_main, start_processes
+from mpp.training.error_budget import NonFiniteError
+from mpp.training.metrics_log import read_metrics
+from mpp.training.settings import SearchSettings
+from mpp.training.signals import StopRequest
+from mpp.training.state import EarlyStopping, Progress
+from mpp.training.validation import chosen_rows, validation
+
+DEV_ACCURACY = "validation/accuracy"
+DIVERGED = "diverged.json"
+"""In the folder of a combination that did not stay finite: its recipe."""
+
+
+class Candidate(NamedTuple):
+    """A combination of settings, and what the dev split says of it at the end of its run; None if it diverged."""
+
+    lr: float
+    pool: str | None
+    dev_accuracy: float | None = None
+    dev_loss: float | None = None
+
+    def __str__(self) -> str:
+        return f"lr={self.lr:g}" + (f",pool={self.pool}" if self.pool else "")
+
+
+def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
+    """Run a recipe from wherever its folder stands; the exit code is 0, or that of the signal that stopped it.
+
+    Args:
+        recipe: of `mpp.finetune`.
+        stop: where a process does several things, of all of them.
+
+    Raises:
+        ValueError: for what the user can mend.
+        RuntimeError: if the run could not go on.
+    """
+    stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
+    folder = Path(recipe.output_dir)
+    accelerator = start_processes(recipe.training, folder=folder, trackers=recipe.journal.trackers)
+    locks: list[FolderLock] = []  # held until the process ends
+    results = on_main(accelerator, lambda: _claim(recipe, folder, locks))
+    if results is not None:
+        if accelerator.is_main_process:
+            print(f"{folder} is finished.\n{_sentence(results, folder)}\n"
+                  "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
+        end_processes(accelerator)
+        return 0
+    check_training(recipe, accelerator, patches=False)
+    with about("data", "source"):
+        data = on_each(
+            accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
+        )
+    study = _FineTuning(recipe, data, accelerator, stop)
+    recipe = study.fresh_start(folder)
+    code = study.run(folder, recipe)
+    end_processes(accelerator)
+    return code
+
+
+def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dict[str, Any] | None:
+    """Lock the folder; the results of a run of this very recipe that is finished.
+
+    Raises:
+        ValueError: if the folder is in use, or is finished with other settings.
+    """
+    locks.append(FolderLock(folder))
+    path = folder / "results.json"
+    if not recipe.checkpoint.resume or not path.exists():
+        return None
+    results: dict[str, Any] = json.loads(path.read_text())
+    try:
+        before = FinetuneRecipe.model_validate(results["recipe"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is of another version of this package; choose another output_dir") from error
+    refuse_changes(before, recipe, f"{folder} holds a finished run of another recipe")
+    check_same_weights(results.get("source_weights"), recipe, folder)
+    return results
+
+
+class _FineTuning:
+    """The data of a recipe, and the runs that it takes."""
+
+    def __init__(self, recipe: FinetuneRecipe, splits: Splits, accelerator: Accelerator, stop: StopRequest) -> None:
+        self.recipe, self.splits, self.accelerator, self.stop = recipe, splits, accelerator, stop
+        self.source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
+        labels = splits.train.labels
+        assert labels is not None
+        self.classes = list(splits.train.class_names or ())
+        if len(np.unique(labels)) < 2:
+            raise ValueError(f"{splits.train.name} holds images of a single class: there is nothing to tell apart")
+        self.rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
+        self.fitted: Numbers = self.rows
+        self.dev: Numbers | None = None
+        if recipe.labels.dev:
+            fitted, dev = dev_split(labels[self.rows], recipe.labels.dev, recipe.labels.seed)
+            self.fitted, self.dev = self.rows[fitted], self.rows[dev]
+
+    def fresh_start(self, folder: Path) -> FinetuneRecipe:
+        """Move an older run aside where the recipe asks for it; from there on, this one is gone on with."""
+        recipe = self.recipe
+        if recipe.checkpoint.resume:
+            return recipe
+
+        def begin() -> None:
+            if aside := move_aside(folder):
+                print(f"starting afresh: what was in {folder} lies in {aside} now")
+
+        self.objective(recipe)  # before anything is moved: can it be built at all?
+        on_main(self.accelerator, begin)
+        return recipe.model_copy(update={"checkpoint": recipe.checkpoint.model_copy(update={"resume": True})})
+
+    def run(self, folder: Path, recipe: FinetuneRecipe) -> int:
+        """The search, if there is one; the run; the test."""
+        candidates: list[Candidate] = []
+        if recipe.search.is_asked_for:
+            for candidate in _combinations(recipe):
+                code, judged = self.search(candidate, recipe, folder / "search" / str(candidate))
+                if code is not None:
+                    return code
+                candidates.append(judged)
+            good = [each for each in candidates if each.dev_accuracy is not None]
+            if not good:
+                raise RuntimeError(f"none of the {len(candidates)} runs of the search stayed finite: try smaller rates")
+            best = max(good, key=lambda each: (each.dev_accuracy, -(each.dev_loss or 0.0)))
+            self.say(f"\nchosen on the dev split: {best}, {best.dev_accuracy:.1%}; now on all of train")
+            recipe = _with(recipe, best)
+        checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
+        job, code, progress = self.train(recipe, folder, checkpoint, dev=not candidates)
+        if code is not None:
+            return code
+        self.test(job, progress, recipe, candidates)
+        return 0
+
+    def search(self, candidate: Candidate, recipe: FinetuneRecipe, folder: Path) -> tuple[int | None, Candidate]:
+        """Train one combination, if that is not done yet: an exit code if stopped, and what the dev split says."""
+        quiet = recipe.journal.model_copy(update={"trackers": ()})
+        recipe = _with(recipe, candidate, output_dir=str(folder), journal=quiet)
+        on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
+        checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
+        if on_main(self.accelerator, lambda: _diverged(recipe, folder)):
+            return None, candidate
+        if checkpoint is None or not is_finished(checkpoint):
+            self.say(f"\n{candidate}")
+            try:
+                _, code, _ = self.train(recipe, folder, checkpoint, dev=True)
+            except NonFiniteError as error:
+                self.say(str(error).split(".")[0])
+                on_main(self.accelerator, lambda: write_text(folder / DIVERGED, recipe.model_dump_json() + "\n"))
+                return None, candidate
+            if code is not None:
+                return code, candidate
+
+        def judged() -> Candidate:
+            last = next(m for m in reversed(read_metrics(folder / "metrics.jsonl")) if DEV_ACCURACY in m)
+            return candidate._replace(dev_accuracy=last[DEV_ACCURACY], dev_loss=last["validation/loss"])
+
+        return None, on_main(self.accelerator, judged)
+
+    def train(
+        self, recipe: FinetuneRecipe, folder: Path, checkpoint: Checkpoint | None, *, dev: bool
+    ) -> tuple[Job, int | None, Progress]:
+        """One run: without the dev split and watched by it, or on everything."""
+        rows = self.fitted if dev else self.rows
+        images = self.splits.train.select(rows, f"{recipe.data.source}, training split")
+        objective = self.objective(recipe)
+        if checkpoint is not None:
+            check_same_images(checkpoint, images, recipe.data.source)
+        held_out = held_out_rows = stopping = None
+        if dev and self.dev is not None:
+            held_out = EvaluationCrops(
+                Images(
+                    self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
+                    max_bad_share=recipe.data.max_bad_share,
+                ),
+                recipe.data,
+                keep=LOOKED_AT,
+            )
+            held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
+            if recipe.early_stopping.patience:
+                stopping = EarlyStopping(
+                    DEV_ACCURACY,
+                    recipe.early_stopping.patience,
+                    keep=lambda step: _keep(objective, _best(folder, step)),
+                    settle=lambda step: _settle(folder, step),
+                )
+        job = Job(
+            recipe=recipe,
+            folder=folder,
+            objective=objective,
+            rows=images,
+            held_out=held_out,
+            held_out_rows=held_out_rows,
+            augmentation=augmentation(
+                recipe.augmentation, objective.encoder, len(self.classes), self.accelerator.device
+            ),
+            early_stopping=stopping,
+            about=f"{recipe.data.source}, {len(self.classes)} classes",
+            source_weights=self.source_weights,
+        )
+        if checkpoint is not None and is_finished(checkpoint):  # killed between the last step and the test
+            objective.load_state_dict(load_file(checkpoint.folder / "weights.safetensors"))
+            return job, None, Progress.from_json(checkpoint.state["progress"])
+        run, progress = run_job(job, self.accelerator, self.stop, checkpoint)
+        return job, stopped(run, progress), progress
+
+    def objective(self, recipe: FinetuneRecipe) -> SupervisedClassification:
+        """The classifier to train; its random weights are decided by the seed."""
+        low, high = randomness.key(recipe.seed, "weights")
+        torch.manual_seed(low | high << 32)
+        with about_network(recipe.encoder):
+            backbone = build_backbone(recipe.encoder, recipe.data.image_size)
+        on_main(self.accelerator, lambda: check_same_weights(self.source_weights, recipe, Path(recipe.output_dir)))
+        backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
+        settings = recipe.objective
+        if isinstance(settings, LinearProbeSettings):
+            if settings.block is not None:
+                with about("objective", "block"):
+                    cut_after(backbone, settings.block)
+            return LinearProbe(backbone, len(self.classes)).to(self.accelerator.device)
+        return SupervisedClassification(
+            backbone, len(self.classes), settings.head, settings.label_smoothing, settings.head_init
+        ).to(self.accelerator.device)
+
+    def test(self, job: Job, progress: Progress, recipe: FinetuneRecipe, candidates: list[Candidate]) -> None:
+        """Read the test split, once; write down results, encoder and classifier."""
+        if job.early_stopping is not None:
+            job.objective.load_state_dict(load_file(_best(job.folder, progress.best_step)))
+        adopt_statistics(self.accelerator, job.objective)
+        crops = EvaluationCrops(Images(self.splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data)
+        batch = recipe.training.micro_batch_size or 256
+        look = validation(
+            self.accelerator,
+            crops,
+            np.arange(len(crops.images)),
+            batch_size=batch,
+            workers=recipe.data.workers,
+            baselines={},
+            every=0,
+        )
+        seen = {name.removeprefix("validation/"): value for name, value in look.call(progress.step, job.objective)}
+        images = progress.step * recipe.training.batch_size
+        results = {
+            "encoder": recipe.encoder.source
+            if recipe.encoder.source and recipe.encoder.pretrained
+            else f"{recipe.encoder.source or recipe.encoder.name} from scratch",
+            "source_weights": self.source_weights,
+            "data": recipe.data.source,
+            "test": {**seen, "images": len(crops.images)},
+            "best_on_dev": {"accuracy": progress.best, "step": progress.best_step} if job.early_stopping else None,
+            "chosen": {"lr": recipe.optimizer.lr, "pool": recipe.encoder.pool},
+            "search": [candidate._asdict() for candidate in candidates],
+            "train_images": len(job.rows),
+            "steps": progress.step,
+            "ended_early": progress.ended,
+            "images_seen": images,
+            "flops": images * self._flops(job),
+            "seconds": progress.seconds,
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+        def write() -> None:
+            encoder, crop = job.encoder, recipe.data
+            look: dict[str, Any] = {"interpolation": crop.interpolation, "crop_pct": crop.crop_pct}
+            export_encoder(encoder, job.folder / "encoder", **look)
+            linear: tuple[Tensor, Tensor] | None = job.objective.linear()  # pyright: ignore
+            if linear is not None:
+                weight, bias = linear
+                export_classifier(encoder, weight, bias, self.classes, job.folder / "classifier", **look)
+            write_text(job.folder / "results.json", json.dumps(results, indent=2) + "\n")
+            print(f"\n{_sentence(results, job.folder)}")
+
+        on_main(self.accelerator, write)
+
+    def _flops(self, job: Job) -> float:
+        checkpoint = on_main(self.accelerator, lambda: stands(job.recipe, job.folder))
+        return checkpoint.state["flops_per_image"] if checkpoint else 0.0
+
+    def say(self, text: str) -> None:
+        """Tell the person who watches."""
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+
+def _combinations(recipe: FinetuneRecipe) -> list[Candidate]:
+    rates = recipe.search.lr or (recipe.optimizer.lr,)
+    pools = recipe.search.pool or (recipe.encoder.pool,)
+    return [Candidate(lr, pool) for pool, lr in itertools.product(pools, rates)]
+
+
+def _with(recipe: FinetuneRecipe, chosen: Candidate, **changes: Any) -> FinetuneRecipe:
+    """The recipe of a single run with these settings."""
+    return recipe.model_copy(
+        update={
+            "optimizer": recipe.optimizer.model_copy(update={"lr": chosen.lr}),
+            "encoder": recipe.encoder.model_copy(update={"pool": chosen.pool}),
+            "search": SearchSettings(),
+            **changes,
+        }
+    )
+
+
+def _diverged(recipe: FinetuneRecipe, folder: Path) -> bool:
+    """Whether this very combination was found not to stay finite before: it would do so again."""
+    try:
+        before = FinetuneRecipe.model_validate_json((folder / DIVERGED).read_text())
+    except (OSError, ValueError):
+        return False
+    return all(path == "output_dir" for path, _, _ in differences(before, recipe))
+
+
+def _best(folder: Path, step: int) -> Path:
+    """The weights of a step that was the best on the dev split so far."""
+    return folder / f"best-{step:09d}.safetensors"
+
+
+def _settle(folder: Path, step: int) -> None:
+    for path in folder.glob("best-*.safetensors"):
+        if path != _best(folder, step):
+            path.unlink()
+
+
+def _keep(objective: torch.nn.Module, path: Path) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in objective.state_dict().items()}
+    with replacing(path) as draft:
+        save_file(tensors, draft)
+
+
+def _sentence(results: dict[str, Any], folder: Path) -> str:
+    """The results, for a person."""
+    dev = results["best_on_dev"]
+    lines = [
+        f"{results['steps']} steps, {results['images_seen']:,} images, {tqdm.format_interval(results['seconds'])}"
+        + (", ended early" if results["ended_early"] else ""),
+        f"accuracy on the test split: {results['test']['accuracy']:.2%} of {results['test']['images']:,} images, "
+        f"loss {results['test']['loss']:.3f}",
+    ]
+    if dev:
+        lines.append(f"of the weights of step {dev['step']}, which are best on the dev split: {dev['accuracy']:.2%}")
+    lines.append(f"results: {folder / 'results.json'}")
+    if (folder / "classifier").is_dir():
+        lines.append(f'classifier: timm.create_model("local-dir:{folder / "classifier"}", pretrained=True)')
+    return "\n".join(lines)

@@ -1,0 +1,304 @@
+"""The floor plan: what a recipe of each command can say, room by room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from mpp.data.settings import DataSettings, LabelSettings
+from mpp.encoder.settings import DROPOUT, EncoderSettings
+from mpp.evaluation.settings import (
+    Evaluator,
+    FeatureSettings,
+    FewShotSettings,
+    InTrainingSettings,
+    NeighbourSettings,
+    ProbeSettings,
+)
+from mpp.hub.settings import HubSettings
+from mpp.objective.settings import ClassificationSettings, FineTuningSettings, ObjectiveSettings
+from mpp.settings import Settings
+from mpp.study.settings import StudySettings
+from mpp.training.settings import (
+    AugmentationSettings,
+    CheckpointSettings,
+    ComputeSettings,
+    EarlyStoppingSettings,
+    JournalSettings,
+    OptimizerSettings,
+    ReconstructionSettings,
+    SearchSettings,
+    TrainingSettings,
+    ValidationSettings,
+)
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
+
+
+class PretrainRecipe(Settings):
+    """Pre-train a Vision Transformer: `python -m mpp.pretrain RECIPE`."""
+
+    command: Literal["pretrain"]
+    """The command that this recipe is for."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Of every random draw: weights, order, crops, corruption."""
+
+    output_dir: Folder
+    """The run's folder: encoder, checkpoints, metrics and this recipe, resolved."""
+
+    data: DataSettings = DataSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    objective: ObjectiveSettings
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    journal: JournalSettings = JournalSettings()
+    reconstructions: ReconstructionSettings = ReconstructionSettings()
+    evaluation: InTrainingSettings = InTrainingSettings()
+    hub: HubSettings = HubSettings()
+
+    @model_validator(mode="after")
+    def _layers_lead_to_one_head(self) -> PretrainRecipe:
+        if self.optimizer.layer_decay is not None and self.objective.kind == "masked_patch":
+            raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
+        return self
+
+
+class FinetuneRecipe(Settings):
+    """Train a classifier from an encoder, or from scratch: `python -m mpp.finetune RECIPE encoder=runs/mine`."""
+
+    command: Literal["finetune"]
+    """The command that this recipe is for."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Of every random draw: weights, order, crops, augmentation."""
+
+    output_dir: Folder
+    """The run's folder: classifier, encoder, results, checkpoints, metrics and this recipe, resolved."""
+
+    data: DataSettings = DataSettings()
+    labels: LabelSettings = LabelSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    objective: ClassificationSettings = FineTuningSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    search: SearchSettings = SearchSettings()
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    journal: JournalSettings = JournalSettings()
+
+    @model_validator(mode="after")
+    def _chooses_by_a_dev_split(self) -> FinetuneRecipe:
+        patience, searches = self.early_stopping.patience, self.search.is_asked_for
+        if searches and patience:
+            raise ValueError(
+                "early_stopping does not go with search, whose choice is trained on all of train: there is no dev "
+                "split left to stop by; set early_stopping.patience=0, or search.lr=[] search.pool=[]"
+            )
+        if (searches or patience) and not self.labels.dev:
+            raise ValueError("search and early_stopping choose by a dev split; give labels.dev a share above 0")
+        return self
+
+
+class EvaluateRecipe(Settings):
+    """Measure what an encoder's frozen features are worth: `python -m mpp.evaluate RECIPE encoder=runs/mine`."""
+
+    command: Literal["evaluate"]
+    """The command that this recipe is for."""
+
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Of random weights, and of the held-out rows where the data has one split."""
+
+    output_dir: Folder | None = None
+    """Where features and results go; null takes `evaluation/` in the run that the encoder comes from, or
+    `runs/evaluation/` and its name."""
+
+    data: DataSettings = DataSettings()
+    labels: LabelSettings = LabelSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    features: FeatureSettings = FeatureSettings()
+
+    few_shot: FewShotSettings | None = FewShotSettings()
+    """null leaves it out."""
+
+    knn: NeighbourSettings | None = NeighbourSettings()
+    """null leaves it out."""
+
+    linear_probe: ProbeSettings | None = ProbeSettings()
+    """null leaves it out."""
+
+    by_depth: tuple[Evaluator, ...] = ("few_shot", "knn")
+    """Evaluators that are run at every block and pool on the dev split, and choose the best place by themselves;
+    the others take the place that the last of these chose."""
+
+    compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> EvaluateRecipe:
+        if self.few_shot is None and self.knn is None and self.linear_probe is None:
+            raise ValueError("few_shot, knn and linear_probe are all null: there is nothing to measure")
+        return self
+
+
+class PretrainingPart(Settings):
+    """How every arm of a study that pre-trains does so: the same images, order, crops and steps."""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluation: InTrainingSettings = InTrainingSettings()
+
+
+class FinetuningPart(Settings):
+    """How every arm of a study is fine-tuned downstream."""
+
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1,)
+    """Shares of the downstream labels, each a run of its own; empty leaves fine-tuning out."""
+
+    dev: float = Field(default=0.1, ge=0, lt=1)
+    """Share of those that settings are chosen by. Where there is nothing to choose it is looked at all the same, and
+    held out of training: 0 trains on all."""
+
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """Stochastic depth in fine-tuning."""
+
+    objective: FineTuningSettings = FineTuningSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    search: SearchSettings = SearchSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+
+class EvaluationPart(Settings):
+    """How the frozen features of every arm are measured downstream."""
+
+    labels: LabelSettings = LabelSettings()
+    features: FeatureSettings = FeatureSettings()
+
+    few_shot: FewShotSettings | None = FewShotSettings()
+    """null leaves it out."""
+
+    knn: NeighbourSettings | None = NeighbourSettings()
+    """null leaves it out."""
+
+    linear_probe: ProbeSettings | None = ProbeSettings()
+    """null leaves it out."""
+
+    by_depth: tuple[Evaluator, ...] = ("few_shot", "knn")
+    """Evaluators that choose block and pool by themselves, on the dev split."""
+
+
+class GapRecipe(Settings):
+    """How far masked patch prediction is from supervised pre-training: `python -m mpp.gap RECIPE`."""
+
+    command: Literal["gap"]
+    """The command that this recipe is for."""
+
+    output_dir: Folder
+    """The study's folder: a folder for each arm and seed, results.json and report.html."""
+
+    study: StudySettings = StudySettings()
+
+    upstream: DataSettings = DataSettings()
+    """The images to pre-train on."""
+
+    downstream: DataSettings = DataSettings()
+    """The images and labels that representations are judged by; other images than upstream."""
+
+    encoder: EncoderSettings = EncoderSettings()
+    pretraining: PretrainingPart = PretrainingPart()
+    evaluation: EvaluationPart = EvaluationPart()
+    finetuning: FinetuningPart = FinetuningPart()
+
+    @model_validator(mode="after")
+    def _compares(self) -> GapRecipe:
+        if self.encoder.source is not None:
+            raise ValueError(
+                f"encoder.source {self.encoder.source}: every arm of a study begins from random weights; name the "
+                "architecture with encoder.name and encoder.arguments"
+            )
+        for part in ("pretraining", "finetuning"):
+            if not getattr(self, part).checkpoint.resume:
+                raise ValueError(
+                    f"{part}.checkpoint.resume is false, but a study goes on with what it finds; delete a "
+                    "unit's folder to have it run again"
+                )
+        for where, arguments in {
+            "encoder.arguments": self.encoder.arguments,
+            **{f"study.sizes.{name}.arguments": other.arguments for name, other in self.study.sizes.items()},
+        }.items():
+            if found := sorted(DROPOUT & set(arguments)):
+                raise ValueError(
+                    f"{where} has {', '.join(found)}, which fine-tuning from another run does not keep: arms "
+                    "would differ in more than their start; set encoder.drop_path and finetuning.drop_path instead"
+                )
+        if self.evaluation.labels.seed:
+            raise ValueError("evaluation.labels.seed: in a study the seeds of study.seeds decide this; leave it out")
+        study, measured = self.study, self.evaluation
+        if measured.few_shot is None and measured.knn is None and measured.linear_probe is None:
+            raise ValueError("evaluation: few_shot, knn and linear_probe are all null: there is nothing to measure")
+        if self.pretraining.optimizer.layer_decay is not None:
+            raise ValueError("pretraining.optimizer.layer_decay is for classification, and one for all arms")
+        if self.finetuning.search.is_asked_for and not self.finetuning.dev:
+            raise ValueError("finetuning.search chooses by a dev split; give finetuning.dev a share above 0")
+        tuned = self.finetuning
+        mixes, micro = tuned.augmentation.mixup or tuned.augmentation.cutmix, tuned.training.micro_batch_size
+        if mixes and (micro or tuned.training.batch_size) % 2:
+            raise ValueError(
+                "finetuning.augmentation: mixup and CutMix pair the images of a micro-batch; let it be even"
+            )
+        if not (study.arms or study.controls or (study.axis_arms and (study.images or study.sizes))):
+            raise ValueError("study.arms is empty, and nothing else is asked for: there is nothing to run")
+        up, down = self.upstream, self.downstream
+        if _same_images(up, down):
+            raise ValueError(
+                f"upstream and downstream are both {up.source}, {up.split}: pre-training on the very labels that it is "
+                "judged by says nothing; choose two data sets"
+            )
+        if up.image_size != down.image_size:
+            raise ValueError(f"upstream images have {up.image_size} px, downstream ones {down.image_size}: one size")
+        if "epochs" in (self.pretraining.training.duration.unit, self.finetuning.training.duration.unit):
+            raise ValueError("give training.duration of a study in steps or images: arms are compared by those")
+        for name in ("precision", "threads", "deterministic"):
+            one, other = getattr(self.pretraining.training, name), getattr(self.finetuning.training, name)
+            if one != other:
+                raise ValueError(f"training.{name} is {one} in pretraining, {other} in finetuning: one for the study")
+        return self
+
+
+def _same_images(one: DataSettings, other: DataSettings) -> bool:
+    """Whether two sections name the same split of the same data, or a part of it and the whole."""
+    named = [{part.split("[")[0].strip() for part in data.split.split("+")} for data in (one, other)]
+    whole = "[" not in one.split or "[" not in other.split
+    return same_data(one, other) and (one.split == other.split or (whole and bool(named[0] & named[1])))
+
+
+def same_data(one: DataSettings, other: DataSettings) -> bool:
+    """Whether two sections name the same data set, whichever of its splits."""
+    return len({(*_canonical(data.source), data.subset) for data in (one, other)}) == 1
+
+
+def _canonical(source: str) -> tuple[str, str]:
+    """What a source is, however it is written."""
+    if source.split(":")[0] == "embedded":
+        return "embedded", source.partition(":")[2] or "a"
+    path = Path(source).expanduser()
+    return ("path", str(path.resolve())) if path.exists() else ("id", source)
+
+
+COMMANDS: dict[str, type[Settings]] = {
+    "pretrain": PretrainRecipe,
+    "finetune": FinetuneRecipe,
+    "evaluate": EvaluateRecipe,
+    "gap": GapRecipe,
+}
+"""The schema that each `command:` names; the command itself is `python -m mpp.NAME`."""

@@ -1,0 +1,1 @@
+"""A study: arms, seeds and variants as units of work; from their outcomes to a report."""

@@ -1,0 +1,79 @@
+"""What goes wrong in a run: what it bears, and where it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from mpp.data.decode_cache import TooManyDamagedError
+from mpp.training.state import Progress, Run
+
+FEWEST_JUDGED = 1000
+"""Damaged images are held against at least so many (or all there are) before a run is stopped for them."""
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row without a finite loss, or weights that are not finite."""
+
+
+def note_damaged(run: Run, progress: Progress, damaged: list[tuple[int, str]]) -> dict[str, Any]:
+    """Remember the rows that could not be decoded; what is new is named in the journal."""
+    everyone = gather_object(damaged) if run.accelerator.num_processes > 1 else damaged
+    new = {row: reason for row, reason in everyone if row not in progress.damaged}
+    if not new:
+        return {}
+    progress.damaged |= new
+    rows = run.crops.images.rows
+    for row, reason in new.items():
+        run.journal.say(f"{rows.where(row)} cannot be decoded, its neighbour stands in: {reason}")
+    listed = [{"row": rows.number(row), "where": rows.where(row), "reason": reason} for row, reason in new.items()]
+    return {"damaged": len(progress.damaged), "damaged_images": listed}
+
+
+def stop_if_hopeless(run: Run, progress: Progress) -> None:
+    """End a run that comes to nothing.
+
+    Raises:
+        NonFiniteError: if too many steps in a row had no finite loss.
+        TooManyDamagedError: if too many images cannot be decoded.
+    """
+    if progress.skipped_in_a_row >= run.max_skipped:
+        raise NonFiniteError(
+            f"{progress.skipped_in_a_row} steps in a row, up to step {progress.step}, had a loss or gradient that is "
+            f"not finite. {_kept(run)} "
+            "Try a smaller optimizer.lr, a longer optimizer.warmup, or training.precision=float32, in another "
+            "output_dir or with checkpoint.resume=false"
+        )
+    rows = len(run.crops.images)
+    judged = max(min(progress.step * run.share.batch_size, rows), min(rows, FEWEST_JUDGED))
+    allowed = max(run.max_bad_share * judged, 1 if run.max_bad_share else 0)  # a single one stops no small data set
+    if len(progress.damaged) > allowed:
+        where = run.crops.images.rows.where
+        examples = "\n".join(f"  {where(row)}: {reason}" for row, reason in list(progress.damaged.items())[:5])
+        raise TooManyDamagedError(
+            f"{len(progress.damaged)} of {judged} images cannot be decoded, more than the share of "
+            f"{run.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}\n"
+            "mend the files, or allow more in another output_dir or with checkpoint.resume=false"
+        )
+
+
+def _kept(run: Run) -> str:
+    if run.checkpoints.is_empty():
+        return "Nothing had been saved yet."
+    return f"The last good checkpoint stands in {run.checkpoints.folder}."
+
+
+def stop_if_broken(run: Run, progress: Progress) -> None:
+    """Refuse to save weights that are not finite, which a finite gradient can still make.
+
+    Raises:
+        NonFiniteError: in all processes alike, since they have the same weights.
+    """
+    finite = [torch.isfinite(parameter).all() for parameter in run.objective.parameters()]
+    if not bool(torch.stack(finite).all()):
+        raise NonFiniteError(
+            f"the weights are not finite after step {progress.step}. {_kept(run)} "
+            "Try a smaller optimizer.lr, in another output_dir or with checkpoint.resume=false"
+        )

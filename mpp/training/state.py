@@ -1,0 +1,105 @@
+"""What a training run is made of, and what it remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mpp.data.loader import TrainingCrops
+from mpp.data.sampler import Share
+from mpp.training.checkpoint import Checkpoints
+from mpp.training.metrics_log import Journal
+from mpp.training.optimizer import LearningRate
+from mpp.training.signals import StopRequest
+
+
+class Callback(NamedTuple):
+    """Something to do every so often, and after the last step."""
+
+    every: int
+    """Steps; 0 means only after the last."""
+    call: Callable[[int, nn.Module], Iterable[tuple[str, Any]]]
+    """Called with the step and the objective, in every process; yields (name, value) pairs for the journal."""
+
+
+class EarlyStopping(NamedTuple):
+    """When to be content with what there is, by what the callbacks say; and how to keep the best of it."""
+
+    metric: str
+    """The name of a value that the callbacks yield; the larger, the better."""
+    patience: int
+    """The run ends after so many looks in a row without a new best; 0 means never."""
+    keep: Callable[[int], None]
+    """Called with the step, by the main process, at every new best."""
+    settle: Callable[[int], None]
+    """Called with the step of the best, by the main process, after every save: older ones are not needed again."""
+
+
+@dataclass
+class Progress:
+    """What a run remembers besides weights and optimiser. Samples seen are step × batch size."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    seconds: float = 0.0
+    damaged: dict[int, str] = field(default_factory=dict)
+    owes_a_look: bool = False
+    """The callbacks of this step were put off, because the run was asked to stop."""
+    best: float | None = None
+    """The best value of the early-stopping metric so far, and its step."""
+    best_loss: float = 0.0
+    best_step: int = 0
+    looks_since_best: int = 0
+    ended: bool = False
+    """Early stopping has ended the run."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {**vars(self), "damaged": list(self.damaged.items())}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Progress:
+        """The inverse of `as_json`."""
+        return cls(**{**saved, "damaged": dict(saved["damaged"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that the loop works with; the objective is any module of the room `objective`."""
+
+    objective: nn.Module
+    crops: TrainingCrops
+    share: Share
+    steps: int
+    seed: int
+    optimizer: torch.optim.Optimizer
+    learning_rate: LearningRate
+    accelerator: Accelerator
+    checkpoints: Checkpoints
+    journal: Journal
+    stop: StopRequest
+    callbacks: list[Callback]
+    log_every: int
+    save_every: int
+    export: Callable[[], None]
+    """Called by the main process before each save but the first, after which it is called, and when a run goes on:
+    where what it leaves behind is found, there was a checkpoint once."""
+    state: dict[str, Any]
+    """Goes into every checkpoint as it is."""
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """uint8 pixels and labels of a training batch, on the device → others, of the same shape and type; labels may
+    become probabilities `(b, classes)`."""
+    early_stopping: EarlyStopping | None = None
+    workers: int = 0
+    compile: bool = False
+    clip_grad: float | None = None
+    max_skipped: int = 10
+    max_bad_share: float = 0.01
+    flops_per_image: float = 0.0
+    peak_flops: float = 0.0

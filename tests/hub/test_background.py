@@ -1,0 +1,98 @@
+"""Pushing during a run: it arrives, and whatever becomes of it, the run is the same to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from tests.support.downstream import PRETRAIN, good, refused, written
+from tests.support.forkserver import ForkServer
+from tests.support.model_hub import EXPIRED, WRITER, Fault, ModelHub
+from tests.support.runs import checkpoints, journal, weights
+
+SLOWER = ("training.duration.steps=40", "checkpoint.every.steps=4", "hub.every.steps=4")
+
+
+@pytest.fixture(scope="module")
+def alone(online: ForkServer, home: Path, tinted_images: Path) -> Path:
+    """A run that pushes nothing."""
+    recipe = written(home / "alone.yaml", PRETRAIN, tinted_images, home / "alone")
+    good(online.run("mpp.pretrain", recipe, *SLOWER, cwd=home))
+    return home / "alone"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tinted_images: Path) -> Path:
+    return written(tmp_path / "pretrain.yaml", PRETRAIN, tinted_images, tmp_path / "run")
+
+
+def test_a_run_that_pushes_ends_with_the_same_weights_and_its_last_checkpoint_on_the_hub(
+    alone: Path, recipe: Path, hub: ModelHub, online: ForkServer, tmp_path: Path
+):
+    said = good(online.run("mpp.pretrain", recipe, *SLOWER, "hub.push_to=user/during", cwd=tmp_path)).text
+    repo = hub.repos["user/during"]
+    assert repo.private
+    steps = [int(commit.message.removeprefix("Encoder of step ")) for commit in repo.pushed]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 40
+    assert f"pushed to {hub.endpoint}/user/during" in said
+    assert weights(tmp_path / "run") == weights(alone)
+    pushed = load(repo.commits[-1].files["model.safetensors"])
+    exported = load((tmp_path / "run" / "encoder" / "model.safetensors").read_bytes())
+    assert pushed.keys() == exported.keys()
+    assert all(torch.equal(pushed[name], value) for name, value in exported.items())
+    assert WRITER not in said
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or WRITER.encode() not in path.read_bytes(), path
+    assert journal(tmp_path / "run")[-1]["step"] == 40
+
+
+def test_the_newest_checkpoint_is_pushed_while_the_run_goes_on(
+    recipe: Path, hub: ModelHub, online: ForkServer, tmp_path: Path
+):
+    """A run that would take hours is stopped as soon as something has arrived."""
+    long = ("training.duration.steps=1000000", "checkpoint.every.steps=4", "hub.every.steps=4")
+    command = online.start("mpp.pretrain", recipe, *long, "hub.push_to=user/early", cwd=tmp_path)
+    try:
+        pushed = lambda: "user/early" in hub.repos and hub.repos["user/early"].pushed  # noqa: E731
+        while not pushed():
+            assert command.alive, command.text
+        at = journal(tmp_path / "run")[-1]["step"]
+        while journal(tmp_path / "run")[-1]["step"] <= at:
+            assert command.alive, command.text
+    finally:
+        command.kill(15)
+        command.wait()
+    assert command.code == 143, command.text
+    (commit, *_) = hub.repos["user/early"].pushed
+    assert 0 < int(commit.message.removeprefix("Encoder of step ")) <= at
+
+
+@pytest.mark.parametrize("fault", ["expired token", "a Hub that refuses"])
+def test_pushes_that_fail_leave_the_run_as_it_is_and_say_what_to_do(
+    fault: str, alone: Path, recipe: Path, hub: ModelHub, online: ForkServer, tmp_path: Path
+):
+    token = EXPIRED if fault == "expired token" else WRITER
+    if token == WRITER:
+        hub.faults = [Fault("POST /api/repos/create", status=400)]
+    settings = (*SLOWER, "hub.every.steps=0", "hub.push_to=user/never")  # at the end alone: each takes seconds to fail
+    said = good(online.run("mpp.pretrain", recipe, *settings, cwd=tmp_path, HF_TOKEN=token)).text
+    assert "the push to user/never failed: " in said
+    assert f"python -m mpp.push {tmp_path / 'run'} user/never --private" in said
+    assert "Traceback" not in said
+    assert token not in said + (tmp_path / "run" / "push.log").read_text()
+    assert weights(tmp_path / "run") == weights(alone)
+    assert len(checkpoints(tmp_path / "run")) >= 2
+    assert "user/never" not in hub.repos
+
+
+def test_without_a_token_it_is_refused_before_anything_is_trained(
+    recipe: Path, online: ForkServer, hub: ModelHub, tmp_path: Path
+):
+    said = online.run("mpp.pretrain", recipe, "hub.push_to=user/x", cwd=tmp_path, HF_TOKEN="")
+    refused(said, "no token", "hf auth login")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not hub.received

@@ -1,0 +1,617 @@
+"""`mpp.gap`, whole: a small study in processes of its own, whose numbers are its units' own, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from scipy import stats
+
+import mpp
+from mpp.commands.pretrain import make_objective
+from mpp.data.settings import DataSettings
+from mpp.data.sources import open_splits
+from mpp.recipe import PretrainRecipe, differences
+from mpp.study.units import recipes_of, units_of
+from tests.support.downstream import ENCODER, SIZE, good, refused, results, tinted_data, written
+from tests.support.forkserver import Command, ForkServer
+from tests.support.runs import journal
+
+Study = Callable[..., Command]
+ARMS = ("random", "scratch", "mean_color", "supervised")
+UNITS = [f"{arm}/seed-{seed}" for seed in (0, 1) for arm in ARMS]
+CONTROLS = [f"{control}/seed-{seed}" for seed in (0, 1) for control in ("raw_pixels", "patch_colors")]
+TUNED = "fine-tuned, 50 % of labels"
+ROOT = Path(__file__).parents[2]
+
+GAP = f"""\
+command: gap
+output_dir: OUTPUT
+study: {{arms: [random, scratch, mean_color, supervised], seeds: [0, 1]}}
+upstream: {{source: UPSTREAM, image_size: {SIZE}, crop_scale: [0.5, 1.0], workers: 0}}
+downstream: {{source: SOURCE, image_size: {SIZE}, crop_scale: [0.5, 1.0], workers: 0}}
+encoder: {ENCODER.replace("depth: 2", "depth: 1")}
+pretraining:
+  optimizer: {{lr: 1.0e-3, warmup: {{steps: 2}}}}
+  training: {{batch_size: 16, duration: {{steps: 12}}, precision: float32, threads: 1}}
+  validation: {{every: {{steps: 4}}, images: 16, baseline_images: 32}}
+  checkpoint: {{every: {{steps: 4}}}}
+  evaluation: {{every: {{steps: 4}}, evaluators: [knn], k: [3]}}
+evaluation:
+  labels: {{dev: 0.2}}
+  few_shot: {{shots: [1, 5], seeds: [0]}}
+  knn: {{k: [5]}}
+  linear_probe: {{grid: [0.01]}}
+finetuning:
+  fractions: [0.5]
+  optimizer: {{lr: 3.0e-3, warmup: {{steps: 1}}}}
+  training: {{batch_size: 8, duration: {{steps: 12}}, precision: float32, threads: 1}}
+  validation: {{every: {{steps: 0}}}}
+  checkpoint: {{every: {{steps: 4}}}}
+"""
+ALONE = ("study.controls=false",)
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tinted_data(tmp_path_factory.mktemp("upstream"), train=60, test=20, seed=50)
+
+
+@pytest.fixture
+def study(commands: ForkServer, upstream: Path, tinted_images: Path, tmp_path: Path) -> Study:
+    """Run a study in `tmp_path / "gap"`."""
+    recipe = written(tmp_path / "gap.yaml", GAP.replace("UPSTREAM", str(upstream)), tinted_images, tmp_path / "gap")
+
+    def run(*changes: str, start: bool = False) -> Command:
+        return (commands.start if start else commands.run)("mpp.gap", recipe, *changes)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def straight(commands: ForkServer, upstream: Path, tinted_images: Path, tmp_path_factory: pytest.TempPathFactory):
+    """(command, folder) of a study that nothing interrupted."""
+    home = tmp_path_factory.mktemp("straight")
+    recipe = written(home / "gap.yaml", GAP.replace("UPSTREAM", str(upstream)), tinted_images, home / "gap")
+    return good(commands.run("mpp.gap", recipe)), home / "gap"
+
+
+def unit(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / name / "unit.json").read_text())
+
+
+def numbers(value: Any) -> Any:
+    """What was measured, without what a clock says and where it was written."""
+    if isinstance(value, dict):
+        left = ("seconds", "encoder", "recipe", "recipes", "reconstructions")
+        return {name: numbers(inner) for name, inner in value.items() if name not in left and not timed(name)}
+    return [numbers(inner) for inner in value] if isinstance(value, list) else value
+
+
+def timed(name: str) -> bool:
+    return name.startswith(("seconds", "images_per_second", "tflops", "share_of_peak"))
+
+
+def finished(folder: Path) -> dict[str, int]:
+    """The finished units, and when they were."""
+    return {str(path.parent.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("unit.json")}
+
+
+def until(command: Command, condition: Callable[[], Any], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert command.alive, command.text
+        assert time.monotonic() < end, command.text
+        time.sleep(0.002)
+
+
+def test_every_unit_ran_once_and_the_results_are_theirs(straight: tuple[Command, Path]):
+    said, folder = straight
+    assert sorted(finished(folder)) == sorted([*UNITS, *CONTROLS])
+    found = results(folder)
+    assert [each["name"] for each in found["units"]] == [*CONTROLS[:2], *UNITS[:4], *CONTROLS[2:], *UNITS[4:]]
+    assert found["unfinished"] == []
+    for each in found["units"]:
+        home = folder / each["name"]
+        assert each == unit(folder, each["name"])
+        if each["evaluation"] is not None:
+            assert each["evaluation"] == results(home / "evaluation")
+        for fraction, tuned in each["finetuning"].items():
+            own = results(home / f"finetune-{fraction}")
+            assert {name: tuned[name] for name in own} == own
+    text = " ".join(said.text.split())
+    for claim in found["claims"]:
+        assert (claim["sentence"] in text) == claim["headline"]
+    assert any(claim["headline"] for claim in found["claims"])
+
+
+def test_the_arms_differ_in_their_start_alone(straight: tuple[Command, Path]):
+    _, folder = straight
+    for seed in (0, 1):
+        by_arm = {arm: unit(folder, f"{arm}/seed-{seed}") for arm in ARMS}
+        assert [by_arm[arm]["pretraining"] is None for arm in ARMS] == [True, True, False, False]
+        assert by_arm["scratch"]["evaluation"] is None
+        for arm in ("mean_color", "supervised"):
+            before = by_arm[arm]["pretraining"]
+            assert (before["images_seen"], before["rows"]) == (12 * 16, 60)
+            assert [look["samples"] for look in before["curve"] if "evaluation/knn_3_avg" in look] == [64, 128, 192]
+            assert before["flops_per_image"] > 0
+        tuned = {arm: by_arm[arm]["finetuning"]["0.5"] for arm in ARMS}
+        for arm in ("random", "mean_color", "supervised"):
+            assert (tuned[arm]["images_seen"], tuned[arm]["steps"]) == (96, 12)
+        assert tuned["scratch"]["images_seen"] == 96 + 12 * 16, "as many as pre-training and fine-tuning together"
+        assert len({tuned[arm]["train_images"] for arm in ARMS}) == 1
+        assert len({images_of(folder / f"{arm}/seed-{seed}/finetune-0.5") for arm in ARMS}) == 1, "the same labels"
+        before = [images_of(folder / f"{arm}/seed-{seed}/pretrain") for arm in ("mean_color", "supervised")]
+        assert before[0].split()[0] == before[1].split()[0], "as many images; one of them does not look at labels"
+    for name in CONTROLS:
+        assert unit(folder, name)["finetuning"] == {}
+        assert unit(folder, name)["evaluation"]["encoder"] == name.split("/")[0]
+
+
+def images_of(run: Path) -> str:
+    """How many images a run was trained on, and a digest of them and their labels."""
+    state = max((run / "checkpoints").glob("step-*/state.json"))
+    found = json.loads(state.read_text())["data"]
+    return f"{found['rows']} {found['sha256']}"
+
+
+def test_the_recipes_of_arms_and_seeds_differ_where_they_are_meant_to():
+    recipe = mpp.load_recipe(ROOT / "recipes" / "cifar10" / "gap.yaml")
+    by_unit = {(unit.arm, unit.seed, unit.back): recipes_of(recipe, unit) for unit in units_of(recipe)}
+
+    def differ(one: Any, other: Any) -> set[str]:
+        return {path for path, _, _ in differences(one, other)}
+
+    mine = by_unit["mean_color", 0, False]
+    for (arm, seed, back), recipes in by_unit.items():
+        seeds = {"seed", "labels.seed"} if seed else set()
+        data = {"data.source", "data.subset"} if back else set()
+        if recipes.pretrain is not None:
+            changed = {path for path in differ(mine.pretrain, recipes.pretrain) if not path.startswith("objective.")}
+            assert changed <= {"output_dir", "seed"} | data, (arm, seed)
+            assert ("seed" in changed) == bool(seed)
+        if recipes.evaluate is not None and arm not in ("raw_pixels", "patch_colors"):
+            assert differ(mine.evaluate, recipes.evaluate) <= {"output_dir", "encoder.source"} | seeds | data
+        for share, finetune in recipes.finetune.items():
+            longer = {"training.duration"} if arm == "scratch" else set()
+            found = {p.removesuffix(".images") for p in differ(mine.finetune[share], finetune)}
+            assert found <= {"output_dir", "encoder.source"} | seeds | data | longer, (arm, share)
+
+
+def test_arms_begin_with_the_same_weights(upstream: Path):
+    """Whatever head comes behind the encoder."""
+    data = {"source": str(upstream), "image_size": SIZE}
+    encoder = {"patch_size": 4, "arguments": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
+    rows = open_splits(DataSettings(**data), 0, labelled=True).train
+    made = [
+        make_objective(
+            PretrainRecipe(command="pretrain", seed=3, output_dir="x", data=data, encoder=encoder, objective=objective),  # pyright: ignore
+            rows,
+        ).encoder.state_dict()
+        for objective in ({"kind": "masked_patch"}, {"kind": "masked_patch", "head": "mlp"}, {"kind": "supervised"})
+    ]
+    for other in made[1:]:
+        assert all(torch.equal(made[0][name], value) for name, value in other.items())
+
+
+def test_the_tables_hold_each_seed_s_accuracy(straight: tuple[Command, Path]):
+    _, folder = straight
+    [table] = results(folder)["tables"]
+    assert table["variant"] == ""
+    for arm in ARMS:
+        cells = table["arms"][arm]
+        tuned = [unit(folder, f"{arm}/seed-{seed}")["finetuning"]["0.5"]["test"]["accuracy"] for seed in (0, 1)]
+        assert cells[TUNED]["accuracies"] == tuned
+        assert cells[TUNED]["seeds"] == [0, 1]
+        if arm == "scratch":
+            assert set(cells) == {TUNED}
+            continue
+        scores = [unit(folder, f"{arm}/seed-{seed}")["evaluation"]["scores"] for seed in (0, 1)]
+        for metric, read in {
+            "5-shot": lambda score: score["few_shot"]["headline"]["shots"]["5"]["mean"],
+            "1-shot, default": lambda score: score["few_shot"]["default"]["shots"]["1"]["mean"],
+            "kNN": lambda score: score["knn"]["headline"]["accuracy"],
+            "kNN, default": lambda score: score["knn"]["default"]["accuracy"],
+            "linear probe": lambda score: score["linear_probe"]["headline"]["accuracy"],
+            "linear probe, default": lambda score: score["linear_probe"]["default"]["accuracy"],
+        }.items():
+            assert cells[metric]["accuracies"] == [read(score) for score in scores]
+
+
+def test_intervals_are_scipy_s_paired_ones(straight: tuple[Command, Path]):
+    found = results(straight[1])
+    [table] = found["tables"]
+    compared = [claim for claim in found["claims"] if len(claim["arms"]) == 2]
+    assert ["scratch", "mean_color"] in [claim["arms"] for claim in compared if claim["metric"] == TUNED]
+    assert ["mean_color", "supervised"] in [claim["arms"] for claim in compared if claim["metric"] == TUNED]
+    for claim in compared:
+        lower, higher = (table["arms"][arm][claim["metric"]]["accuracies"] for arm in claim["arms"])
+        lower = lower * 2 if len(lower) == 1 else lower  # a control, which no seed changes
+        assert claim["mean"] == pytest.approx(sum(higher) / 2 - sum(lower) / 2, abs=1e-12)
+        if higher[0] - lower[0] != pytest.approx(higher[1] - lower[1], abs=1e-12):
+            interval = stats.ttest_rel(higher, lower).confidence_interval(0.95)
+            assert [claim["low"], claim["high"]] == pytest.approx([interval.low, interval.high], abs=1e-9)
+
+
+def children(command: Command) -> list[psutil.Process]:
+    return psutil.Process(command.pid).children(recursive=True)
+
+
+def kill_all(command: Command) -> None:
+    """SIGKILL to the study and to the process of its unit."""
+    units = children(command)
+    assert len(units) == 1
+    for process in [psutil.Process(command.pid), *units]:
+        process.kill()
+    command.wait()
+
+
+SMALL = ("study.arms=[random,mean_color]", *ALONE)
+
+
+def test_units_that_run_at_once_end_as_those_that_run_in_turn(
+    study: Study, straight: tuple[Command, Path], tmp_path: Path
+):
+    folder, names = tmp_path / "gap", ["random/seed-0", "mean_color/seed-0"]
+    both = (*SMALL, "study.seeds=[0]", "study.parallel=2")
+    command = study(*both, start=True)
+    until(command, lambda: len(children(command)) == 2)
+    until(command, lambda: (folder / "mean_color/seed-0/pretrain/checkpoints/step-000000004").is_dir())
+    command.kill(signal.SIGTERM)
+    assert command.wait() == 143, command.text
+    assert "are left. Give the same command again to go on." in command.text
+    assert "mean_color/seed-0" not in finished(folder)
+
+    good(study(*both))
+    for name in names:
+        assert numbers(unit(folder, name)) == numbers(unit(straight[1], name)), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["finetuning.search.lr=[1e-3,1e-2]", "finetuning.dev=0"], ("finetuning.search chooses by a dev split",)),
+        (["pretraining.optimizer.layer_decay=0.7"], ("pretraining.optimizer.layer_decay",)),
+        (["evaluation={few_shot: null, knn: null, linear_probe: null}"], ("nothing to measure",)),
+        (["study.sizes={big: {name: vit_nonsense}}"], ("study.sizes.big.name", "has no model 'vit_nonsense'")),
+        (["encoder.patch_size=5"], ("upstream.image_size", "not a multiple of the patch size 5")),
+        (["finetuning.optimizer.name=adamm"], ("finetuning.optimizer.name 'adamm' is not one of timm's",)),
+        (["evaluation.few_shot.shots=[40]"], ("evaluation.few_shot.shots", "class 0 has 24 images")),
+        (["evaluation.knn.k=[91]", "evaluation.by_depth=[]"], ("evaluation.knn.k", "90 training images")),
+        (["pretraining.evaluation.k=[300]"], ("pretraining.evaluation.k", "300 is more than")),
+        (["finetuning.augmentation.mixup=0.8", "finetuning.training.batch_size=9"], ("pair the images",)),
+        (["downstream.source=embedded", "upstream.source=embedded:a"], ("upstream and downstream are both",)),
+        (["upstream.source=embedded", "downstream={source: embedded, split: 'train[:50%]'}"], ("are both embedded",)),
+        (["pretraining.checkpoint.resume=false"], ("pretraining.checkpoint.resume is false", "goes on")),
+        (["encoder.arguments.drop_rate=0.1"], ("encoder.arguments has drop_rate", "finetuning.drop_path")),
+        (["study.sizes={wet: {arguments: {proj_drop_rate: 0.1}}}"], ("study.sizes.wet.arguments has proj_drop_rate",)),
+        (["evaluation.labels.seed=3"], ("evaluation.labels.seed", "study.seeds")),
+        (["encoder.patch_size=2", "study.arms=[random,downsized]"], ("study.arms", "downsized: ", "4")),
+        (["downstream.split=trian"], ("downstream.split 'trian' cannot be taken",)),
+        (["study.only=[random/seed-0]", "downstream.label_column=klass"], ("downstream.label_column", "'klass'")),
+    ],
+)
+def test_a_study_s_mistakes_are_told_as_those_of_its_own_settings_before_anything_runs(
+    study: Study, tmp_path: Path, changes: list[str], words: tuple[str, ...]
+):
+    refused(study(*changes), *words)
+    assert not list((tmp_path / "gap").rglob("log.txt"))
+    assert not list((tmp_path / "gap").rglob("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "shared"),
+    [
+        ("split: test", "", "41 of the 41 images to pre-train on (test) are among the 45 of test downstream"),
+        ("split: 'train[:60%]'", "split: 'train[40%:]'", "18 of the 54 images to pre-train on"),
+        ("split: 'test+train[:9]'", "split: 'train[:50%]'", "9 of the 49 images"),
+    ],
+)
+def test_pre_training_on_images_that_are_judged_by_is_refused(
+    study: Study, tinted_images: Path, tmp_path: Path, up: str, down: str, shared: str
+):
+    sections = (f"{part}={{source: {tinted_images}, image_size: {SIZE}, workers: 0, {rest}}}"
+                for part, rest in (("upstream", up), ("downstream", down)))  # fmt: skip
+    refused(study(*sections), shared)
+    assert not list((tmp_path / "gap").rglob("log.txt"))
+
+
+def test_parts_of_one_data_set_that_share_no_image_may_be_compared(study: Study, tinted_images: Path, tmp_path: Path):
+    common = f"source: {tinted_images}, image_size: {SIZE}, workers: 0"
+    sections = (f"upstream={{{common}, split: 'train[:50%]', validation_split: 'train[:9]'}}",
+                f"downstream={{{common}, split: 'train[50%:]'}}")  # fmt: skip
+    good(study(*sections, "study.only=[random/seed-0]", "finetuning.fractions=[]"))
+    assert list(finished(tmp_path / "gap")) == ["random/seed-0"]
+
+
+def test_results_of_weights_that_are_no_more_are_not_taken_for_those_of_a_unit(
+    straight: tuple[Command, Path], study: Study, tmp_path: Path
+):
+    home = tmp_path / "gap" / "mean_color" / "seed-0"
+    shutil.copytree(straight[1] / "mean_color" / "seed-0", home)
+    (home / "unit.json").unlink()
+    other = straight[1] / "supervised" / "seed-0" / "pretrain" / "encoder" / "model.safetensors"
+    shutil.copy(other, home / "pretrain" / "encoder" / "model.safetensors")
+    before = results(home / "evaluation")
+    failed = study("study.only=[mean_color/seed-0]")
+    refused(failed, "finetune-0.5 began with other weights", "choose another output_dir")
+    after = results(home / "evaluation")
+    assert after["features_of"]["weights"] != before["features_of"]["weights"], "measured again"
+
+
+def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(
+    study: Study, straight: tuple[Command, Path], tmp_path: Path
+):
+    folder = tmp_path / "gap"
+    names = [name for name in UNITS if name.startswith(("random", "mean_color"))]
+
+    command = study(*SMALL, start=True)  # killed in the middle of a pre-training
+    until(command, lambda: (folder / "mean_color/seed-0/pretrain/checkpoints/step-000000004").is_dir())
+    kill_all(command)
+    done = finished(folder)
+    assert list(done) == ["random/seed-0"]
+    assert not (folder / "results.json").exists()
+
+    command = study(*SMALL, start=True)  # killed in the middle of a fine-tuning
+    until(command, lambda: (folder / "mean_color/seed-0/finetune-0.5/checkpoints/step-000000004").is_dir())
+    kill_all(command)
+    assert "random/seed-0: done before" in command.text
+    assert "from step 4" in (folder / "mean_color/seed-0/log.txt").read_text()
+    assert finished(folder) == done
+
+    command = study(*SMALL, start=True)
+    until(command, lambda: (folder / "mean_color/seed-1/pretrain/checkpoints/step-000000004").is_dir())
+    command.kill(signal.SIGTERM)
+    assert command.wait() == 143, command.text
+    assert "1 of 4 are left. Give the same command again to go on." in command.text
+    done |= {name: stamp for name, stamp in finished(folder).items() if name not in done}
+    assert set(done) == set(names[:3])
+    assert results(folder)["unfinished"] == [names[3]]
+
+    command = study(*SMALL, "study.minutes=1e-6")
+    assert command.code == 75, command.text
+    assert "1 of 4 are left" in command.text
+    assert finished(folder) == done
+
+    command = good(study(*SMALL))
+    assert command.text.count("done before") == 3
+    assert {name: finished(folder)[name] for name in done} == done
+    assert set(finished(folder)) == set(names)
+    for name in names:
+        assert numbers(unit(folder, name)) == numbers(unit(straight[1], name))
+    [here], [there] = (results(where)["tables"] for where in (folder, straight[1]))
+    for arm in ("random", "mean_color"):
+        assert here["arms"][arm] == there["arms"][arm]
+    assert (folder / "report.html").is_file()
+
+
+def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_goes_on(
+    study: Study, straight: tuple[Command, Path], tmp_path: Path
+):
+    long = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE, "pretraining.training.duration.steps=9000")
+    command = study(*long, "study.minutes=0.15")
+    assert command.code == 75, command.text
+    home = tmp_path / "gap" / "mean_color" / "seed-0"
+    assert "saved" in (home / "log.txt").read_text()
+    assert journal(home / "pretrain")[-1]["step"] < 9000
+    assert finished(tmp_path / "gap") == {}
+    assert "1 of 1 are left" in command.text
+
+
+def test_a_finished_study_is_only_written_up_again(straight: tuple[Command, Path], commands: ForkServer):
+    _, folder = straight
+    before, told = finished(folder), results(folder)
+    said = good(commands.run("mpp.gap", folder.parent / "gap.yaml"))
+    assert " …" not in said.text
+    assert finished(folder) == before
+    assert results(folder) == told
+
+
+def test_what_decides_no_result_may_change_in_the_middle_of_a_study(
+    straight: tuple[Command, Path], commands: ForkServer, tmp_path: Path
+):
+    """As in any run: an arm that is short of memory is no reason to lose the others."""
+    shutil.copytree(straight[1], tmp_path / "study")
+    changes = ["pretraining.training.micro_batch_size=4", "finetuning.training.micro_batch_size=4",
+               "pretraining.checkpoint.every.steps=3", "evaluation.features.batch_size=16"]  # fmt: skip
+    recipe, output = straight[1].parent / "gap.yaml", f"output_dir={tmp_path / 'study'}"
+    assert " …" not in good(commands.run("mpp.gap", recipe, output, *changes)).text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("pretraining.optimizer.lr=1e-2", ("pretrain.optimizer.lr: 0.001 then, 0.01 now",)),
+        ("finetuning.fractions=[1.0]", ("finetune 0.5",)),
+        ("study.scale=0.5", ("training.duration: {'steps': 12} then, {'steps': 6} now",)),
+        ("encoder.arguments.depth=3", ("encoder.arguments.depth: 1 then, 3 now",)),
+        ("evaluation.knn.k=[6]", ("evaluate.knn.k",)),
+    ],
+)
+def test_other_settings_in_the_folder_of_a_study_are_refused(
+    straight: tuple[Command, Path], commands: ForkServer, change: str, words: tuple[str, ...]
+):
+    recipe = straight[1].parent / "gap.yaml"
+    before = (straight[1] / "recipe.yaml").read_bytes()
+    refused(commands.run("mpp.gap", recipe, change), str(straight[1]), *words)
+    assert (straight[1] / "recipe.yaml").read_bytes() == before
+
+
+def test_a_unit_of_an_earlier_version_is_not_run_again(straight: tuple[Command, Path], study: Study, tmp_path: Path):
+    """A setting that was added since has its default there."""
+    folder = tmp_path / "gap"
+    shutil.copytree(straight[1], folder)
+    for path in folder.rglob("unit.json"):
+        outcome = json.loads(path.read_text())
+        for recipe in outcome["recipes"].values():
+            recipe["encoder"].pop("allow_pickle")
+            recipe.pop("hub", None)
+        path.write_text(json.dumps(outcome))
+    before = finished(folder)
+    assert " …" not in good(study()).text
+    assert finished(folder) == before
+
+
+def test_results_of_other_settings_in_an_unfinished_unit_are_measured_again(
+    straight: tuple[Command, Path], study: Study, tmp_path: Path
+):
+    folder = tmp_path / "gap" / "raw_pixels" / "seed-0"
+    shutil.copytree(straight[1] / "raw_pixels" / "seed-0", folder)
+    (folder / "unit.json").unlink()
+    good(study("study.only=[raw_pixels/seed-0]", "evaluation.knn.k=[7]"))
+    assert list(unit(tmp_path / "gap", "raw_pixels/seed-0")["evaluation"]["scores"]["knn"]["default"]["k"]) == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("study.images=[61]", ("study.images", "61 are more than the 60 images")),
+        ("study.arms=[]", ("study.arms is empty",)),
+        ("study.sizes={../up: {arms: [random]}}", ("study.sizes",)),
+    ],
+)
+def test_what_a_study_cannot_do_is_told_before_anything_runs(
+    study: Study, tmp_path: Path, change: str, words: tuple[str, ...]
+):
+    command = study(*ALONE, change)
+    assert command.code == 2, command.text
+    assert "Traceback" not in command.text
+    assert all(word in command.text for word in words), command.text
+    assert finished(tmp_path / "gap") == {}
+    assert not list((tmp_path / "gap").glob("*/seed-*"))
+
+
+def test_another_meaning_of_a_size_is_refused(study: Study, tmp_path: Path):
+    sized = ["study.arms=[]", *ALONE, "study.seeds=[0]", "study.axis_arms=[random]"]
+    good(study(*sized, "study.sizes={other: {arguments: {embed_dim: 48}}}"))
+    found = results(tmp_path / "gap")
+    assert [each["name"] for each in found["units"]] == ["size-other/random/seed-0"]
+    assert [table["variant"] for table in found["tables"]] == ["size=other"]
+    other = study(*sized, "study.sizes={other: {arguments: {embed_dim: 64}}}")
+    refused(other, "size-other/random/seed-0", "48 then, 64 now")
+
+
+def test_a_convolutional_network_may_be_one_of_the_sizes(study: Study, tmp_path: Path):
+    sizes = "study.sizes={resnet: {name: test_resnet, arms: [supervised]}}"
+    good(study("study.arms=[]", *ALONE, "study.seeds=[0]", "study.axis_arms=[random]", sizes))
+    (unit,) = results(tmp_path / "gap")["units"]
+    assert unit["name"] == "size-resnet/supervised/seed-0"
+    config = json.loads((tmp_path / "gap" / unit["name"] / "pretrain/encoder/config.json").read_text())
+    assert config["architecture"] == "test_resnet"
+    assert 0 <= unit["finetuning"]["0.5"]["test"]["accuracy"] <= 1
+
+
+def test_more_seeds_and_an_axis_of_images_join_a_finished_study(
+    study: Study, straight: tuple[Command, Path], tmp_path: Path
+):
+    folder = tmp_path / "gap"
+    shutil.copytree(straight[1], folder)
+    before = finished(folder)
+    said = good(study("study.arms=[random]", "study.seeds=[0,2]", *ALONE))
+    assert said.text.count("done before") == 1
+    good(study("study.arms=[]", "study.seeds=[0]", "study.images=[30]", "study.axis_arms=[random,mean_color]", *ALONE))
+    added = ["random/seed-2", "images-30/mean_color/seed-0"]
+    assert set(finished(folder)) == set(before) | set(added), "without pre-training there are no images to vary"
+    assert {name: finished(folder)[name] for name in before} == before
+    [table] = results(folder)["tables"]
+    assert table["variant"] == "images=30"
+    assert table["arms"]["mean_color"][TUNED]["seeds"] == [0]
+    fewer, all_of_them = (unit(folder, name)["pretraining"] for name in (added[1], "mean_color/seed-0"))
+    assert (fewer["rows"], all_of_them["rows"]) == (30, 60)
+    assert fewer["images_seen"] == all_of_them["images_seen"], "for as many steps"
+    together = good(study("study.arms=[random]", "study.seeds=[0,1,2]", *ALONE))
+    assert " …" not in together.text
+    assert results(folder)["tables"][0]["arms"]["random"][TUNED]["seeds"] == [0, 1, 2]
+
+
+def test_one_unit_can_be_run_alone(study: Study, straight: tuple[Command, Path], tmp_path: Path):
+    good(study("study.only=[mean_color/seed-1]"))
+    assert list(finished(tmp_path / "gap")) == ["mean_color/seed-1"]
+    assert numbers(unit(tmp_path / "gap", "mean_color/seed-1")) == numbers(unit(straight[1], "mean_color/seed-1"))
+    assert not (tmp_path / "gap" / "results.json").exists()
+    said = good(study("study.only=[mean_color/seed-1]"))
+    assert "mean_color/seed-1: done before" in said.text
+    refused(study("study.only=[mean_color/seed-7]"), "mean_color/seed-7", "random/seed-0")
+
+
+def test_the_rate_of_fine_tuning_is_chosen_by_each_arm_on_its_dev_split(study: Study, tmp_path: Path):
+    good(study("study.only=[random/seed-0]", "finetuning.search.lr=[1e-5,1e-2]", "evaluation.few_shot=null"))
+    tuned = unit(tmp_path / "gap", "random/seed-0")["finetuning"]["0.5"]
+    assert [each["lr"] for each in tuned["search"]] == [1e-5, 1e-2]
+    best = max(tuned["search"], key=lambda each: (each["dev_accuracy"], -each["dev_loss"]))
+    assert tuned["chosen"]["lr"] == best["lr"]
+    looks = journal(tmp_path / "gap/random/seed-0/finetune-0.5/search" / f"lr={best['lr']:g}")
+    assert tuned["curve"][-1]["accuracy"] == looks[-1]["validation/accuracy"] == best["dev_accuracy"]
+
+
+def test_a_study_is_shortened_by_its_scale(study: Study, tmp_path: Path):
+    good(study("study.only=[mean_color/seed-0,scratch/seed-0]", "study.scale=0.5"))
+    short = unit(tmp_path / "gap", "mean_color/seed-0")
+    assert short["pretraining"]["images_seen"] == 6 * 16
+    assert short["finetuning"]["0.5"]["steps"] == 6
+    assert unit(tmp_path / "gap", "scratch/seed-0")["finetuning"]["0.5"]["images_seen"] == 6 * 16 + 6 * 8
+
+
+def test_both_ways_exchanges_the_data(study: Study, upstream: Path, tmp_path: Path):
+    good(study("study.both_ways=true", "study.only=[back/mean_color/seed-0]"))
+    found = unit(tmp_path / "gap", "back/mean_color/seed-0")
+    assert found["evaluation"]["data"] == str(upstream)
+    assert found["pretraining"]["rows"] == 90
+    assert found["evaluation"]["train_images"] == 60
+
+
+def test_a_unit_that_fails_is_told_with_the_end_of_its_log_when_the_others_are_done(study: Study, tmp_path: Path):
+    """A file lies where the results of frozen features are to go; from scratch nothing is frozen."""
+    (tmp_path / "gap" / "random" / "seed-0").mkdir(parents=True)
+    (tmp_path / "gap" / "random" / "seed-0" / "evaluation").write_text("in the way")
+    command = study("study.arms=[random,scratch]", "study.seeds=[0]", *ALONE)
+    assert command.code == 1, command.text
+    assert "Traceback" not in command.text
+    log = tmp_path / "gap" / "random" / "seed-0" / "log.txt"
+    message = command.text[command.text.index("error: ") :]
+    assert message.startswith(f"error: 1 of 2 units failed:\nrandom/seed-0 ended with exit code 2; the end of {log}:\n")
+    assert f"{tmp_path / 'gap/random/seed-0/evaluation'} cannot be written to" in message
+    assert message.rstrip().endswith(log.read_text().rstrip().splitlines()[-1])
+    assert list(finished(tmp_path / "gap")) == ["scratch/seed-0"]
+    assert results(tmp_path / "gap")["unfinished"] == ["random/seed-0"]
+
+
+def test_a_unit_asked_to_stop_between_its_trainings_stops(study: Study, tmp_path: Path):
+    """After pre-training the features are measured: who asks then is not to wait for the fine-tuning."""
+    long = "finetuning.training.duration.steps=20000"
+    command = study("study.only=[mean_color/seed-0]", long, start=True)
+    until(command, lambda: "labelled images of" in command.text)
+    command.kill(signal.SIGTERM)
+    command.wait()
+    assert command.code in (143, None), command.text
+    tuned = tmp_path / "gap" / "mean_color" / "seed-0" / "finetune-0.5"
+    assert not tuned.exists() or journal(tuned)[-1]["step"] < 20000, "it went on for all of the fine-tuning"
+
+
+def test_a_study_that_was_moved_goes_on_in_the_middle_of_a_fine_tuning(study: Study, tmp_path: Path):
+    one = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE)
+    command = study(*one, start=True)
+    until(command, lambda: (tmp_path / "gap/mean_color/seed-0/finetune-0.5/checkpoints/step-000000004").is_dir())
+    kill_all(command)
+    (tmp_path / "gap").rename(tmp_path / "moved")
+    good(study(*one, f"output_dir={tmp_path / 'moved'}"))
+    assert list(finished(tmp_path / "moved")) == ["mean_color/seed-0"]
+
+
+def test_two_studies_in_one_folder_are_refused(study: Study, tmp_path: Path):
+    first = study("pretraining.training.duration.steps=100000", "study.arms=[mean_color]", *ALONE, start=True)
+    try:
+        until(first, lambda: (tmp_path / "gap/mean_color/seed-0/pretrain/checkpoints").is_dir())
+        second = study("pretraining.training.duration.steps=100000", "study.arms=[mean_color]", *ALONE)
+        refused(second, str(tmp_path / "gap"), "in use")
+    finally:
+        kill_all(first)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from mpp import randomness
@@ -33,12 +32,11 @@ from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
-from mpp.encoder.create import build_backbone, cut_after
+from mpp.encoder.create import build_backbone
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.files import replacing, write_text
-from mpp.objective.classification import LinearProbe, SupervisedClassification
-from mpp.objective.settings import LinearProbeSettings
+from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe, differences
 from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint
@@ -89,7 +87,7 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
         end_processes(accelerator)
         return 0
-    check_training(recipe, accelerator, patches=False)
+    check_training(recipe, accelerator)
     with about("data", "source"):
         data = on_each(
             accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
@@ -247,7 +245,7 @@ class _FineTuning:
         run, progress = run_job(job, self.accelerator, self.stop, checkpoint)
         return job, stopped(run, progress), progress
 
-    def objective(self, recipe: FinetuneRecipe) -> SupervisedClassification:
+    def objective(self, recipe: FinetuneRecipe) -> Objective:
         """The classifier to train; its random weights are decided by the seed."""
         low, high = randomness.key(recipe.seed, "weights")
         torch.manual_seed(low | high << 32)
@@ -255,15 +253,9 @@ class _FineTuning:
             backbone = build_backbone(recipe.encoder, recipe.data.image_size)
         on_main(self.accelerator, lambda: check_same_weights(self.source_weights, recipe, Path(recipe.output_dir)))
         backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
-        settings = recipe.objective
-        if isinstance(settings, LinearProbeSettings):
-            if settings.block is not None:
-                with about("objective", "block"):
-                    cut_after(backbone, settings.block)
-            return LinearProbe(backbone, len(self.classes)).to(self.accelerator.device)
-        return SupervisedClassification(
-            backbone, len(self.classes), settings.head, settings.label_smoothing, settings.head_init
-        ).to(self.accelerator.device)
+        with about("objective", "kind"):
+            objective = recipe.objective.build(backbone, num_classes=len(self.classes), seed=recipe.seed)
+        return objective.to(self.accelerator.device)
 
     def test(self, job: Job, progress: Progress, recipe: FinetuneRecipe, candidates: list[Candidate]) -> None:
         """Read the test split, once; write down results, encoder and classifier."""
@@ -306,7 +298,7 @@ class _FineTuning:
             encoder, crop = job.encoder, recipe.data
             look: dict[str, Any] = {"interpolation": crop.interpolation, "crop_pct": crop.crop_pct}
             export_encoder(encoder, job.folder / "encoder", **look)
-            linear: tuple[Tensor, Tensor] | None = job.objective.linear()  # pyright: ignore
+            linear = job.objective.linear()
             if linear is not None:
                 weight, bias = linear
                 export_classifier(encoder, weight, bias, self.classes, job.folder / "classifier", **look)

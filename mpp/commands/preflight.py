@@ -15,9 +15,8 @@ from torch import nn
 
 from mpp.data.sampler import share
 from mpp.encoder.create import build_backbone, build_encoder
-from mpp.encoder.encoder import Encoder
 from mpp.encoder.settings import EncoderSettings
-from mpp.objective.settings import MaskedPatchSettings
+from mpp.objective.settings import BaseObjectiveSettings
 from mpp.settings import SettingError
 from mpp.training.optimizer import make_optimizer
 from mpp.training.settings import OptimizerSettings
@@ -84,19 +83,20 @@ def together(*checks: Callable[[], object]) -> None:
         raise SettingError(complaints)
 
 
-def check_training(recipe: Any, accelerator: Accelerator, *, patches: bool) -> None:
+def check_training(recipe: Any, accelerator: Accelerator) -> None:
     """Refuse a network, an optimiser or batches that cannot be had, in a recipe of a command that trains.
 
     Args:
         recipe: with data, encoder, optimizer and training.
         accelerator: of this launch.
-        patches: whether the network has to be an encoder of patches.
 
     Raises:
         SettingError: with all complaints.
     """
     together(
-        lambda: check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=patches),
+        lambda: check_network(
+            recipe.encoder, recipe.data.image_size, "data.image_size", patches=recipe.objective.needs_patches
+        ),
         lambda: check_objective(recipe.objective, recipe.encoder, recipe.data.image_size),
         lambda: check_optimizer(recipe.optimizer, "optimizer"),
         lambda: _check_batches(recipe, accelerator),
@@ -116,38 +116,21 @@ def check_network(
             (build_encoder if patches else build_backbone)(settings, image_size)
 
 
-def check_objective(objective: Any, encoder: EncoderSettings, image_size: int) -> None:
+def check_objective(objective: BaseObjectiveSettings, encoder: EncoderSettings, image_size: int) -> None:
     """Refuse a target or a corruption that does not fit the patches. Those of a source show when it is loaded.
 
     Raises:
         SettingError: with all complaints.
     """
-    if not isinstance(objective, MaskedPatchSettings) or encoder.source is not None:
+    if not objective.needs_patches or encoder.source is not None:
         return
     try:
         with torch.device("meta"):
             network = build_encoder(encoder, image_size)
     except ValueError:
         return  # which is told elsewhere
-    check_patches(objective, network)
-
-
-def check_patches(objective: MaskedPatchSettings, encoder: Encoder) -> None:
-    """Refuse a target or a corruption that does not fit an encoder's patches.
-
-    Raises:
-        SettingError: with all complaints.
-    """
-
-    def target() -> None:
-        with about("objective.target", "cells"):
-            objective.target.outputs(encoder.patch_size)
-
-    def corruption() -> None:
-        with about("objective.corruption", "swap" if encoder.num_patches < 2 else "fraction"):
-            objective.corruption.check(encoder.num_patches)
-
-    together(target, corruption)
+    with about("objective", "kind"):
+        objective.check(network)
 
 
 @contextmanager

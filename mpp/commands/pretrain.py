@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
 from mpp import randomness
-from mpp.commands.preflight import about, about_network, check_patches, check_training
+from mpp.commands.preflight import about, about_network, check_training
 from mpp.commands.train_run import (
     Job,
     check_same_images,
@@ -24,15 +24,13 @@ from mpp.commands.train_run import (
 )
 from mpp.data.decode_cache import Images
 from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.sampler import Numbers
 from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.encoder.create import build_backbone, build_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
-from mpp.objective.baselines import label_baseline, masked_patch_baselines
-from mpp.objective.classification import SupervisedClassification
-from mpp.objective.masked_patch import MaskedPatchPrediction
-from mpp.objective.settings import MaskedPatchSettings
+from mpp.objective.base import Objective, Sample
 from mpp.recipe import PretrainRecipe
 from mpp.training.distributed import FolderLock, end_processes, on_main, start_processes
 from mpp.training.metrics_log import read_metrics
@@ -65,7 +63,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         end_processes(accelerator)
         return 0
 
-    check_training(recipe, accelerator, patches=isinstance(recipe.objective, MaskedPatchSettings))
+    check_training(recipe, accelerator)
     on_main(accelerator, lambda: check_token(recipe.hub))
     splits = prepare_data(recipe, accelerator)
     if checkpoint is not None:
@@ -90,10 +88,9 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         baselines=baselines,
         source_weights=source_weights,
     )
-    if recipe.reconstructions.images and isinstance(objective, MaskedPatchPrediction):
-        shown = held_out[held_out_rows[: recipe.reconstructions.images]]
-        every = job.steps(recipe.reconstructions.every)
-        job.callbacks.append(reconstructions(accelerator, shown, folder / "reconstructions", every=every))
+    if recipe.reconstructions.images:
+        every, shown = job.steps(recipe.reconstructions.every), held_out_rows[: recipe.reconstructions.images]
+        job.callbacks.append(reconstructions(accelerator, held_out, shown, folder / "reconstructions", every=every))
     if recipe.evaluation.evaluators:
         every = job.steps(recipe.evaluation.every)
         job.callbacks.append(in_training(recipe.evaluation, accelerator, splits.train, recipe.data, every=every))
@@ -113,58 +110,53 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
 
 def prepare_data(recipe: PretrainRecipe, accelerator: Accelerator) -> Splits:
     """The images to train on and to hold out; with labels where something needs them."""
-    labelled = recipe.objective.kind == "supervised" or bool(recipe.evaluation.evaluators)
+    labelled = recipe.objective.needs_labels or bool(recipe.evaluation.evaluators)
     with about("data", "source"):
         return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
 
 
-def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPrediction | SupervisedClassification:
+def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> Objective:
     """The module to train; its random weights are decided by the seed."""
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
-    settings, size = recipe.objective, recipe.data.image_size
-    if isinstance(settings, MaskedPatchSettings):
-        with about_network(recipe.encoder):
-            encoder = build_encoder(recipe.encoder, size)
-        check_patches(settings, encoder)
-        return MaskedPatchPrediction(encoder, settings.target, settings.corruption, recipe.seed, settings.head)
-    assert rows.class_names is not None
+    settings = recipe.objective
     with about_network(recipe.encoder):
-        encoder = build_backbone(recipe.encoder, size)
-    return SupervisedClassification(
-        encoder, len(rows.class_names), settings.head, settings.label_smoothing, settings.head_init
-    )
+        build = build_encoder if settings.needs_patches else build_backbone
+        encoder = build(recipe.encoder, recipe.data.image_size)
+    with about("objective", "kind"):
+        settings.check(encoder)
+    num_classes = None if rows.class_names is None else len(rows.class_names)
+    return settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
 
 
 def _baselines(
-    recipe: PretrainRecipe, objective: nn.Module, splits: Splits, held_out: EvaluationCrops, held_out_rows: Any
+    recipe: PretrainRecipe, objective: Objective, splits: Splits, held_out: EvaluationCrops, held_out_rows: Numbers
 ) -> dict[str, float]:
     """What can be predicted without a network, measured on the rows that validation looks at."""
-    if isinstance(objective, SupervisedClassification):
-        labels = [torch.from_numpy(rows.labels) for rows in splits if rows.labels is not None]
-        return label_baseline(labels[0], labels[1][held_out_rows], len(splits.train.class_names or ()))
-    assert isinstance(objective, MaskedPatchPrediction)
     seen = EvaluationCrops(Images(splits.train, max_bad_share=recipe.data.max_bad_share), recipe.data)
     rows = chosen_rows(seen, recipe.validation.baseline_images, recipe.seed)
+    labels = [None if part.labels is None else torch.from_numpy(part.labels) for part in splits]
 
-    def images(crops: EvaluationCrops, chosen: Any) -> Any:
+    def images(crops: EvaluationCrops, chosen: Numbers) -> Iterator[tuple[Tensor, Tensor]]:
         return ((pixels, samples) for pixels, samples, _ in on_device(crops, chosen, 256, recipe.data.workers))
 
-    return masked_patch_baselines(objective, images(seen, rows), images(held_out, held_out_rows))
+    return objective.baselines(
+        Sample(images(seen, rows), labels[0]),
+        Sample(images(held_out, held_out_rows), None if labels[1] is None else labels[1][held_out_rows]),
+    )
 
 
 def _farewell(run: Run, progress: Progress, folder: Path, baselines: dict[str, float]) -> None:
     """Say how it ended and what to do next."""
     images = progress.step * run.share.batch_size
     last = next((m for m in reversed(read_metrics(folder / "metrics.jsonl")) if "validation/loss" in m), {})
-    loss = last.get("validation/loss_mask", last.get("validation/loss"))
+    loss = last.get(f"validation/{run.objective.headline}", last.get("validation/loss"))
     said = "not finite" if loss is None else f"{loss:.3f}"
     against = ", ".join(f"{BASELINES[name]} {value:.3f}" for name, value in baselines.items())
-    subject = "loss on masked patches" if "validation/loss_mask" in last else "loss"
     print(
         f"\nfinished: {progress.step} steps, {images:,} images, {tqdm.format_interval(progress.seconds)}, "
         f"{images / progress.seconds:.0f} images/s\n"
-        f"{subject}, held out: {said}\n"
+        f"{run.objective.headline_title}, held out: {said}\n"
         f"to be compared with: {against}\n"
         f"encoder: {folder / 'encoder'}\n"
         f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'

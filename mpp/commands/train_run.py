@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from mpp.commands.preflight import about
 from mpp.data.decode_cache import Images
@@ -21,6 +20,7 @@ from mpp.data.sources import ImageRows
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
 from mpp.encoder.pretrained import weights_digest_of
+from mpp.objective.base import Objective
 from mpp.recipe import differences, write_recipe
 from mpp.settings import Duration, SettingError, Settings
 from mpp.training.augmentation import Augmentation
@@ -46,8 +46,7 @@ class Job:
     recipe: Any
     """Of a command that trains: with seed, data, optimizer, training, validation, checkpoint and journal."""
     folder: Path
-    objective: nn.Module
-    """With its network as `encoder`."""
+    objective: Objective
     rows: ImageRows
     """To train on."""
     held_out: EvaluationCrops | None
@@ -66,9 +65,7 @@ class Job:
     @property
     def encoder(self) -> Backbone:
         """The network inside the objective."""
-        encoder = self.objective.encoder
-        assert isinstance(encoder, Backbone)
-        return encoder
+        return self.objective.encoder
 
     def steps(self, duration: Duration) -> int:
         """A duration of the recipe in optimiser steps."""
@@ -207,7 +204,14 @@ def run_job(
     with about("optimizer", "name"):
         optimizer = make_optimizer(objective, recipe.optimizer)
     on_main(accelerator, lambda: _begin(recipe, folder))
-    journal = Journal(folder / "metrics.jsonl", accelerator, steps=steps, step=checkpoint.step if checkpoint else 0)
+    journal = Journal(
+        folder / "metrics.jsonl",
+        accelerator,
+        steps=steps,
+        step=checkpoint.step if checkpoint else 0,
+        line=objective.line,
+        headline=objective.headline,
+    )
     if recipe.journal.trackers:
         accelerator.init_trackers("mpp", config=_flat(recipe.model_dump(mode="json")))
     now = precision(recipe.training)
@@ -251,6 +255,7 @@ def run_job(
         ),
         state={
             "steps": steps,
+            "headline": (objective.headline, objective.headline_title),
             "recipe": recipe.model_dump(mode="json"),
             "data": _content(job.rows),
             "source_weights": job.source_weights,
@@ -328,11 +333,9 @@ def _content(rows: ImageRows) -> dict[str, Any]:
     return {"rows": len(rows), "sha256": digest.hexdigest()}
 
 
-def count_flops(objective: nn.Module, accelerator: Accelerator) -> float:
+def count_flops(objective: Objective, accelerator: Accelerator) -> float:
     """Operations of one training image, counted on one."""
-    encoder = objective.encoder
-    assert isinstance(encoder, Backbone)
-    size = encoder.image_size
+    size = objective.encoder.image_size
     pixels = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=accelerator.device)
     objective.eval()  # batch norm in training would count this image in, and may refuse a single one
     flops = flops_per_image(objective, pixels, torch.zeros(1, dtype=torch.int64, device=accelerator.device))

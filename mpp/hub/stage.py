@@ -91,7 +91,11 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     pictures = [line["reconstructions"] for line in metrics if "reconstructions" in line]
     if pictures and (run / pictures[-1]).is_file():
         shutil.copyfile(run / pictures[-1], folder / "reconstructions.png")
-    write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png")
+    masked = any("loss_mask" in line for line in metrics)  # older runs do not name their headline
+    headline, title = checkpoint.state.get("headline") or (
+        ("loss_mask", "loss on masked patches") if masked else ("loss", "loss")
+    )
+    write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png", headline=headline, title=title)
     write_card(_facts(run, checkpoint, recipe, metrics, repo_id, licence, folder), folder / "README.md")
     staged = Staged(folder, checkpoint.step)
     _check_nothing_local(staged, run)

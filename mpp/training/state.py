@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpp.data.loader import TrainingCrops
 from mpp.data.sampler import Share
+from mpp.objective.base import Objective
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.metrics_log import Journal
 from mpp.training.optimizer import LearningRate
@@ -23,7 +24,7 @@ class Callback(NamedTuple):
 
     every: int
     """Steps; 0 means only after the last."""
-    call: Callable[[int, nn.Module], Iterable[tuple[str, Any]]]
+    call: Callable[[int, Objective], Iterable[tuple[str, Any]]]
     """Called with the step and the objective, in every process; yields (name, value) pairs for the journal."""
 
 
@@ -71,9 +72,9 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that the loop works with; the objective is any module of the room `objective`."""
+    """Everything that the loop works with."""
 
-    objective: nn.Module
+    objective: Objective
     crops: TrainingCrops
     share: Share
     steps: int

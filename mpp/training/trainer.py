@@ -176,7 +176,7 @@ def _gradients(
         losses.append(prediction.loss.detach())
         if score:
             with torch.no_grad():
-                scores = sums.add(scores, run.objective.scores(prediction, pixels))  # pyright: ignore
+                scores = sums.add(scores, run.objective.scores(prediction, pixels))
     return torch.stack(losses).mean(), scores, damaged
 
 
@@ -205,7 +205,7 @@ def _summary(run: Run, scores: Scores) -> dict[str, float]:
         stacked = run.accelerator.reduce(torch.stack(list(scores.values())).to(run.accelerator.device), "sum")
         assert isinstance(stacked, Tensor)
         scores = dict(zip(scores, stacked, strict=True))
-    return run.objective.summary(sums.means(scores))  # pyright: ignore[reportCallIssue]
+    return run.objective.summary(sums.means(scores))
 
 
 def _save(run: Run, progress: Progress) -> None:

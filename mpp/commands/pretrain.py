@@ -12,16 +12,8 @@ from tqdm import tqdm
 
 from mpp import randomness
 from mpp.commands.preflight import about, about_network, check_training
-from mpp.commands.train_run import (
-    Job,
-    check_same_images,
-    claim,
-    is_finished,
-    on_each,
-    run_job,
-    stopped,
-    uses_fused_attention,
-)
+from mpp.commands.resume import check_same_images, claim, is_finished
+from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.decode_cache import Images
 from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.sampler import Numbers
@@ -36,12 +28,12 @@ from mpp.training.distributed import FolderLock, end_processes, on_main, start_p
 from mpp.training.metrics_log import read_metrics
 from mpp.training.reconstruction import reconstructions
 from mpp.training.signals import StopRequest
-from mpp.training.state import Callback, Progress, Run
+from mpp.training.state import Callback, Progress
 from mpp.training.validation import chosen_rows, on_device
 
 
 def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
-    """Run a recipe from wherever its folder stands; the exit code is 0, or that of the signal that stopped it.
+    """Run a recipe, or resume it; the exit code is 0, or that of the signal that stopped it.
 
     Args:
         recipe: of `mpp.pretrain`.
@@ -78,9 +70,11 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         accelerator, lambda: _baselines(recipe, objective, splits, held_out, held_out_rows)
     )  # fmt: skip
     objective.encoder.use_fused_attention(uses_fused_attention(recipe.encoder.attention, accelerator))
-    job = Job(
+    run = TrainRun(
         recipe=recipe,
         folder=folder,
+        accelerator=accelerator,
+        stop=stop,
         objective=objective,
         rows=splits.train,
         held_out=held_out,
@@ -89,19 +83,19 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         source_weights=source_weights,
     )
     if recipe.reconstructions.images:
-        every, shown = job.steps(recipe.reconstructions.every), held_out_rows[: recipe.reconstructions.images]
-        job.callbacks.append(reconstructions(accelerator, held_out, shown, folder / "reconstructions", every=every))
+        every, shown = run.in_steps(recipe.reconstructions.every), held_out_rows[: recipe.reconstructions.images]
+        run.callbacks.append(reconstructions(accelerator, held_out, shown, folder / "reconstructions", every=every))
     if recipe.evaluation.evaluators:
-        every = job.steps(recipe.evaluation.every)
-        job.callbacks.append(in_training(recipe.evaluation, accelerator, splits.train, recipe.data, every=every))
+        every = run.in_steps(recipe.evaluation.every)
+        run.callbacks.append(in_training(recipe.evaluation, accelerator, splits.train, recipe.data, every=every))
     pusher = None
     if recipe.hub.push_to is not None and accelerator.is_main_process:
-        pusher = BackgroundPush(recipe.hub, folder, job.steps(recipe.training.duration))
-        job.callbacks.append(Callback(job.steps(recipe.hub.every), pusher))
-    run, progress = run_job(job, accelerator, stop, checkpoint)
-    code = stopped(run, progress)
+        pusher = BackgroundPush(recipe.hub, folder, run.steps)
+        run.callbacks.append(Callback(run.in_steps(recipe.hub.every), pusher))
+    progress = run.train(checkpoint)
+    code = run.exit_code(progress)
     if code is None and accelerator.is_main_process:
-        _farewell(run, progress, folder, baselines)
+        _print_result(run, progress)
     if code is None and pusher is not None:
         pusher.finish()
     end_processes(accelerator)
@@ -146,13 +140,13 @@ def _baselines(
     )
 
 
-def _farewell(run: Run, progress: Progress, folder: Path, baselines: dict[str, float]) -> None:
-    """Say how it ended and what to do next."""
-    images = progress.step * run.share.batch_size
+def _print_result(run: TrainRun, progress: Progress) -> None:
+    """Print the result, and what to do with it."""
+    folder, images = run.folder, progress.step * run.recipe.training.batch_size
     last = next((m for m in reversed(read_metrics(folder / "metrics.jsonl")) if "validation/loss" in m), {})
     loss = last.get(f"validation/{run.objective.headline}", last.get("validation/loss"))
     said = "not finite" if loss is None else f"{loss:.3f}"
-    against = ", ".join(f"{BASELINES[name]} {value:.3f}" for name, value in baselines.items())
+    against = ", ".join(f"{BASELINES[name]} {value:.3f}" for name, value in run.baselines.items())
     print(
         f"\nfinished: {progress.step} steps, {images:,} images, {tqdm.format_interval(progress.seconds)}, "
         f"{images / progress.seconds:.0f} images/s\n"

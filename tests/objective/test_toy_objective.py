@@ -51,7 +51,6 @@ class BrightnessPrediction(Objective):
         self.encoder, self.head = encoder, nn.Linear(encoder.width, 1)
 
     def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> Brightness:
-        assert labels is None
         if self.training and samples is not None and int(os.environ.get(STOP, "-1")) in samples.tolist():
             os.kill(os.getpid(), signal.SIGTERM)
         truth = pixels.float().mean((1, 2, 3)) / 255

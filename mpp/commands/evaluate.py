@@ -28,7 +28,8 @@ from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cach
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
 from mpp.redact import public_name
-from mpp.training.distributed import FolderLock, end_processes, on_main, precision, start_processes
+from mpp.run_folder import FolderLock
+from mpp.training.distributed import end_processes, on_main, precision, start_processes
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
 """Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""

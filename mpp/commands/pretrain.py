@@ -34,7 +34,8 @@ from mpp.objective.classification import SupervisedClassification
 from mpp.objective.masked_patch import MaskedPatchPrediction
 from mpp.objective.settings import MaskedPatchSettings
 from mpp.recipe import PretrainRecipe
-from mpp.training.distributed import FolderLock, end_processes, on_main, start_processes
+from mpp.run_folder import FolderLock
+from mpp.training.distributed import end_processes, on_main, start_processes
 from mpp.training.metrics_log import read_metrics
 from mpp.training.reconstruction import reconstructions
 from mpp.training.signals import StopRequest

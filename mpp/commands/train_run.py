@@ -22,10 +22,11 @@ from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.recipe import differences, write_recipe
+from mpp.run_folder import FolderLock, move_aside
 from mpp.settings import Duration, SettingError, Settings
 from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from mpp.training.distributed import FolderLock, adopt_statistics, move_aside, on_main, precision
+from mpp.training.distributed import adopt_statistics, on_main, precision
 from mpp.training.flops import flops_per_image, hardware, peak_flops
 from mpp.training.metrics_log import Journal
 from mpp.training.optimizer import learning_rate, make_optimizer

@@ -34,9 +34,10 @@ from mpp.encoder.pretrained import weights_digest_of
 from mpp.files import replacing, write_text
 from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe, differences
+from mpp.run_folder import FolderLock, move_aside
 from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint
-from mpp.training.distributed import FolderLock, adopt_statistics, end_processes, move_aside, on_main, start_processes
+from mpp.training.distributed import adopt_statistics, end_processes, on_main, start_processes
 from mpp.training.error_budget import NonFiniteError
 from mpp.training.metrics_log import read_metrics
 from mpp.training.settings import SearchSettings

@@ -24,7 +24,8 @@ from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
 from mpp.objective.base import Objective, Sample
 from mpp.recipe import PretrainRecipe
-from mpp.training.distributed import FolderLock, end_processes, on_main, start_processes
+from mpp.run_folder import FolderLock
+from mpp.training.distributed import end_processes, on_main, start_processes
 from mpp.training.metrics_log import read_metrics
 from mpp.training.reconstruction import reconstructions
 from mpp.training.signals import StopRequest

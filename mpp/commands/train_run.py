@@ -19,10 +19,11 @@ from mpp.data.sources import ImageRows
 from mpp.encoder.export import export_encoder
 from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe, PretrainRecipe, write_recipe
+from mpp.run_folder import move_aside
 from mpp.settings import Duration, SettingError
 from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, Checkpoints
-from mpp.training.distributed import adopt_statistics, move_aside, on_main, precision
+from mpp.training.distributed import adopt_statistics, on_main, precision
 from mpp.training.flops import flops_per_image, hardware, peak_flops
 from mpp.training.metrics_log import Journal
 from mpp.training.optimizer import learning_rate, make_optimizer

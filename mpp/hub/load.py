@@ -9,10 +9,10 @@ from huggingface_hub import snapshot_download
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from mpp.data.sources import reason_of
 from mpp.encoder.create import load_encoder
 from mpp.objective.base import Objective
 from mpp.objective.settings import ObjectiveSettings
+from mpp.redact import reason_of
 from mpp.training.checkpoint import WEIGHTS, Checkpoints
 
 FILES = ("config.json", "model.safetensors", "objective.safetensors", "recipe.yaml")

@@ -15,7 +15,6 @@ from typing import Any
 from huggingface_hub import get_token
 from safetensors.torch import load_file, save_file
 
-from mpp.data.sources import public_name
 from mpp.encoder.export import weights_digest
 from mpp.encoder.pretrained import architecture_arguments
 from mpp.files import replacing, write_text
@@ -24,6 +23,7 @@ from mpp.hub.loss_plot import write_loss
 from mpp.recipe import PretrainRecipe
 from mpp.recipe.dump import plain
 from mpp.recipe.yaml import in_block
+from mpp.redact import public_name
 from mpp.training.checkpoint import WEIGHTS, Checkpoint, Checkpoints
 from mpp.training.metrics_log import read_metrics
 

@@ -25,18 +25,25 @@ GREY = 0.5
 
 
 class Prediction(NamedTuple):
-    """What masked patch prediction gives for a batch."""
+    """What masked patch prediction returns for a batch of b images with K corrupted patches each.
+
+    Attributes:
+        loss: scalar float32, the mean over all corrupted patches.
+        logits: `(b, K, 8^bits)` for mean colours, `(b, K, cells², 8^bits)` downsized, `(b, K, 3·P²)` for full patches.
+        labels: int64 `(b, K)` or `(b, K, cells²)`; for full patches float32 `(b, K, 3·P²)`.
+        positions: int64 `(b, K)`, ascending: the corrupted patches.
+        kinds: int64 `(b, K)`: 0 mask, 1 swap, 2 keep.
+    """
 
     loss: Tensor
-    """Scalar float32: the mean over all corrupted patches."""
     logits: Tensor
-    """`(b, K, 8^bits)` for mean colours, `(b, K, cells², 8^bits)` downsized, `(b, K, 3·P²)` for full patches."""
     labels: Tensor
-    """`(b, K)`, `(b, K, cells²)` int64, or `(b, K, 3·P²)` float32."""
     positions: Tensor
-    """int64 `(b, K)`, ascending: the corrupted patches."""
     kinds: Tensor
-    """int64 `(b, K)`: 0 mask, 1 swap, 2 keep."""
+
+    def __repr__(self) -> str:
+        rest = (f"{name}={str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in self._asdict().items())
+        return f"Prediction(loss={self.loss.item():.4f}, {', '.join(list(rest)[1:])})"
 
 
 class MaskedPatchPrediction(Objective):

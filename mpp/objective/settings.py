@@ -95,8 +95,9 @@ class SupervisedSettings(BaseObjectiveSettings):
     kind: Literal["supervised"] = "supervised"
     """Classification of the data set's labels."""
 
-    head: Literal["linear", "mlp"] = "linear"
-    """From the pooled feature to the classes: one linear layer, or two with a GELU between them."""
+    head: Literal["linear", "mlp", "pre_logits"] = "linear"
+    """From the pooled feature to the classes: one linear layer; `mlp`, two with a GELU between them; `pre_logits`, two
+    with a tanh, as the ViT paper pre-trains."""
 
     head_init: Literal["normal", "zero"] = "normal"
     """How the weights of the last layer begin; `zero` starts at uniform predictions."""

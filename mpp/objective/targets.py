@@ -11,6 +11,7 @@ new target is a class here and its name in `Target`.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from einops import rearrange, repeat
@@ -122,6 +123,12 @@ class DownsizedPatch(_Colours):
         Raises:
             ValueError: if there are more cells than pixels.
         """
+        if self.cells == patch_size:
+            warnings.warn(
+                f"objective.target.cells is {self.cells} and a patch has {patch_size} pixels a side: every pixel is "
+                "predicted and nothing is downsized; use fewer cells or a larger patch size",
+                stacklevel=2,
+            )
         return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
 
     def shape(self, outputs: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from mpp.commands.train_run import (
     uses_fused_attention,
 )
 from mpp.data.decode_cache import Images
-from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.encoder.create import build_backbone, build_encoder
 from mpp.encoder.pretrained import weights_digest_of
@@ -74,7 +74,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     objective = make_objective(recipe, splits.train).to(accelerator.device)
     held_out = EvaluationCrops(
-        Images(splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data, keep=LOOKED_AT
+        Images(splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data, cache_bytes=CACHE_BYTES
     )
     held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
@@ -156,7 +156,7 @@ def _baselines(
 
 def _farewell(run: Run, progress: Progress, folder: Path, baselines: dict[str, float]) -> None:
     """Say how it ended and what to do next."""
-    images = progress.step * run.share.batch_size
+    images = progress.step * run.batch_plan.batch_size
     last = next((m for m in reversed(read_metrics(folder / "metrics.jsonl")) if "validation/loss" in m), {})
     loss = last.get("validation/loss_mask", last.get("validation/loss"))
     said = "not finite" if loss is None else f"{loss:.3f}"

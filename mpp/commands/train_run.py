@@ -16,7 +16,7 @@ from torch import nn
 from mpp.commands.preflight import about
 from mpp.data.decode_cache import Images
 from mpp.data.loader import EvaluationCrops, TrainingCrops
-from mpp.data.sampler import Numbers, share
+from mpp.data.sampler import Numbers, plan_batches
 from mpp.data.sources import ImageRows
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
@@ -192,13 +192,13 @@ def run_job(
         RuntimeError: if the run could not go on.
     """
     recipe, folder, encoder, objective = job.recipe, job.folder, job.encoder, job.objective
-    part = share(recipe.training.batch_size, recipe.training.micro_batch_size,
+    plan = plan_batches(recipe.training.batch_size, recipe.training.micro_batch_size,
                  rank=accelerator.process_index, processes=accelerator.num_processes)  # fmt: skip
     steps = job.steps(recipe.training.duration)
     if steps == 0:
         raise SettingError({"training.duration": "it is 0 steps long: there is nothing to train"})
     if job.augmentation is not None:
-        job.augmentation.check(part.micro_batch_size)
+        job.augmentation.check(plan.micro_batch_size)
     crops = TrainingCrops(
         Images(job.rows, cache=recipe.data.cache, max_bad_share=recipe.data.max_bad_share), recipe.data, recipe.seed
     )
@@ -226,14 +226,14 @@ def run_job(
         every = job.steps(recipe.validation.every)
         callbacks = [
             Callback(every, lambda step, module: adopt_statistics(accelerator, module) or ()),
-            validation(accelerator, job.held_out, job.held_out_rows, batch_size=part.micro_batch_size,
+            validation(accelerator, job.held_out, job.held_out_rows, batch_size=plan.micro_batch_size,
                        workers=recipe.data.workers, baselines=job.baselines, every=every),
             *callbacks,
         ]  # fmt: skip
     run = Run(
         objective=objective,
         crops=crops,
-        share=part,
+        batch_plan=plan,
         steps=steps,
         seed=recipe.seed,
         optimizer=optimizer,
@@ -360,6 +360,6 @@ def _greet(job: Job, run: Run, checkpoint: Checkpoint | None) -> None:
     run.journal.say(
         f"{job.encoder.summary}\n"
         f"{job.about or job.recipe.data.source}, {len(job.rows):,} images; {run.steps:,} steps of "
-        f"{run.share.batch_size}, {start}\n"
+        f"{run.batch_plan.batch_size}, {start}\n"
         f"{processes}{accelerator.device.type}, {precision(job.recipe.training)}; all of it goes to {job.folder}"
     )

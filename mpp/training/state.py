@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mpp.data.loader import TrainingCrops
-from mpp.data.sampler import Share
+from mpp.data.sampler import BatchPlan
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.metrics_log import Journal
 from mpp.training.optimizer import LearningRate
@@ -75,7 +75,7 @@ class Run:
 
     objective: nn.Module
     crops: TrainingCrops
-    share: Share
+    batch_plan: BatchPlan
     steps: int
     seed: int
     optimizer: torch.optim.Optimizer

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mpp.data.sampler import share
+from mpp.data.sampler import plan_batches
 from mpp.encoder.create import build_backbone, build_encoder
 from mpp.encoder.settings import EncoderSettings
 from mpp.objective.settings import BaseObjectiveSettings
@@ -159,4 +159,4 @@ def check_optimizer(settings: OptimizerSettings, section: str) -> None:
 def _check_batches(recipe: Any, accelerator: Accelerator) -> None:
     with about("training", "batch_size"):
         training = recipe.training
-        share(training.batch_size, training.micro_batch_size, rank=0, processes=accelerator.num_processes)
+        plan_batches(training.batch_size, training.micro_batch_size, rank=0, processes=accelerator.num_processes)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from mpp.data.decode_cache import Images
-from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
 from mpp.data.sources import ImageRows
@@ -36,7 +36,7 @@ def in_training(
         SettingError: if the images have no labels, or too few for what is asked.
     """
     rows, known, asked = divided(settings, images)
-    crops = EvaluationCrops(Images(images, max_bad_share=data.max_bad_share), data, keep=LOOKED_AT)
+    crops = EvaluationCrops(Images(images, max_bad_share=data.max_bad_share), data, cache_bytes=CACHE_BYTES)
 
     def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
         encoder = objective.encoder
@@ -45,7 +45,7 @@ def in_training(
         places = reader.places(FeatureSettings(blocks="last", pools=("token", "avg")))
         was_training = objective.training
         objective.eval()
-        workers = 0 if crops.stay(len(rows)) else data.workers
+        workers = 0 if crops.fits_in_cache(len(rows)) else data.workers
         features = extract(reader, crops, rows, places, accelerator, batch_size=256, workers=workers)
         objective.train(was_training)
         if features is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mpp import randomness
-from mpp.commands.preflight import about, about_network, check_training
+from mpp.commands.preflight import check_training
 from mpp.commands.train_run import (
     Job,
     check_same_images,
@@ -90,10 +90,9 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
         end_processes(accelerator)
         return 0
     check_training(recipe, accelerator, patches=False)
-    with about("data", "source"):
-        data = on_each(
-            accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
-        )
+    data = on_each(
+        accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
+    )
     study = _FineTuning(recipe, data, accelerator, stop)
     recipe = study.fresh_start(folder)
     code = study.run(folder, recipe)
@@ -251,14 +250,13 @@ class _FineTuning:
         """The classifier to train; its random weights are decided by the seed."""
         low, high = randomness.key(recipe.seed, "weights")
         torch.manual_seed(low | high << 32)
-        with about_network(recipe.encoder):
-            backbone = build_backbone(recipe.encoder, recipe.data.image_size)
+        backbone = build_backbone(recipe.encoder, recipe.data.image_size, recipe.data)
         on_main(self.accelerator, lambda: check_same_weights(self.source_weights, recipe, Path(recipe.output_dir)))
         backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
         settings = recipe.objective
         if isinstance(settings, LinearProbeSettings):
             if settings.block is not None:
-                with about("objective", "block"):
+                with settings.blamed("block"):
                     cut_after(backbone, settings.block)
             return LinearProbe(backbone, len(self.classes)).to(self.accelerator.device)
         return SupervisedClassification(

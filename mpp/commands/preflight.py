@@ -1,12 +1,8 @@
-"""What takes timm, the launch or the data to judge in a recipe; mistakes are told as those of its settings.
-
-What timm and the launch can tell is told before any data is read, and all at once.
-"""
+"""Pre-flight checks that need timm or the process group: before any data is read, all mistakes at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mpp.data.sampler import share
+from mpp.data.settings import DataSettings
 from mpp.encoder.create import build_backbone, build_encoder
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.settings import EncoderSettings
@@ -21,51 +18,6 @@ from mpp.objective.settings import MaskedPatchSettings
 from mpp.settings import SettingError
 from mpp.training.optimizer import make_optimizer
 from mpp.training.settings import OptimizerSettings
-
-
-@contextmanager
-def about(section: str, otherwise: str, **elsewhere: str) -> Iterator[None]:
-    """Tell what a room refuses as mistakes in a section of the recipe.
-
-    Args:
-        section: dotted.
-        otherwise: the setting of the section that is meant where the room does not say which.
-        elsewhere: where settings are that the section itself does not have, dotted.
-
-    Raises:
-        SettingError: for any ValueError, with dotted settings.
-    """
-    try:
-        yield
-    except SettingError as error:
-        named = {name: elsewhere.get(name) or f"{section}.{name}" for name in error.complaints}
-        raise SettingError({named[name]: said for name, said in error.complaints.items()}) from error
-    except ValueError as error:
-        raise SettingError({f"{section}.{otherwise}": str(error)}) from error
-
-
-@contextmanager
-def of_study(part: str, data: str) -> Iterator[None]:
-    """Tell mistakes in a recipe that a study made as those of the study's own settings.
-
-    Args:
-        part: the section that the recipe was made of.
-        data: the section that its images come from.
-
-    Raises:
-        SettingError: of the study's settings.
-    """
-    try:
-        yield
-    except SettingError as error:
-        sections = {"data": data, "encoder": "encoder"}
-        named = {name: name.split(".", 1) for name in error.complaints}
-        raise SettingError(
-            {
-                ".".join([sections.get(named[name][0], f"{part}.{named[name][0]}"), *named[name][1:]]): said
-                for name, said in error.complaints.items()
-            }
-        ) from error
 
 
 def together(*checks: Callable[[], object]) -> None:
@@ -96,24 +48,22 @@ def check_training(recipe: Any, accelerator: Accelerator, *, patches: bool) -> N
         SettingError: with all complaints.
     """
     together(
-        lambda: check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=patches),
+        lambda: check_network(recipe.encoder, recipe.data, patches=patches),
         lambda: check_objective(recipe.objective, recipe.encoder, recipe.data.image_size),
-        lambda: check_optimizer(recipe.optimizer, "optimizer"),
+        lambda: check_optimizer(recipe.optimizer),
         lambda: _check_batches(recipe, accelerator),
     )
 
 
-def check_network(
-    settings: EncoderSettings, image_size: int, size_setting: str, *, patches: bool, section: str = "encoder"
-) -> None:
+def check_network(settings: EncoderSettings, data: DataSettings, *, patches: bool) -> None:
     """Refuse what timm cannot build. What is loaded from a source shows when it is.
 
     Raises:
         SettingError: with all complaints.
     """
     if settings.source is None:
-        with about_network(settings, size_setting, section), torch.device("meta"):  # where weights take no memory
-            (build_encoder if patches else build_backbone)(settings, image_size)
+        with torch.device("meta"):  # where weights take no memory
+            (build_encoder if patches else build_backbone)(settings, data.image_size, data)
 
 
 def check_objective(objective: Any, encoder: EncoderSettings, image_size: int) -> None:
@@ -128,7 +78,7 @@ def check_objective(objective: Any, encoder: EncoderSettings, image_size: int) -
         with torch.device("meta"):
             network = build_encoder(encoder, image_size)
     except ValueError:
-        return  # which is told elsewhere
+        return  # check_network reports it
     check_patches(objective, network)
 
 
@@ -138,42 +88,21 @@ def check_patches(objective: MaskedPatchSettings, encoder: Encoder) -> None:
     Raises:
         SettingError: with all complaints.
     """
-
-    def target() -> None:
-        with about("objective.target", "cells"):
-            objective.target.outputs(encoder.patch_size)
-
-    def corruption() -> None:
-        with about("objective.corruption", "swap" if encoder.num_patches < 2 else "fraction"):
-            objective.corruption.check(encoder.num_patches)
-
-    together(target, corruption)
+    together(
+        lambda: objective.target.outputs(encoder.patch_size), lambda: objective.corruption.check(encoder.num_patches)
+    )
 
 
-@contextmanager
-def about_network(
-    settings: EncoderSettings, size_setting: str = "data.image_size", section: str = "encoder"
-) -> Iterator[None]:
-    """Tell what cannot be built or loaded as mistakes in the section that says which encoder.
-
-    Raises:
-        SettingError: for any ValueError.
-    """
-    with about(section, "name" if settings.source is None else "source", image_size=size_setting):
-        yield
-
-
-def check_optimizer(settings: OptimizerSettings, section: str) -> None:
+def check_optimizer(settings: OptimizerSettings) -> None:
     """Refuse what timm cannot make.
 
     Raises:
         SettingError: with the complaint.
     """
-    with about(section, "name"):
-        make_optimizer(nn.Linear(1, 1), settings.model_copy(update={"layer_decay": None}))
+    make_optimizer(nn.Linear(1, 1), settings.model_copy(update={"layer_decay": None}))
 
 
 def _check_batches(recipe: Any, accelerator: Accelerator) -> None:
-    with about("training", "batch_size"):
-        training = recipe.training
+    training = recipe.training
+    with training.blamed("batch_size"):
         share(training.batch_size, training.micro_batch_size, rank=0, processes=accelerator.num_processes)

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mpp import randomness
-from mpp.commands.preflight import about, about_network, check_patches, check_training
+from mpp.commands.preflight import check_patches, check_training
 from mpp.commands.train_run import (
     Job,
     check_same_images,
@@ -114,8 +114,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
 def prepare_data(recipe: PretrainRecipe, accelerator: Accelerator) -> Splits:
     """The images to train on and to hold out; with labels where something needs them."""
     labelled = recipe.objective.kind == "supervised" or bool(recipe.evaluation.evaluators)
-    with about("data", "source"):
-        return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
+    return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
 
 
 def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPrediction | SupervisedClassification:
@@ -124,13 +123,11 @@ def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPredic
     torch.manual_seed(low | high << 32)
     settings, size = recipe.objective, recipe.data.image_size
     if isinstance(settings, MaskedPatchSettings):
-        with about_network(recipe.encoder):
-            encoder = build_encoder(recipe.encoder, size)
+        encoder = build_encoder(recipe.encoder, size, recipe.data)
         check_patches(settings, encoder)
         return MaskedPatchPrediction(encoder, settings.target, settings.corruption, recipe.seed, settings.head)
     assert rows.class_names is not None
-    with about_network(recipe.encoder):
-        encoder = build_backbone(recipe.encoder, size)
+    encoder = build_backbone(recipe.encoder, size, recipe.data)
     return SupervisedClassification(
         encoder, len(rows.class_names), settings.head, settings.label_smoothing, settings.head_init
     )

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mpp.commands.preflight import about
 from mpp.data.decode_cache import Images
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers, share
@@ -22,7 +21,7 @@ from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.recipe import differences, write_recipe
-from mpp.settings import Duration, SettingError, Settings
+from mpp.settings import Duration, Settings
 from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from mpp.training.distributed import FolderLock, adopt_statistics, move_aside, on_main, precision
@@ -195,7 +194,7 @@ def run_job(
                  rank=accelerator.process_index, processes=accelerator.num_processes)  # fmt: skip
     steps = job.steps(recipe.training.duration)
     if steps == 0:
-        raise SettingError({"training.duration": "it is 0 steps long: there is nothing to train"})
+        raise recipe.training.error(duration="it is 0 steps long: there is nothing to train")
     if job.augmentation is not None:
         job.augmentation.check(part.micro_batch_size)
     crops = TrainingCrops(
@@ -204,8 +203,7 @@ def run_job(
     flops = count_flops(objective, accelerator)
     if recipe.training.gradient_checkpointing:
         encoder.use_gradient_checkpointing()
-    with about("optimizer", "name"):
-        optimizer = make_optimizer(objective, recipe.optimizer)
+    optimizer = make_optimizer(objective, recipe.optimizer)
     on_main(accelerator, lambda: _begin(recipe, folder))
     journal = Journal(folder / "metrics.jsonl", accelerator, steps=steps, step=checkpoint.step if checkpoint else 0)
     if recipe.journal.trackers:

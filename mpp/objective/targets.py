@@ -105,9 +105,10 @@ class DownsizedPatch(_Colours):
         """Numbers predicted for a patch.
 
         Raises:
-            ValueError: if there are more cells than pixels.
+            SettingError: if there are more cells than pixels.
         """
-        return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
+        with self.blamed("cells"):
+            return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
 
     def shape(self, outputs: Tensor) -> Tensor:
         """Head outputs `(b, K, cells²·8^bits)` → logits `(b, K, cells², 8^bits)`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -104,6 +104,22 @@ class SettingError(ValueError):
 def without_name(path: str, complaint: str) -> str:
     """A complaint without the name of its setting, where it begins with that."""
     return re.sub(rf"^(\w+\.)*{re.escape(path.rpartition('.')[2])} ", "", complaint)
+
+
+def together(*checks: Callable[[], object]) -> None:
+    """Make every check, even if others fail.
+
+    Raises:
+        SettingError: with the complaints of all.
+    """
+    complaints: dict[str, str] = {}
+    for check in checks:
+        try:
+            check()
+        except SettingError as error:
+            complaints |= error.complaints
+    if complaints:
+        raise SettingError(complaints)
 
 
 def _at(value: Any, path: str) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -19,8 +18,6 @@ from mpp.commands.train_run import count_flops, uses_fused_attention
 from mpp.data.decode_cache import Images
 from mpp.data.loader import TrainingCrops, batches
 from mpp.data.sampler import share
-from mpp.objective.masked_patch import MaskedPatchPrediction
-from mpp.objective.settings import MaskedPatchSettings
 from mpp.recipe import PretrainRecipe
 from mpp.training.distributed import precision, start_processes
 from mpp.training.flops import peak_flops
@@ -34,33 +31,10 @@ LOADED = 2000
 """Images over which the loader is measured."""
 
 
-class BareEncoder(nn.Module):
-    """The same training step without this package: timm's model on ready pixels, a head on K tokens, a loss.
-
-    K is the number of corrupted patches; the head is as wide as the objective's; nothing is corrupted, no label is
-    computed from pixels, the tokens are the first K.
-    """
-
-    def __init__(self, objective: MaskedPatchPrediction) -> None:
-        super().__init__()
-        copied = copy.deepcopy(objective)
-        self.vit, self.head, self.target = copied.encoder.vit, copied.head, copied.target
-        self.first = copied.encoder.layout.num_prefix_tokens
-        self.count = copied.corruption.count(copied.encoder.num_patches)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Loss of float images `(b, 3, h, w)`, already normalised, with labels that are already known."""
-        tokens = self.vit.forward_features(images)[:, self.first : self.first + self.count]
-        logits = self.target.shape(self.head(tokens)).float()
-        if labels.is_floating_point():
-            return F.mse_loss(logits, labels)
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
-
-
 def benchmark(recipe: PretrainRecipe) -> int:
     """Print what a recipe reaches on this machine."""
     accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir), trackers=())
-    check_training(recipe, accelerator, patches=isinstance(recipe.objective, MaskedPatchSettings))
+    check_training(recipe, accelerator)
     splits = prepare_data(recipe, accelerator)
     objective = make_objective(recipe, splits.train).to(accelerator.device)
     encoder = objective.encoder
@@ -76,8 +50,9 @@ def benchmark(recipe: PretrainRecipe) -> int:
     encoder.use_fused_attention(uses_fused_attention(recipe.encoder.attention, accelerator))
     flops = count_flops(objective, accelerator)
     steps = [_objective_step(recipe, objective, crops, part.micro_batch_size, accelerator)]
-    if isinstance(objective, MaskedPatchPrediction):
-        steps.append(_bare_step(recipe, objective, part.micro_batch_size, accelerator))
+    if (bare := objective.bare()) is not None:
+        images, labels = (tensor.to(accelerator.device) for tensor in bare.inputs(part.micro_batch_size))
+        steps.append(_step(recipe, bare, lambda module: module(images, labels), accelerator))
     seconds = _in_turn(steps, accelerator.device)
     rate = part.micro_batch_size / seconds[0]
     peak = peak_flops(accelerator.device, getattr(torch, dtype))
@@ -110,17 +85,6 @@ def _objective_step(
     labels = None if batch.labels is None else batch.labels.to(accelerator.device)
     step = copy.deepcopy(objective)
     return _step(recipe, step, lambda module: module(pixels, samples, labels).loss, accelerator)
-
-
-def _bare_step(
-    recipe: PretrainRecipe, objective: MaskedPatchPrediction, batch_size: int, accelerator: Accelerator
-) -> Callable[[], None]:
-    bare = BareEncoder(objective)
-    size, patch_size = objective.encoder.layout.image_size, objective.encoder.patch_size
-    images = torch.randn(batch_size, 3, size, size, device=accelerator.device)
-    noise = torch.randint(0, 256, (batch_size, bare.count, patch_size, patch_size, 3), dtype=torch.uint8)
-    labels = objective.target.labels(noise).to(accelerator.device)
-    return _step(recipe, bare, lambda module: module(images, labels), accelerator)
 
 
 def _step(

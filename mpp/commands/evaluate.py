@@ -17,7 +17,7 @@ from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.decode_cache import Images, TooManyDamagedError
 from mpp.data.loader import EvaluationCrops
-from mpp.data.sources import ImageRows, Splits, open_splits, public_name
+from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
 from mpp.encoder.create import build_backbone
 from mpp.encoder.pretrained import weights_digest_of
@@ -27,7 +27,9 @@ from mpp.evaluation.evaluators import EvaluatorSettings, check_feasible, scores
 from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
-from mpp.training.distributed import FolderLock, end_processes, on_main, precision, start_processes
+from mpp.redact import public_name
+from mpp.run_folder import FolderLock
+from mpp.training.distributed import end_processes, on_main, precision, start_processes
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
 """Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""

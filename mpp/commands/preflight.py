@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,51 +11,33 @@ from torch import nn
 from mpp.data.sampler import share
 from mpp.data.settings import DataSettings
 from mpp.encoder.create import build_backbone, build_encoder
-from mpp.encoder.encoder import Encoder
 from mpp.encoder.settings import EncoderSettings
-from mpp.objective.settings import MaskedPatchSettings
-from mpp.settings import SettingError
+from mpp.objective.settings import BaseObjectiveSettings
+from mpp.settings import together
 from mpp.training.optimizer import make_optimizer
-from mpp.training.settings import OptimizerSettings
+from mpp.training.settings import OptimizerSettings, TrainingSettings
 
 
-def together(*checks: Callable[[], object]) -> None:
-    """Make every check, whatever the others found.
-
-    Raises:
-        SettingError: with all complaints.
-    """
-    complaints: dict[str, str] = {}
-    for check in checks:
-        try:
-            check()
-        except SettingError as error:
-            complaints = error.complaints | complaints
-    if complaints:
-        raise SettingError(complaints)
-
-
-def check_training(recipe: Any, accelerator: Accelerator, *, patches: bool) -> None:
-    """Refuse a network, an optimiser or batches that cannot be had, in a recipe of a command that trains.
+def check_training(recipe: Any, accelerator: Accelerator) -> None:
+    """Refuse a network, an objective, an optimizer or batches that are not possible.
 
     Args:
-        recipe: with data, encoder, optimizer and training.
-        accelerator: of this launch.
-        patches: whether the network has to be an encoder of patches.
+        recipe: with data, encoder, objective, optimizer and training.
+        accelerator: of this process group.
 
     Raises:
         SettingError: with all complaints.
     """
     together(
-        lambda: check_network(recipe.encoder, recipe.data, patches=patches),
+        lambda: check_network(recipe.encoder, recipe.data, patches=recipe.objective.needs_patches),
         lambda: check_objective(recipe.objective, recipe.encoder, recipe.data.image_size),
         lambda: check_optimizer(recipe.optimizer),
-        lambda: _check_batches(recipe, accelerator),
+        lambda: _check_batches(recipe.training, accelerator),
     )
 
 
 def check_network(settings: EncoderSettings, data: DataSettings, *, patches: bool) -> None:
-    """Refuse what timm cannot build. What is loaded from a source shows when it is.
+    """Refuse what timm cannot build. What has a source is checked when it is loaded.
 
     Raises:
         SettingError: with all complaints.
@@ -66,31 +47,20 @@ def check_network(settings: EncoderSettings, data: DataSettings, *, patches: boo
             (build_encoder if patches else build_backbone)(settings, data.image_size, data)
 
 
-def check_objective(objective: Any, encoder: EncoderSettings, image_size: int) -> None:
-    """Refuse a target or a corruption that does not fit the patches. Those of a source show when it is loaded.
+def check_objective(objective: BaseObjectiveSettings, encoder: EncoderSettings, image_size: int) -> None:
+    """Refuse an objective that does not fit the patches. With a source it is checked when that is loaded.
 
     Raises:
         SettingError: with all complaints.
     """
-    if not isinstance(objective, MaskedPatchSettings) or encoder.source is not None:
+    if not objective.needs_patches or encoder.source is not None:
         return
     try:
         with torch.device("meta"):
             network = build_encoder(encoder, image_size)
     except ValueError:
         return  # check_network reports it
-    check_patches(objective, network)
-
-
-def check_patches(objective: MaskedPatchSettings, encoder: Encoder) -> None:
-    """Refuse a target or a corruption that does not fit an encoder's patches.
-
-    Raises:
-        SettingError: with all complaints.
-    """
-    together(
-        lambda: objective.target.outputs(encoder.patch_size), lambda: objective.corruption.check(encoder.num_patches)
-    )
+    objective.check(network)
 
 
 def check_optimizer(settings: OptimizerSettings) -> None:
@@ -102,7 +72,6 @@ def check_optimizer(settings: OptimizerSettings) -> None:
     make_optimizer(nn.Linear(1, 1), settings.model_copy(update={"layer_decay": None}))
 
 
-def _check_batches(recipe: Any, accelerator: Accelerator) -> None:
-    training = recipe.training
+def _check_batches(training: TrainingSettings, accelerator: Accelerator) -> None:
     with training.blamed("batch_size"):
         share(training.batch_size, training.micro_batch_size, rank=0, processes=accelerator.num_processes)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from mpp.data.decode_cache import Images
 from mpp.data.loader import LOOKED_AT, EvaluationCrops
@@ -16,11 +15,11 @@ from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
 from mpp.data.sources import ImageRows
 from mpp.data.splits import dev_split, fraction_rows
-from mpp.encoder.backbone import Backbone
 from mpp.evaluation.features import EncoderReader, extract
 from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.knn import nearest_neighbours
 from mpp.evaluation.settings import FeatureSettings, InTrainingSettings
+from mpp.objective.base import Objective
 from mpp.training.distributed import adopt_statistics
 from mpp.training.state import Callback
 
@@ -38,9 +37,8 @@ def in_training(
     rows, known, asked = divided(settings, images)
     crops = EvaluationCrops(Images(images, max_bad_share=data.max_bad_share), data, keep=LOOKED_AT)
 
-    def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
+    def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
         encoder = objective.encoder
-        assert isinstance(encoder, Backbone)
         adopt_statistics(accelerator, objective)
         reader = EncoderReader(encoder)
         places = reader.places(FeatureSettings(blocks="last", pools=("token", "avg")))

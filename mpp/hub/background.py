@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from torch import nn
 from tqdm import tqdm
 
 from mpp.hub.settings import HubSettings
+from mpp.objective.base import Objective
 
 LOG = "push.log"
 """In the run's folder: what the pushes said."""
@@ -54,7 +54,7 @@ class BackgroundPush:
                 self.command += [f"--{name}", value]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, step: int, module: nn.Module) -> Iterator[tuple[str, Any]]:
+    def __call__(self, step: int, objective: Objective) -> Iterator[tuple[str, Any]]:
         """Push the newest checkpoint, unless a push is under way; yields how the one before ended, for the journal."""
         if (ended := self._ended()) is not None:
             yield "hub/push_failed", ended

@@ -20,7 +20,7 @@ import numpy as np
 
 from mpp.commands.evaluate import DATA_ORDER, asked_for, evaluate, is_evaluated
 from mpp.commands.finetune import Candidate, finetune
-from mpp.commands.preflight import check_network, check_objective, check_optimizer, together
+from mpp.commands.preflight import check_network, check_objective, check_optimizer
 from mpp.commands.pretrain import pretrain
 from mpp.data.sampler import Numbers
 from mpp.data.sources import ImageRows, Splits, open_splits
@@ -33,13 +33,13 @@ from mpp.evaluation.evaluators import check_feasible
 from mpp.files import write_text
 from mpp.objective.settings import MaskedPatchSettings
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, same_data, write_recipe
-from mpp.settings import SettingError
+from mpp.run_folder import FolderLock
+from mpp.settings import SettingError, together
 from mpp.study.claims import summarize
 from mpp.study.processes import OUTCOME, PATIENCE, run_all
 from mpp.study.report.page import write_page
 from mpp.study.units import Unit, recipes_of, unit_named, units_of
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.distributed import FolderLock
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from mpp import randomness
-from mpp.commands.preflight import about, about_network, check_training
+from mpp.commands.preflight import check_training
 from mpp.commands.resume import (
     check_same_images,
     check_same_weights,
@@ -85,10 +85,9 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
         end_processes(accelerator)
         return 0
     check_training(recipe, accelerator)
-    with about("data", "source"):
-        data = on_each(
-            accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
-        )
+    data = on_each(
+        accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
+    )
     study = _FineTuning(recipe, data, accelerator, stop)
     recipe = study.fresh_start(folder)
     code = study.run(folder, recipe)
@@ -249,12 +248,10 @@ class _FineTuning:
         """The classifier to train; its random weights are decided by the seed."""
         low, high = randomness.key(recipe.seed, "weights")
         torch.manual_seed(low | high << 32)
-        with about_network(recipe.encoder):
-            backbone = build_backbone(recipe.encoder, recipe.data.image_size)
+        backbone = build_backbone(recipe.encoder, recipe.data.image_size, recipe.data)
         on_main(self.accelerator, lambda: check_same_weights(self.source_weights, recipe, Path(recipe.output_dir)))
         backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
-        with about("objective", "kind"):
-            objective = recipe.objective.build(backbone, num_classes=len(self.classes), seed=recipe.seed)
+        objective = recipe.objective.build(backbone, num_classes=len(self.classes), seed=recipe.seed)
         return objective.to(self.accelerator.device)
 
     def test(self, run: TrainRun, progress: Progress, recipe: FinetuneRecipe, candidates: list[Candidate]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mpp import randomness
-from mpp.commands.preflight import about, about_network, check_training
+from mpp.commands.preflight import check_training
 from mpp.commands.resume import check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.decode_cache import Images
@@ -106,8 +106,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
 def prepare_data(recipe: PretrainRecipe, accelerator: Accelerator) -> Splits:
     """The images to train on and to hold out; with labels where something needs them."""
     labelled = recipe.objective.needs_labels or bool(recipe.evaluation.evaluators)
-    with about("data", "source"):
-        return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
+    return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
 
 
 def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> Objective:
@@ -115,11 +114,9 @@ def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> Objective:
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
     settings = recipe.objective
-    with about_network(recipe.encoder):
-        build = build_encoder if settings.needs_patches else build_backbone
-        encoder = build(recipe.encoder, recipe.data.image_size)
-    with about("objective", "kind"):
-        settings.check(encoder)
+    build = build_encoder if settings.needs_patches else build_backbone
+    encoder = build(recipe.encoder, recipe.data.image_size, recipe.data)
+    settings.check(encoder)
     num_classes = None if rows.class_names is None else len(rows.class_names)
     return settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mpp.commands.preflight import about
 from mpp.commands.resume import identity_of
 from mpp.data.decode_cache import Images
 from mpp.data.loader import EvaluationCrops, TrainingCrops
@@ -20,7 +19,7 @@ from mpp.encoder.export import export_encoder
 from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe, PretrainRecipe, write_recipe
 from mpp.run_folder import move_aside
-from mpp.settings import Duration, SettingError
+from mpp.settings import Duration
 from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, Checkpoints
 from mpp.training.distributed import adopt_statistics, on_main, precision
@@ -107,15 +106,14 @@ class TrainRun:
             processes=accelerator.num_processes,
         )
         if steps == 0:
-            raise SettingError({"training.duration": "it is 0 steps long: there is nothing to train"})
+            raise recipe.training.error(duration="it is 0 steps long: there is nothing to train")
         if self.augmentation is not None:
             self.augmentation.check(batch.micro_batch_size)
         images = Images(self.rows, cache=recipe.data.cache, max_bad_share=recipe.data.max_bad_share)
         flops = count_flops(objective, accelerator)
         if recipe.training.gradient_checkpointing:
             objective.encoder.use_gradient_checkpointing()
-        with about("optimizer", "name"):
-            optimizer = make_optimizer(objective, recipe.optimizer)
+        optimizer = make_optimizer(objective, recipe.optimizer)
         on_main(accelerator, self._begin)
         journal = Journal(
             self.folder / "metrics.jsonl",

@@ -155,8 +155,14 @@ def open_splits(
         held_out: what the second split may be called where the settings do not say, the best name first.
 
     Raises:
-        ValueError: for a source, split, column or label that is not there, or an empty split.
+        SettingError: for a source, split, column or label that is not there, or an empty split.
     """
+    with settings.blamed("source"):
+        return _open_splits(settings, seed, labelled, held_out)
+
+
+def _open_splits(settings: DataSettings, seed: int, labelled: bool, held_out: tuple[str, ...]) -> Splits:
+    """Raises ValueError, and SettingError by the names of settings."""
     tables = _tables(settings)
     train = _slice(tables, settings.split, "split")
     image = _image_column(train.table, settings)

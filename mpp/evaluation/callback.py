@@ -20,7 +20,6 @@ from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.knn import nearest_neighbours
 from mpp.evaluation.settings import FeatureSettings, InTrainingSettings
 from mpp.objective.base import Objective
-from mpp.settings import SettingError
 from mpp.training.distributed import adopt_statistics
 from mpp.training.state import Callback
 
@@ -72,7 +71,7 @@ def divided(settings: InTrainingSettings, images: ImageRows) -> tuple[Numbers, N
         SettingError: if the images have no labels, or too few for what is asked.
     """
     if images.labels is None:
-        raise SettingError({"evaluation.evaluators": f"labels are needed, and {images.name} has none"})
+        raise settings.error(evaluators=f"labels are needed, and {images.name} has none")
     rows = fraction_rows(images.labels, min(settings.images / len(images), 1.0), seed=0)
     known, asked = dev_split(images.labels[rows], settings.dev, seed=0)
     _check(settings, images.labels[rows][known])
@@ -87,11 +86,11 @@ def _check(settings: InTrainingSettings, labels: Any) -> None:
     """
     if len(np.unique(labels)) < 2:
         said = "all training images are of one class; there is nothing to tell apart"
-        raise SettingError({"evaluation.evaluators": said})
+        raise settings.error(evaluators=said)
     fewest = min(int((labels == label).sum()) for label in range(int(labels.max()) + 1))
     if "few_shot" in settings.evaluators and fewest < max(settings.shots):
         said = f"{max(settings.shots)} are more than the {fewest} images that a class has among evaluation.images"
-        raise SettingError({"evaluation.shots": f"{said}; ask for fewer, or allow more images"})
+        raise settings.error(shots=f"{said}; ask for fewer, or allow more images")
     if "knn" in settings.evaluators and len(labels) < max(settings.k):
         said = f"{max(settings.k)} is more than the {len(labels)} images to choose from"
-        raise SettingError({"evaluation.k": said})
+        raise settings.error(k=said)

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from mpp.hub.settings import HubSettings
 from mpp.objective.base import Objective
-from mpp.settings import SettingError
 
 LOG = "push.log"
 """In the run's folder: what the pushes said."""
@@ -31,7 +30,7 @@ def check_token(settings: HubSettings) -> None:
     """
     if settings.push_to is not None and get_token() is None:
         said = "there is no token for the Hugging Face Hub: run 'hf auth login', set HF_TOKEN, or leave push_to out"
-        raise SettingError({"hub.push_to": said})
+        raise settings.error(push_to=said)
 
 
 class BackgroundPush:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mpp.objective.corruption import Corruption
 from mpp.objective.targets import MeanColor, Target
-from mpp.settings import SettingError, Settings
+from mpp.settings import Settings, together
 
 if TYPE_CHECKING:
     from mpp.encoder.backbone import Backbone
@@ -32,7 +32,7 @@ class BaseObjectiveSettings(Settings):
         """Refuse an encoder that this objective does not fit.
 
         Raises:
-            SettingError: with all complaints, by the name of the setting in this section.
+            SettingError: with all complaints.
         """
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
@@ -70,17 +70,7 @@ class MaskedPatchSettings(BaseObjectiveSettings):
         from mpp.encoder.encoder import Encoder
 
         assert isinstance(encoder, Encoder)
-        complaints: dict[str, str] = {}
-        try:
-            self.target.outputs(encoder.patch_size)
-        except ValueError as error:
-            complaints["target.cells"] = str(error)
-        try:
-            self.corruption.check(encoder.num_patches)
-        except ValueError as error:
-            complaints[f"corruption.{'swap' if encoder.num_patches < 2 else 'fraction'}"] = str(error)
-        if complaints:
-            raise SettingError(complaints)
+        together(lambda: self.target.outputs(encoder.patch_size), lambda: self.corruption.check(encoder.num_patches))
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
         """Masked patch prediction on this encoder."""
@@ -151,10 +141,8 @@ class LinearProbeSettings(BaseObjectiveSettings):
 
         assert num_classes is not None
         if self.block is not None:
-            try:
+            with self.blamed("block"):
                 cut_after(encoder, self.block)
-            except ValueError as error:
-                raise SettingError({"block": str(error)}) from error
         return LinearProbe(encoder, num_classes)
 
 

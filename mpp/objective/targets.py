@@ -121,7 +121,7 @@ class DownsizedPatch(_Colours):
         """Numbers predicted for a patch.
 
         Raises:
-            ValueError: if there are more cells than pixels.
+            SettingError: if there are more cells than pixels.
         """
         if self.cells == patch_size:
             warnings.warn(
@@ -129,7 +129,8 @@ class DownsizedPatch(_Colours):
                 "predicted and nothing is downsized; use fewer cells or a larger patch size",
                 stacklevel=2,
             )
-        return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
+        with self.blamed("cells"):
+            return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
 
     def shape(self, outputs: Tensor) -> Tensor:
         """Head outputs `(b, K, cells²·8^bits)` → logits `(b, K, cells², 8^bits)`."""

@@ -28,7 +28,6 @@ from mpp.commands.train_run import (
     stopped,
     uses_fused_attention,
 )
-from mpp.data.decode_cache import Images
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import Splits, open_splits
@@ -213,10 +212,7 @@ class _FineTuning:
         held_out = held_out_rows = stopping = None
         if dev and self.dev is not None:
             held_out = EvaluationCrops(
-                Images(
-                    self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
-                    max_bad_share=recipe.data.max_bad_share,
-                ),
+                self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
                 recipe.data,
                 cache_bytes=CACHE_BYTES,
             )
@@ -271,7 +267,7 @@ class _FineTuning:
         if job.early_stopping is not None:
             job.objective.load_state_dict(load_file(_best(job.folder, progress.best_step)))
         adopt_statistics(self.accelerator, job.objective)
-        crops = EvaluationCrops(Images(self.splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data)
+        crops = EvaluationCrops(self.splits.validation, recipe.data)
         batch = recipe.training.micro_batch_size or 256
         look = validation(
             self.accelerator,

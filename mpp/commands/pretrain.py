@@ -22,7 +22,6 @@ from mpp.commands.train_run import (
     stopped,
     uses_fused_attention,
 )
-from mpp.data.decode_cache import Images
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.encoder.create import build_backbone, build_encoder
@@ -73,9 +72,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         check_same_images(checkpoint, splits.train, recipe.data.source)
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     objective = make_objective(recipe, splits.train).to(accelerator.device)
-    held_out = EvaluationCrops(
-        Images(splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data, cache_bytes=CACHE_BYTES
-    )
+    held_out = EvaluationCrops(splits.validation, recipe.data, cache_bytes=CACHE_BYTES)
     held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
         accelerator, lambda: _baselines(recipe, objective, splits, held_out, held_out_rows)
@@ -145,7 +142,7 @@ def _baselines(
         labels = [torch.from_numpy(rows.labels) for rows in splits if rows.labels is not None]
         return label_baseline(labels[0], labels[1][held_out_rows], len(splits.train.class_names or ()))
     assert isinstance(objective, MaskedPatchPrediction)
-    seen = EvaluationCrops(Images(splits.train, max_bad_share=recipe.data.max_bad_share), recipe.data)
+    seen = EvaluationCrops(splits.train, recipe.data)
     rows = chosen_rows(seen, recipe.validation.baseline_images, recipe.seed)
 
     def images(crops: EvaluationCrops, chosen: Any) -> Any:

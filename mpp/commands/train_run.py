@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from mpp.commands.preflight import about
-from mpp.data.decode_cache import Images
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers, plan_batches
 from mpp.data.sources import ImageRows
@@ -199,9 +198,7 @@ def run_job(
         raise SettingError({"training.duration": "it is 0 steps long: there is nothing to train"})
     if job.augmentation is not None:
         job.augmentation.check(plan.micro_batch_size)
-    crops = TrainingCrops(
-        Images(job.rows, cache=recipe.data.cache, max_bad_share=recipe.data.max_bad_share), recipe.data, recipe.seed
-    )
+    crops = TrainingCrops(job.rows, recipe.data, recipe.seed)
     flops = count_flops(objective, accelerator)
     if recipe.training.gradient_checkpointing:
         encoder.use_gradient_checkpointing()

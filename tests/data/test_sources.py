@@ -153,7 +153,7 @@ def test_a_crop_depends_on_its_sample_number_alone(tiny_data: Path):
     crops = TrainingCrops(open_splits(settings, 0).train, settings, seed=5)
     together, alone = crops[np.array([7, 300, 2])], crops[np.array([300])]
     assert torch.equal(together.pixels[1], alone.pixels[0])
-    other = TrainingCrops(crops.images, settings, seed=6)
+    other = TrainingCrops(crops.images.rows, settings, seed=6)
     assert not torch.equal(other[np.array([300])].pixels, alone.pixels)
 
 

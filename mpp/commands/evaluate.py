@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from mpp import randomness
 from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
-from mpp.data.decode_cache import Images, TooManyDamagedError
+from mpp.data.decode_cache import TooManyDamagedError
 from mpp.data.loader import EvaluationCrops
 from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
@@ -231,7 +231,7 @@ def _features(
 
     Kept ones are used if they are of the same weights, images and settings.
     """
-    crops = EvaluationCrops(Images(images, max_bad_share=recipe.data.max_bad_share), recipe.data)
+    crops = EvaluationCrops(images, recipe.data)
     attention = "fused" if uses_fused_attention(recipe.encoder.attention, accelerator) else "plain"
     arithmetic = [precision(recipe.compute), accelerator.device.type, f"{attention} attention"]
     key = on_main(accelerator, lambda: cache_key(reader, crops, rows, arithmetic))

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from mpp.data.sampler import share
-from mpp.encoder.create import build_backbone, build_encoder
-from mpp.encoder.encoder import Encoder
+from mpp.encoder.build import planned
+from mpp.encoder.encoder import Layout
 from mpp.encoder.settings import EncoderSettings
 from mpp.objective.settings import MaskedPatchSettings
 from mpp.settings import SettingError
@@ -112,8 +111,8 @@ def check_network(
         SettingError: with all complaints.
     """
     if settings.source is None:
-        with about_network(settings, size_setting, section), torch.device("meta"):  # where weights take no memory
-            (build_encoder if patches else build_backbone)(settings, image_size)
+        with about_network(settings, size_setting, section):
+            planned(settings, image_size, needs_patches=patches)
 
 
 def check_objective(objective: Any, encoder: EncoderSettings, image_size: int) -> None:
@@ -125,14 +124,14 @@ def check_objective(objective: Any, encoder: EncoderSettings, image_size: int) -
     if not isinstance(objective, MaskedPatchSettings) or encoder.source is not None:
         return
     try:
-        with torch.device("meta"):
-            network = build_encoder(encoder, image_size)
+        layout = planned(encoder, image_size, needs_patches=True).layout
     except ValueError:
         return  # which is told elsewhere
-    check_patches(objective, network)
+    assert layout is not None
+    check_patches(objective, layout)
 
 
-def check_patches(objective: MaskedPatchSettings, encoder: Encoder) -> None:
+def check_patches(objective: MaskedPatchSettings, encoder: Layout) -> None:
     """Refuse a target or a corruption that does not fit an encoder's patches.
 
     Raises:

@@ -25,7 +25,7 @@ from mpp.commands.train_run import (
 from mpp.data.decode_cache import Images
 from mpp.data.loader import LOOKED_AT, EvaluationCrops
 from mpp.data.sources import ImageRows, Splits, open_splits
-from mpp.encoder.create import build_backbone, build_encoder
+from mpp.encoder.build import build_backbone, build_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
@@ -126,7 +126,7 @@ def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPredic
     if isinstance(settings, MaskedPatchSettings):
         with about_network(recipe.encoder):
             encoder = build_encoder(recipe.encoder, size)
-        check_patches(settings, encoder)
+        check_patches(settings, encoder.layout)
         return MaskedPatchPrediction(encoder, settings.target, settings.corruption, recipe.seed, settings.head)
     assert rows.class_names is not None
     with about_network(recipe.encoder):

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
 from mpp.data.sources import reason_of
-from mpp.encoder.create import load_encoder
+from mpp.encoder.load import load_encoder
 from mpp.objective.masked_patch import MaskedPatchPrediction
 from mpp.objective.settings import MaskedPatchSettings, ObjectiveSettings
 from mpp.training.checkpoint import WEIGHTS, Checkpoints

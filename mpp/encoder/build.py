@@ -1,0 +1,93 @@
+"""The network that a recipe asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mpp.encoder.backbone import Backbone
+from mpp.encoder.create import Plan, plan
+from mpp.encoder.encoder import Encoder
+from mpp.encoder.inspect import probe
+from mpp.encoder.load import load_encoder
+from mpp.encoder.pretrained import NOT_THE_MODEL_S, architecture_of, expanded
+from mpp.encoder.settings import EncoderSettings
+from mpp.settings import SettingError
+
+SETTINGS_OF_THEIR_OWN = frozenset(
+    ("name", "source", "image_size", "img_size", "patch_size", "pool", "global_pool", "mean", "std", "resize",
+     "in_chans", "revision", "allow_pickle")
+)  # fmt: skip
+
+
+def planned(settings: EncoderSettings, image_size: int, *, needs_patches: bool = False) -> Plan:
+    """What a recipe without a source builds, found out by one probe and no weights.
+
+    Raises:
+        ValueError: if it cannot be built, or `arguments` hold what has a setting of its own.
+    """
+    _check_arguments(settings)
+    return plan(
+        settings.name, image_size=image_size, patch_size=settings.patch_size, pool=settings.pool,
+        needs_patches=needs_patches, **settings.arguments | _drop_path(settings),
+    )  # fmt: skip
+
+
+def build_backbone(settings: EncoderSettings, image_size: int) -> Backbone:
+    """The network that a recipe asks for, for classification: an `Encoder` where it has patches, else without.
+
+    Raises:
+        ValueError: if it cannot be built, or `arguments` hold what has a setting of its own.
+    """
+    if settings.source is None:
+        return planned(settings, image_size).build(settings.mean, settings.std)
+    _check_arguments(settings)
+    source = expanded(settings.source)
+    if not settings.pretrained:
+        name, saved, mean, std = architecture_of(source)
+        own_pool = saved.pop("global_pool", None)
+        saved = {key: value for key, value in saved.items() if key != "img_size"} | _drop_path(settings)
+        found = plan(name, image_size=image_size, pool=settings.pool or own_pool, **saved)
+        return found.build(settings.mean or mean, settings.std or std)
+    own: dict[str, Any] = {}
+    if Path(source).is_file():
+        own = {"name": settings.name, "patch_size": settings.patch_size, **settings.arguments}
+    return load_encoder(
+        source,
+        image_size=image_size,
+        pool=settings.pool,
+        mean=settings.mean,
+        std=settings.std,
+        resize=settings.resize,
+        allow_pickle=settings.allow_pickle,
+        **own,
+        **_drop_path(settings),
+    )
+
+
+def build_encoder(settings: EncoderSettings, image_size: int) -> Encoder:
+    """The encoder of patches that a recipe asks for.
+
+    Raises:
+        ValueError: if it cannot be built, has no patches, or `arguments` hold what has a setting of its own.
+    """
+    if settings.source is None:
+        planned(settings, image_size, needs_patches=True)
+    encoder = build_backbone(settings, image_size)
+    if not isinstance(encoder, Encoder):
+        raise ValueError(probe(encoder.name).refusal)
+    return encoder
+
+
+def _drop_path(settings: EncoderSettings) -> dict[str, Any]:
+    return {} if settings.drop_path is None else {"drop_path_rate": settings.drop_path}
+
+
+def _check_arguments(settings: EncoderSettings) -> None:
+    if taken := (SETTINGS_OF_THEIR_OWN | NOT_THE_MODEL_S) & set(settings.arguments):
+        message = (
+            f"encoder.arguments cannot hold {', '.join(sorted(taken))}: images have 3 channels, the encoder has no "
+            "classes, and the rest is set by data.image_size, encoder.name, encoder.source, encoder.patch_size, "
+            "encoder.pool, encoder.resize, encoder.mean and encoder.std"
+        )
+        raise SettingError({"arguments": message})

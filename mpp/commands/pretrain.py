@@ -127,7 +127,10 @@ def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPredic
         with about_network(recipe.encoder):
             encoder = build_encoder(recipe.encoder, size)
         check_patches(settings, encoder.layout)
-        return MaskedPatchPrediction(encoder, settings.target, settings.corruption, recipe.seed, settings.head)
+        objective = MaskedPatchPrediction(encoder, settings.target, settings.corruption, recipe.seed, settings.head)
+        if recipe.encoder.pool is None and not objective.trains_class_token:
+            encoder.pool_patches()
+        return objective
     assert rows.class_names is not None
     with about_network(recipe.encoder):
         encoder = build_backbone(recipe.encoder, size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ class SupervisedClassification(nn.Module):
         label_smoothing: share of the probability that is spread over all classes.
         head_init: `normal`, or `zero`, with which training begins at uniform predictions.
     """
+
+    trains_class_token: ClassVar[bool] = True
+    """The loss is on the pooled feature, however it is pooled: the encoder keeps its own pooling."""
 
     def __init__(
         self,

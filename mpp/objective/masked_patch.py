@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class MaskedPatchPrediction(nn.Module):
     Raises:
         ValueError: if the encoder has no patches, or target or corruption do not fit them.
     """
+
+    trains_class_token: ClassVar[bool] = False
+    """Only the tokens of patches have a loss: what is exported pools these, unless the recipe says otherwise."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from mpp.data.decode_cache import TooManyDamagedError
 from mpp.data.loader import EvaluationCrops
 from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
-from mpp.encoder.create import build_backbone
+from mpp.encoder.build import build_backbone
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.controls import Control
@@ -120,7 +120,7 @@ def evaluate_reader(
             "features_of": reader.identity(),
             "source_weights": source_weights,
             "image_size": recipe.data.image_size,
-            "made_for": reader.encoder.made_for if isinstance(reader, EncoderReader) else None,
+            "made_for": reader.encoder.pretrained_size if isinstance(reader, EncoderReader) else None,
             "split": splits.validation.split,
             "protocol": {
                 name: settings.model_dump(mode="json")

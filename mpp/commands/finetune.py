@@ -27,7 +27,7 @@ from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
-from mpp.encoder.create import build_backbone
+from mpp.encoder.build import build_backbone
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.files import replacing, write_text

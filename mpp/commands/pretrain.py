@@ -17,7 +17,8 @@ from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import ImageRows, Splits, open_splits
-from mpp.encoder.create import build_backbone, build_encoder
+from mpp.encoder.build import build_backbone, build_encoder
+from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
@@ -113,9 +114,13 @@ def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> Objective:
     settings = recipe.objective
     build = build_encoder if settings.needs_patches else build_backbone
     encoder = build(recipe.encoder, recipe.data.image_size, recipe.data)
-    settings.check(encoder)
+    if isinstance(encoder, Encoder):
+        settings.check(encoder.layout)
     num_classes = None if rows.class_names is None else len(rows.class_names)
-    return settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
+    objective = settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
+    if recipe.encoder.pool is None and isinstance(encoder, Encoder) and not objective.trains_class_token:
+        encoder.pool_patches()
+    return objective
 
 
 def _baselines(

@@ -22,9 +22,10 @@ from mpp.data.splits import dev_split, fraction_rows
 from mpp.encoder.create import build_backbone
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.encoder.settings import EncoderSettings
-from mpp.evaluation.controls import CONTROLS, Control
-from mpp.evaluation.evaluators import EvaluatorSettings, check_feasible, scores
-from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
+from mpp.evaluation.controls import Control
+from mpp.evaluation.evaluators import EvaluatorSettings, Options, check_feasible, scores
+from mpp.evaluation.features import EncoderReader, FeatureLayer, Features, Reader, cache_key, extract, keep, kept
+from mpp.evaluation.settings import CONTROLS
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
 from mpp.redact import public_name
@@ -90,7 +91,7 @@ def evaluate_reader(
         if accelerator.is_main_process:
             print(text, flush=True)
 
-    places = reader.places(recipe.features)
+    layers = reader.layers(recipe.features)
     labels = splits.train.labels
     assert labels is not None
     rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
@@ -100,10 +101,10 @@ def evaluate_reader(
     )
     dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
     evaluators = asked_for(recipe)
-    check_feasible(evaluators, labels[rows], dev if len(places) > 1 else None, recipe.by_depth)
-    train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
+    check_feasible(evaluators, labels[rows], dev if len(layers) > 1 else None, recipe.by_depth)
+    train = _features(recipe, reader, splits.train, rows, layers, folder, accelerator)
     everything = np.arange(len(splits.validation))
-    test = _features(recipe, reader, splits.validation, everything, places, folder, accelerator)
+    test = _features(recipe, reader, splits.validation, everything, layers, folder, accelerator)
 
     def work() -> dict[str, Any]:
         assert train is not None
@@ -132,7 +133,14 @@ def evaluate_reader(
             "classes": len(splits.train.class_names or ()),
             "recipe": recipe.model_dump(mode="json"),
             "scores": scores(
-                evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth, pieces=folder / "scores"
+                evaluators,
+                train,
+                test,
+                reader.default,
+                dev=dev,
+                by_depth=recipe.by_depth,
+                options=Options(recipe.labels.seed, reader.centre_for_knn, accelerator.device),
+                pieces=folder / "scores",
             ),
         }
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
@@ -215,7 +223,7 @@ def _features(
     reader: Reader,
     images: ImageRows,
     rows: Any,
-    places: list[Place],
+    layers: list[FeatureLayer],
     folder: Path,
     accelerator: Accelerator,
 ) -> Features | None:
@@ -231,7 +239,7 @@ def _features(
     found: list[Features | None] = [None]
 
     def look() -> bool:
-        found[0] = kept(store, key, places)
+        found[0] = kept(store, key, layers)
         return found[0] is not None
 
     if on_main(accelerator, look):
@@ -240,7 +248,7 @@ def _features(
         reader,
         crops,
         rows,
-        places,
+        layers,
         accelerator,
         batch_size=recipe.features.batch_size,
         workers=recipe.data.workers,
@@ -251,11 +259,11 @@ def _features(
 
 
 def table(results: dict[str, Any]) -> str:
-    """The scores in at most 80 columns: at the default place, and at the one that the dev split chose."""
+    """The scores in at most 80 columns: at the default layer, and at the one chosen on the dev split."""
     lines = [f"{'':34}{'default':>20}{'chosen on dev':>24}"]
     for name, entry in results["scores"].items():
         both = [entry["default"], entry["headline"]]
-        at = [str(Place(score["block"], score["pool"])) for score in both]
+        at = [str(FeatureLayer(score["block"], score["pool"])) for score in both]
         lines.append(f"{TITLES[name]:34}{at[0]:>20}{at[1]:>24}")
         for row in ("shots", "k"):
             for count in both[0].get(row, {}):

@@ -24,7 +24,7 @@ from mpp.commands.resume import (
 )
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.decode_cache import Images
-from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
@@ -212,7 +212,7 @@ class _FineTuning:
                     max_bad_share=recipe.data.max_bad_share,
                 ),
                 recipe.data,
-                keep=LOOKED_AT,
+                cache_bytes=CACHE_BYTES,
             )
             held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
             if recipe.early_stopping.patience:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mpp.data.sampler import share
+from mpp.data.sampler import plan_batches
 from mpp.data.settings import DataSettings
 from mpp.encoder.create import build_backbone, build_encoder
 from mpp.encoder.settings import EncoderSettings
@@ -74,4 +74,4 @@ def check_optimizer(settings: OptimizerSettings) -> None:
 
 def _check_batches(training: TrainingSettings, accelerator: Accelerator) -> None:
     with training.blamed("batch_size"):
-        share(training.batch_size, training.micro_batch_size, rank=0, processes=accelerator.num_processes)
+        plan_batches(training.batch_size, training.micro_batch_size, rank=0, processes=accelerator.num_processes)

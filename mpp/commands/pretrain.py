@@ -15,7 +15,7 @@ from mpp.commands.preflight import check_training
 from mpp.commands.resume import check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.decode_cache import Images
-from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.encoder.create import build_backbone, build_encoder
@@ -64,7 +64,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     objective = make_objective(recipe, splits.train).to(accelerator.device)
     held_out = EvaluationCrops(
-        Images(splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data, keep=LOOKED_AT
+        Images(splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data, cache_bytes=CACHE_BYTES
     )
     held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from mpp.commands.resume import identity_of
 from mpp.data.decode_cache import Images
 from mpp.data.loader import EvaluationCrops, TrainingCrops
-from mpp.data.sampler import Numbers, share
+from mpp.data.sampler import Numbers, plan_batches
 from mpp.data.sources import ImageRows
 from mpp.encoder.export import export_encoder
 from mpp.objective.base import Objective
@@ -99,7 +99,7 @@ class TrainRun:
     def _prepare(self, checkpoint: Checkpoint | None) -> Run:
         """Check everything, then make the folder this run's own."""
         recipe, accelerator, objective, steps = self.recipe, self.accelerator, self.objective, self.steps
-        batch = share(
+        batch = plan_batches(
             recipe.training.batch_size,
             recipe.training.micro_batch_size,
             rank=accelerator.process_index,
@@ -154,7 +154,7 @@ class TrainRun:
             settings=recipe.training,
             objective=objective,
             crops=TrainingCrops(images, recipe.data, recipe.seed),
-            share=batch,
+            batch_plan=batch,
             steps=steps,
             seed=recipe.seed,
             optimizer=optimizer,
@@ -209,7 +209,7 @@ class TrainRun:
         run.journal.say(
             f"{self.objective.encoder.summary}\n"
             f"{self.data_title or self.recipe.data.source}, {len(self.rows):,} images; {run.steps:,} steps of "
-            f"{run.share.batch_size}, {start}\n"
+            f"{run.batch_plan.batch_size}, {start}\n"
             f"{processes}{self.accelerator.device.type}, {precision(self.recipe.training)}; "
             f"all of it goes to {self.folder}"
         )

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from mpp.data.decode_cache import Images
-from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
 from mpp.data.sources import ImageRows
@@ -35,31 +35,31 @@ def in_training(
         SettingError: if the images have no labels, or too few for what is asked.
     """
     rows, known, asked = divided(settings, images)
-    crops = EvaluationCrops(Images(images, max_bad_share=data.max_bad_share), data, keep=LOOKED_AT)
+    crops = EvaluationCrops(Images(images, max_bad_share=data.max_bad_share), data, cache_bytes=CACHE_BYTES)
 
     def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
         encoder = objective.encoder
         adopt_statistics(accelerator, objective)
         reader = EncoderReader(encoder)
-        places = reader.places(FeatureSettings(blocks="last", pools=("token", "avg")))
+        layers = reader.layers(FeatureSettings(blocks="last", pools=("token", "avg")))
         was_training = objective.training
         objective.eval()
-        workers = 0 if crops.stay(len(rows)) else data.workers
-        features = extract(reader, crops, rows, places, accelerator, batch_size=256, workers=workers)
+        workers = 0 if crops.fits_in_cache(len(rows)) else data.workers
+        features = extract(reader, crops, rows, layers, accelerator, batch_size=256, workers=workers)
         objective.train(was_training)
         if features is None:
             return  # the main process scores, and writes the journal
         train, test = features.take(known), features.take(asked)
-        for place in places:
-            if not torch.isfinite(features.values[place]).all():
+        for layer in layers:
+            if not torch.isfinite(features.values[layer]).all():
                 continue  # the loop has its own word on weights that have gone astray
-            given = (train.values[place], train.labels, test.values[place], test.labels)
+            given = (train.values[layer], train.labels, test.values[layer], test.labels)
             if "few_shot" in settings.evaluators:
                 for shots, score in few_shot(*given, shots=settings.shots).items():
-                    yield f"evaluation/few_shot_{shots}_{place.pool}", score.mean
+                    yield f"evaluation/few_shot_{shots}_{layer.pool}", score.mean
             if "knn" in settings.evaluators:
                 for k, accuracy in nearest_neighbours(*given, k=settings.k).items():
-                    yield f"evaluation/knn_{k}_{place.pool}", accuracy
+                    yield f"evaluation/knn_{k}_{layer.pool}", accuracy
 
     return Callback(every, call)
 

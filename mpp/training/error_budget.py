@@ -47,7 +47,7 @@ def stop_if_hopeless(run: Run, progress: Progress) -> None:
             "output_dir or with checkpoint.resume=false"
         )
     rows = len(run.crops.images)
-    judged = max(min(progress.step * run.share.batch_size, rows), min(rows, FEWEST_JUDGED))
+    judged = max(min(progress.step * run.batch_plan.batch_size, rows), min(rows, FEWEST_JUDGED))
     allowed = max(
         run.crops.settings.max_bad_share * judged, 1 if run.crops.settings.max_bad_share else 0
     )  # a single one stops no small data set

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mpp.data.loader import TrainingCrops
-from mpp.data.sampler import Share
+from mpp.data.sampler import BatchPlan
 from mpp.objective.base import Objective
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.metrics_log import Journal
@@ -100,7 +100,7 @@ class Run:
     objective: Objective
     crops: TrainingCrops
     """Their settings say how many loader processes there are, and how many images may be damaged."""
-    share: Share
+    batch_plan: BatchPlan
     steps: int
     seed: int
     optimizer: torch.optim.Optimizer

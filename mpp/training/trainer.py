@@ -49,13 +49,13 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         checkpoint.load_into(run.objective, run.optimizer)
         progress = Progress.from_json(checkpoint.state["progress"])
         on_main(run.accelerator, lambda: _export(run, progress))  # a kill may have come before
-    numbers = run.share.micro_batches(progress.step, run.steps)
+    numbers = run.batch_plan.micro_batches(progress.step, run.steps)
     pin = run.accelerator.device.type == "cuda"
     loader = batches(run.crops, numbers, workers=run.crops.settings.workers, pin=pin)
     if progress.owes_a_look:
         progress.owes_a_look = False
         if seen := _look(run, progress):
-            run.journal.write(progress.step, progress.step * run.share.batch_size, seen)
+            run.journal.write(progress.step, progress.step * run.batch_plan.batch_size, seen)
     clock = _Clock(run)
     statistics = saved_buffers(run.objective)
     stopped = False
@@ -95,7 +95,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         else:
             values |= _look(run, progress)
         if values:
-            run.journal.write(done, done * run.share.batch_size, values)
+            run.journal.write(done, done * run.batch_plan.batch_size, values)
         # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
         good = not progress.skipped_in_a_row or done == run.steps
         saves = stopped or progress.ended or (_due(done, run.save_every, run.steps) and good)
@@ -157,7 +157,7 @@ def _gradients(
     run: Run, model: nn.Module, loader: Iterator[Batch], *, score: bool
 ) -> tuple[Tensor, Scores, list[tuple[int, str]]]:
     """Accumulate the gradient of one step's mean loss; the loss is this process's share of it."""
-    parts = run.share.accumulation
+    parts = run.batch_plan.accumulation
     device, pin = run.accelerator.device, run.accelerator.device.type == "cuda"
     losses, scores, damaged = [], {}, []
     run.objective.train()
@@ -241,7 +241,9 @@ def _settle_buckets(run: Run, model: nn.Module) -> None:
     """
     buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
     size = run.crops.settings.image_size
-    pixels = torch.zeros(run.share.micro_batch_size, 3, size, size, dtype=torch.uint8, device=run.accelerator.device)
+    pixels = torch.zeros(
+        run.batch_plan.micro_batch_size, 3, size, size, dtype=torch.uint8, device=run.accelerator.device
+    )
     zeros = torch.zeros(len(pixels), dtype=torch.int64, device=run.accelerator.device)
     with run.accelerator.autocast():
         loss = model(pixels, zeros, zeros).loss
@@ -267,7 +269,7 @@ class _Clock:
 
     def speed(self, progress: Progress) -> dict[str, float]:
         """What the journal says about speed; the next look starts afresh."""
-        rate = self._steps * self._run.share.batch_size / self._seconds
+        rate = self._steps * self._run.batch_plan.batch_size / self._seconds
         flops = rate * self._run.record.flops_per_image
         left = (self._run.steps - progress.step) * self._all_seconds / self._all_steps
         self._seconds, self._steps = 0.0, 0

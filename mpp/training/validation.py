@@ -81,7 +81,7 @@ def on_device(
 
 def _loaded(crops: EvaluationCrops, rows: Numbers, batch_size: int, workers: int) -> Iterator[Batch]:
     parts = np.array_split(rows, max(-(-len(rows) // batch_size), 1))
-    return batches(crops, parts, workers=0 if crops.stay(len(rows)) else min(workers, len(parts)))
+    return batches(crops, parts, workers=0 if crops.fits_in_cache(len(rows)) else min(workers, len(parts)))
 
 
 def _moved(batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor | None]:

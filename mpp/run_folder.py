@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import time
+import weakref
 from pathlib import Path
 
 LOCK = ".lock"
@@ -16,7 +18,10 @@ RUN_FILES = {"recipe.yaml", "metrics.jsonl", "checkpoints", "encoder", "results.
 
 
 class FolderLock:
-    """An exclusive lock on a run's folder, held for as long as this object lives."""
+    """An exclusive lock on a run's folder, held for as long as this object lives.
+
+    A folder that the lock created is removed with it if nothing was written there: a start that fails leaves no trace.
+    """
 
     def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
         """Lock the folder, and create it if necessary.
@@ -28,6 +33,7 @@ class FolderLock:
         Raises:
             ValueError: if another process holds the lock, or the folder cannot be written to.
         """
+        created = [each for each in (folder, *folder.parents) if not each.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = (folder / LOCK).open("a+", encoding="utf-8")
@@ -45,16 +51,37 @@ class FolderLock:
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
+        if created:
+            weakref.finalize(self, _remove_empty, created, os.getpid())
 
     def _acquire(self) -> bool:
         try:
             # A record lock: unlike flock's, loader processes that outlive a killed run do not inherit it.
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path = Path(self._file.name)
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
+                path.parent.mkdir(parents=True, exist_ok=True)  # the process that had the lock failed, and removed it
+                self._file = path.open("a+", encoding="utf-8")
+                return False
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise ValueError(f"{self._file.name} cannot be locked: {error.strerror}") from error
             return False
         return True
+
+
+def _remove_empty(folders: list[Path], process: int) -> None:
+    """Remove folders, the innermost first, if there is nothing in them but the lock.
+
+    Args:
+        folders: the run's folder, and those above it.
+        process: the one that created them; its forks inherit the lock object, but not the lock.
+    """
+    with contextlib.suppress(OSError):
+        if os.getpid() == process and [entry.name for entry in folders[0].iterdir()] == [LOCK]:
+            (folders[0] / LOCK).unlink()
+            for folder in folders:
+                folder.rmdir()
 
 
 def move_aside(folder: Path) -> Path | None:

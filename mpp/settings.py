@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -10,9 +11,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+from mpp.type_hints import dotted, nearest, resolve, settings_of, without_variants
+
+OBJECTIONS = ("value_error", "assertion_error")
+"""Pydantic's names for what a validator of ours raises."""
+_SETTINGS = "\n\nSettings:\n"
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,20 @@ class Location:
     path: str = field(default="", compare=False)
 
 
-class Settings(BaseModel):
+class _SettingsType(type(BaseModel)):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
+    """Makes settings in Python as pleasant as in a recipe: plain errors, and help without pydantic's own members."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise SettingError(_complaints(cls, error)) from None  # pyright: ignore[reportArgumentType]
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("_") and not hasattr(Settings, name)]
+
+
+class Settings(BaseModel, metaclass=_SettingsType):
     """Immutable, typed settings of one room; unknown keys are refused, docstrings become the help.
 
     Settings that were loaded from a recipe know their dotted path, and so do copies (`model_copy`) of them.
@@ -77,9 +97,22 @@ class Settings(BaseModel):
             raise self.error(**{default: str(error)}) from error
 
     @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Describe every setting in the docstring, for `help()`."""
+        if cls.__doc__ and cls.__pydantic_fields_complete__:
+            lines = [
+                f"    {name}: {setting.hint.words()}"
+                + ("" if setting.required else f"; {setting.default!r} by default")
+                + (f". {' '.join(setting.doc.split())}" if setting.doc else "")
+                for name, setting in settings_of(cls).items()  # pyright: ignore[reportArgumentType]
+            ]
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}{_SETTINGS}" + "\n".join(lines)
+
+    @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """The JSON Schema that editors check recipes by, in which a shorthand may stand for its section."""
         whole = handler.resolve_ref_schema(reference := handler(schema))
+        whole["description"] = whole.get("description", "").partition(_SETTINGS)[0]
         if cls.shorthand is not None:
             section = dict(whole)
             whole.clear()
@@ -96,7 +129,7 @@ class SettingError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{path}: {said}" if said == (rest := without_name(path, said)) else f"{path} {rest}"
+            f"{path}: {said}".removeprefix(": ") if said == (rest := without_name(path, said)) else f"{path} {rest}"
             for path, said in self.complaints.items()
         )
 
@@ -104,6 +137,26 @@ class SettingError(ValueError):
 def without_name(path: str, complaint: str) -> str:
     """A complaint without the name of its setting, where it begins with that."""
     return re.sub(rf"^(\w+\.)*{re.escape(path.rpartition('.')[2])} ", "", complaint)
+
+
+def _complaints(model: type[Settings], error: ValidationError) -> dict[str, str]:
+    """What pydantic found wrong with arguments in Python, in plain words."""
+    complaints: dict[str, str] = {}
+    for details in error.errors(include_url=False):
+        keys = without_variants(model, details["loc"])
+        path, hint = dotted(keys), resolve(model, keys, {})
+        name, found = (str(keys[-1]), details["input"]) if keys else ("", None)
+        if details["type"] == "extra_forbidden":
+            close = nearest(name, list(model.model_fields))
+            said = f"{name} is no setting of {model.__name__}" + (f"; did you mean {close}?" if close else "")
+        elif details["type"] == "missing":
+            said = f"{name} is missing" + (f": it must be {hint.phrase()}" if hint else "")
+        elif details["type"] in OBJECTIONS or hint is None:
+            said = str(details.get("ctx", {}).get("error", details["msg"]))
+        else:
+            said = f"{name} must be {hint.phrase()}, found {found!r}"
+        complaints.setdefault(path, said)
+    return complaints
 
 
 def together(*checks: Callable[[], object]) -> None:

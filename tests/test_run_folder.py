@@ -42,3 +42,17 @@ def test_a_folder_of_other_files_is_not_moved(tmp_path):
     with pytest.raises(ValueError, match=r"files of no run, e\.g\. thesis\.tex"):
         move_aside(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_start_that_fails_removes_the_folders_that_it_created_and_no_others(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for run in (tmp_path / "runs" / "a" / "b", tmp_path / "runs"):
+        lock = FolderLock(run)
+        assert (run / ".lock").is_file()
+        del lock
+    assert not (tmp_path / "runs" / "a").exists()
+    assert (tmp_path / "runs" / ".lock").is_file(), "this folder was there before"
+    lock = FolderLock(tmp_path / "runs" / "c")
+    (tmp_path / "runs" / "c" / "recipe.yaml").touch()
+    del lock
+    assert (tmp_path / "runs" / "c" / "recipe.yaml").is_file()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import pydoc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
 
 from mpp.encoder.create import build_backbone
 from mpp.encoder.settings import EncoderSettings
-from mpp.objective.targets import DownsizedPatch, MeanColor
+from mpp.objective.corruption import Corruption
+from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
 from mpp.recipe import load_recipe, open_recipe, report
 from mpp.settings import SettingError
 from mpp.study.units import recipes_of, unit_named
@@ -81,3 +84,31 @@ def test_settings_of_no_recipe_give_their_names_alone():
         DownsizedPatch(cells=9).outputs(4)
     with pytest.raises(SettingError, match=r"^source: .*/no/such/run"):
         build_backbone(EncoderSettings(source="/no/such/run"), 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "said"),
+    [
+        (MeanColor, {"bits": 9}, "bits must be an integer from 1 to 4, found 9"),
+        (Corruption, {"fraction": 2}, "fraction must be a number above 0 and at most 1, found 2"),
+        (Corruption, {"mask": 0.5}, "mask, swap and keep must add up to 1; found 0.7"),
+        (DownsizedPatch, {"cells": "x"}, "cells must be an integer of at least 1, found 'x'"),
+        (FullPatch, {"normalize": "maybe"}, "normalize must be true or false, found 'maybe'"),
+        (FullPatch, {"normalise": True}, "normalise is no setting of FullPatch; did you mean normalize?"),
+    ],
+)
+def test_wrong_arguments_in_python_are_refused_in_plain_words(settings: Any, values: dict[str, Any], said: str):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole message is compared
+        settings(**values)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("settings", [MeanColor, DownsizedPatch, FullPatch, Corruption])
+def test_help_is_short_and_explains_every_setting(settings: Any):
+    text = pydoc.plain(pydoc.render_doc(settings))
+    assert len(text.splitlines()) < 80
+    assert "model_" not in text
+    assert "__pydantic" not in text
+    for name, field in settings.model_fields.items():
+        assert f"{name}: " in text
+        assert " ".join(field.description.split())[:40] in text

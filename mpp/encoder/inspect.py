@@ -27,8 +27,7 @@ def check_name(name: str) -> None:
         ValueError: with what it may have meant.
     """
     if not is_model(name):
-        begin_alike = [known for known in list_models() if known.startswith(name)][:3]
-        close = begin_alike or difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
+        close = similar_names(name, list_models())
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
 
@@ -37,6 +36,25 @@ def native_size(name: str) -> int:
     """Pixels a side of the images that timm's architecture is made for."""
     config = timm.get_pretrained_cfg(name)
     return config.input_size[-1] if config is not None else 224
+
+
+def similar_names(name: str, known: list[str]) -> list[str]:
+    """The three names that `name` was most probably meant to be, the best first.
+
+    What was written may be the beginning of a name: as much of each is compared. Of names that are equally near, those
+    of the most similar length come first, and of these the usual `patch16_224`.
+    """
+
+    def nearness(candidate: str) -> tuple[float, bool, float]:
+        begins = max(
+            difflib.SequenceMatcher(None, name, candidate[: len(name) + more], autojunk=False).ratio()
+            for more in (-1, 0, 1)
+        )
+        return begins, candidate.endswith("patch16_224"), -len(candidate)
+
+    rough = [each for each in known if each[:2] == name[:2]] or known
+    ranked = sorted(rough, key=nearness, reverse=True)[:3]
+    return [each for each in ranked if nearness(each)[0] > 0.6]
 
 
 def skeleton(name: str, **arguments: Any) -> Any:

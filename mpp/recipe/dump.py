@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from mpp.files import write_text
-from mpp.recipe.type_hints import KIND, UNITS
 from mpp.recipe.yaml import in_block
 from mpp.settings import Duration
+from mpp.type_hints import KIND, UNITS
 
 _HEADER = "# Every setting as it was resolved from recipe, command line and defaults. Written by mpp.\n"
 

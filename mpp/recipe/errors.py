@@ -1,22 +1,19 @@
-"""What is wrong with a recipe: one `Problem` for each mistake, one `RecipeError` for all of them."""
+"""Errors of recipes: one `Problem` for each mistake, one `RecipeError` for all of them."""
 
 from __future__ import annotations
 
-import difflib
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mpp.recipe.yaml import in_line
 
 WIDTH = 79
-Keys = tuple[str | int, ...]
-"""The way to a value in the tree: keys of mappings, and numbers of list items."""
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class SourceLocation:
     """Where something was written: a line of a file, or the command line."""
 
     name: str
@@ -26,14 +23,14 @@ class Place:
         return f"{self.name}:{self.line}" if self.line else self.name
 
 
-COMMAND_LINE = Place("command line")
+COMMAND_LINE = SourceLocation("command line")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it stands, which setting it concerns, what was found there, what is allowed."""
+    """One mistake: where it was written, the setting, what was found, what is allowed."""
 
-    place: Place
+    location: SourceLocation
     setting: str
     complaint: str = ""
     found: str = ""
@@ -44,9 +41,9 @@ class Problem:
         notes = [("found: ", self.found), ("allowed: ", self.allowed), ("", self.advice)]
         if self.setting:
             notes.insert(0, ("", self.complaint))
-            heading = f"{self.place}: {self.setting}"
+            heading = f"{self.location}: {self.setting}"
         else:
-            heading = wrapped(f"{self.place}: {self.complaint}", "", "    ")
+            heading = wrapped(f"{self.location}: {self.complaint}", "", "    ")
         return "\n".join(
             [heading, *(wrapped(text, f"    {label}", " " * (4 + (len(label) or 2))) for label, text in notes if text)]
         )
@@ -56,33 +53,15 @@ class RecipeError(ValueError):
     """A recipe that cannot be used; its message lists every problem that was found, file by file, line by line."""
 
     def __init__(self, problems: Iterable[Problem], name: str) -> None:
-        self.problems = sorted(problems, key=lambda problem: (problem.place == COMMAND_LINE, problem.place))
+        self.problems = sorted(problems, key=lambda problem: (problem.location == COMMAND_LINE, problem.location))
         count = [f"{len(self.problems)} problems with {name}"] if len(self.problems) > 1 else []
         super().__init__("\n\n".join([*count, *map(str, self.problems)]))
-
-
-def dotted(keys: Keys) -> str:
-    """`("data", "scale", 0)` as `data.scale[0]`."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
 def shown(value: Any, limit: int = 60) -> str:
     """`value` as YAML in one line, text in quotes, cut when it is long."""
     text = repr(value) if isinstance(value, str) else in_line(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def listed(words: Iterable[str], last: str = "or") -> str:
-    """`a, b or c`."""
-    *head, tail = words
-    return f"{', '.join(head)} {last} {tail}" if head else tail
-
-
-def nearest(word: Any, words: Sequence[str]) -> str | None:
-    """The one of `words` that `word` was probably meant to be."""
-    plain = {candidate.lower().replace("-", "_"): candidate for candidate in words}
-    close = difflib.get_close_matches(str(word).lower().replace("-", "_"), list(plain), n=1, cutoff=0.6)
-    return plain[close[0]] if close else None
 
 
 def wrapped(text: str, start: str, indent: str) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from mpp.recipe.dump import plain
-from mpp.recipe.errors import WIDTH, listed, wrapped
-from mpp.recipe.type_hints import KIND, UNITS, Setting, settings_of
+from mpp.recipe.errors import WIDTH, wrapped
 from mpp.recipe.yaml import in_line
 from mpp.settings import Duration
+from mpp.type_hints import KIND, UNITS, Setting, listed, settings_of
 
 _OPENING = """
 Every setting, with its default, as key=value on the command line would set it; a recipe nests the keys. {required}

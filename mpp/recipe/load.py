@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpp.recipe.errors import Problem, RecipeError, dotted, listed, nearest, shown
+from mpp.recipe.errors import Problem, RecipeError, shown
 from mpp.recipe.overrides import apply_overrides, complete
 from mpp.recipe.parse import Document, read_document
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.validate import check
 from mpp.settings import SettingError, Settings, without_name
+from mpp.type_hints import dotted, listed, nearest
 
 S = TypeVar("S", bound=Settings)
 
@@ -38,7 +39,7 @@ def report(error: SettingError, document: Document) -> RecipeError:
     for path, complaint in error.complaints.items():
         keys = document.find(path)
         found = shown(document.value(keys)) if dotted(keys) == path else ""
-        problems.append(Problem(document.place(keys), path, without_name(path, complaint), found))
+        problems.append(Problem(document.location(keys), path, without_name(path, complaint), found))
     return RecipeError(problems, document.name)
 
 
@@ -60,7 +61,7 @@ def _schema(document: Document, wanted: str | None) -> type[Settings]:
             return COMMANDS[named]
         complaint = f"this recipe is for another command, not for {wanted}"
         advice = f"run it with: python -m mpp.{named} {document.name}"
-        problem = Problem(document.place(("command",)), "command", complaint, shown(named), "", advice)
+        problem = Problem(document.location(("command",)), "command", complaint, shown(named), "", advice)
     elif wanted is not None:
         return COMMANDS[wanted]  # whose check names the wrong command along with everything else
     else:
@@ -69,11 +70,11 @@ def _schema(document: Document, wanted: str | None) -> type[Settings]:
 
 
 def _no_command(document: Document) -> Problem:
-    place, allowed = document.place(("command",)), listed(COMMANDS)
+    location, allowed = document.location(("command",)), listed(COMMANDS)
     if "command" in document.values:
         named = document.values["command"]
         match = nearest(named, list(COMMANDS))
-        return Problem(place, "command", "", shown(named), allowed, f"did you mean {match}?" if match else "")
+        return Problem(location, "command", "", shown(named), allowed, f"did you mean {match}?" if match else "")
     match = nearest("command", list(document.values))
-    advice = f"is {match} in {document.place((match,))} meant to be it?" if match else ""
-    return Problem(place, "command", "missing: it names the command that the recipe is for", "", allowed, advice)
+    advice = f"is {match} in {document.location((match,))} meant to be it?" if match else ""
+    return Problem(location, "command", "missing: it names the command that the recipe is for", "", allowed, advice)

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mpp.recipe.errors import COMMAND_LINE, Keys, Problem, dotted, shown
+from mpp.recipe.errors import COMMAND_LINE, Problem, shown
 from mpp.recipe.parse import Document, read_value
-from mpp.recipe.type_hints import KIND, Hint, resolve, settings_of
+from mpp.recipe.yaml import DEEPEST
 from mpp.settings import Duration
+from mpp.type_hints import KIND, Hint, Keys, dotted, resolve, settings_of
 
 
 def apply_overrides(document: Document, model: type[BaseModel], overrides: Iterable[str]) -> None:
@@ -23,7 +24,9 @@ def apply_overrides(document: Document, model: type[BaseModel], overrides: Itera
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = tuple(path.strip().split("."))
-        if not equals or not all(keys) or path.startswith("-"):
+        if len(keys) > DEEPEST:
+            document.problems.append(Problem(COMMAND_LINE, f"{path[:20]}…", f"nested more than {DEEPEST} deep"))
+        elif not equals or not all(keys) or path.startswith("-"):
             example = f"{path.lstrip('-').strip('.') or 'seed'}={text or '…'}"
             complaint = f"not an override: write key=value, as in {example}"
             document.problems.append(Problem(COMMAND_LINE, override or "''", complaint))
@@ -64,24 +67,24 @@ def _override(document: Document, model: type[BaseModel], keys: Keys, text: str)
         inner = section.get(key)
         if not isinstance(inner, dict) and (inner is not None or (hint and not hint.has_keys)):
             complaint = f"{dotted(keys[:depth])} has no settings in it"
-            found = f"{shown(inner)} in {document.place(keys[:depth])}" if inner is not None else ""
+            found = f"{shown(inner)} in {document.location(keys[:depth])}" if inner is not None else ""
             allowed = f"{dotted(keys[:depth])}=…, {hint.words()}" if hint else ""
             document.problems.append(Problem(COMMAND_LINE, dotted(keys), complaint, found, allowed))
             return
         if inner is None:
             section[key] = {}
-            document.places[keys[:depth]] = COMMAND_LINE
+            document.locations[keys[:depth]] = COMMAND_LINE
         section = section[key]
     value, problems = _value(text, resolve(model, keys, document.values), dotted(keys))
     document.problems.extend(problems)
     if not problems:
         for outdated in _outdated(section, resolve(model, keys[:-1], document.values), keys[-1], value):
-            if document.place((*keys[:-1], outdated)) != COMMAND_LINE:
+            if document.location((*keys[:-1], outdated)) != COMMAND_LINE:
                 del section[outdated]
                 document.forget((*keys[:-1], outdated))
         section[keys[-1]] = value
         document.forget(keys)
-        document.places[keys] = COMMAND_LINE
+        document.locations[keys] = COMMAND_LINE
 
 
 def _shorthand(hint: Hint | None, text: str) -> str | None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from mpp.recipe.errors import COMMAND_LINE, Keys, Place, Problem, RecipeError, dotted, listed, nearest, shown
+from mpp.recipe.errors import COMMAND_LINE, Problem, RecipeError, SourceLocation, shown
 from mpp.recipe.yaml import Loader, read_scalar
+from mpp.type_hints import Keys, dotted, listed, nearest
 
 
 @dataclass
@@ -18,14 +19,14 @@ class Document:
 
     name: str
     values: Any = None
-    places: dict[Keys, Place] = field(default_factory=dict)
+    locations: dict[Keys, SourceLocation] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def place(self, keys: Keys) -> Place:
+    def location(self, keys: Keys) -> SourceLocation:
         """Where the value at `keys` was written; for one that is not there, where its section was."""
-        while keys and keys not in self.places:
+        while keys and keys not in self.locations:
             keys = keys[:-1]
-        return self.places.get(keys, Place(self.name))
+        return self.locations.get(keys, SourceLocation(self.name))
 
     def value(self, keys: Keys) -> Any:
         """The value at `keys`, or None where nothing is."""
@@ -39,15 +40,15 @@ class Document:
 
     def find(self, path: str) -> Keys:
         """The keys of a dotted path, or of the section above that was written."""
-        known = {dotted(keys): keys for keys in self.places}
+        known = {dotted(keys): keys for keys in self.locations}
         while path and path not in known:
             path = path.rpartition(".")[0]
         return known.get(path, ())
 
     def forget(self, keys: Keys) -> None:
-        """Drop the places at and below `keys`, whose values are being replaced or removed."""
-        for known in [known for known in self.places if known[: len(keys)] == keys]:
-            del self.places[known]
+        """Drop the locations at and below `keys`, whose values are being replaced or removed."""
+        for known in [known for known in self.locations if known[: len(keys)] == keys]:
+            del self.locations[known]
 
 
 def read_document(path: str | Path) -> Document:
@@ -55,10 +56,12 @@ def read_document(path: str | Path) -> Document:
     name = str(path)
     document = _parse(_read_text(Path(path)), name)
     if document.values is None:
-        raise _refusal(Place(name), "the file is empty; a recipe begins with a line such as 'command: pretrain'")
+        raise _refusal(
+            SourceLocation(name), "the file is empty; a recipe begins with a line such as 'command: pretrain'"
+        )
     if not isinstance(document.values, dict):
         found = f"found {shown(document.values)}"
-        raise _refusal(Place(name), f"a recipe is a mapping of settings, such as 'command: pretrain'; {found}")
+        raise _refusal(SourceLocation(name), f"a recipe is a mapping of settings, such as 'command: pretrain'; {found}")
     return document
 
 
@@ -81,56 +84,58 @@ def _parse(text: str, name: str) -> Document:
         line = mark.line + 1 if mark else 0
         written = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
         complaint = f"not valid YAML: {error.problem or error.context}"
-        raise _refusal(Place(name, line), complaint, found=shown(written) if written else "") from None
+        raise _refusal(SourceLocation(name, line), complaint, found=shown(written) if written else "") from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise _refusal(Place(name, line), f"not valid YAML: the character #x{error.character:04x}") from None
+        raise _refusal(SourceLocation(name, line), f"not valid YAML: the character #x{error.character:04x}") from None
     if node is not None:
         document.values = _build(node, (), document)
     return document
 
 
 def _build(node: yaml.Node, keys: Keys, document: Document) -> Any:
-    """The value of `node`, noting places and duplicate keys in `document` on the way."""
-    document.places.setdefault(keys, Place(document.name, node.start_mark.line + 1 if keys else 0))
+    """The value of `node`, noting locations and duplicate keys in `document` on the way."""
+    document.locations.setdefault(keys, SourceLocation(document.name, node.start_mark.line + 1 if keys else 0))
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*keys, number), document) for number, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         entries: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            place = Place(document.name, key_node.start_mark.line + 1)
+            location = SourceLocation(document.name, key_node.start_mark.line + 1)
             if not isinstance(key_node, yaml.ScalarNode):
-                document.problems.append(Problem(place, dotted(keys), "a key must be a word, not a list or a mapping"))
+                document.problems.append(
+                    Problem(location, dotted(keys), "a key must be a word, not a list or a mapping")
+                )
                 continue
             below = (*keys, key_node.value)
             if key_node.value in entries:
-                first = document.places[below].line
-                document.problems.append(Problem(place, dotted(below), f"given twice: first in line {first}"))
+                first = document.locations[below].line
+                document.problems.append(Problem(location, dotted(below), f"given twice: first in line {first}"))
                 document.forget(below)
-            document.places[below] = place
+            document.locations[below] = location
             entries[key_node.value] = _build(value_node, below, document)
         return entries
     try:
         return read_scalar(node.tag, node.value)
     except ValueError as error:
-        document.problems.append(Problem(document.place(keys), dotted(keys), str(error)))
+        document.problems.append(Problem(document.location(keys), dotted(keys), str(error)))
         return None
 
 
 def _read_text(path: Path) -> str:
-    place = Place(str(path))
+    location = SourceLocation(str(path))
     if path.is_dir():
         inside = sorted(str(found) for found in path.glob("*.yaml"))
-        raise _refusal(place, "is a directory, not a recipe", f"it holds {listed(inside, 'and')}" if inside else "")
+        raise _refusal(location, "is a directory, not a recipe", f"it holds {listed(inside, 'and')}" if inside else "")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise _refusal(place, "does not exist", _near_matches(path)) from None
+        raise _refusal(location, "does not exist", _near_matches(path)) from None
     except UnicodeDecodeError as error:
         complaint = f"not a text file in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
-        raise _refusal(place, complaint) from None
+        raise _refusal(location, complaint) from None
     except OSError as error:
-        raise _refusal(place, f"cannot be read: {error.strerror or error}") from None
+        raise _refusal(location, f"cannot be read: {error.strerror or error}") from None
 
 
 def _near_matches(path: Path) -> str:
@@ -142,5 +147,5 @@ def _near_matches(path: Path) -> str:
     return ""
 
 
-def _refusal(place: Place, complaint: str, advice: str = "", found: str = "") -> RecipeError:
-    return RecipeError([Problem(place, "", complaint, found=found, advice=advice)], place.name)
+def _refusal(location: SourceLocation, complaint: str, advice: str = "", found: str = "") -> RecipeError:
+    return RecipeError([Problem(location, "", complaint, found=found, advice=advice)], location.name)

@@ -9,14 +9,24 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mpp.recipe.errors import COMMAND_LINE, Keys, Problem, RecipeError, dotted, listed, nearest, shown
+from mpp.recipe.errors import COMMAND_LINE, Problem, RecipeError, shown
 from mpp.recipe.parse import Document
-from mpp.recipe.type_hints import KIND, Hint, every_setting, read_hint, resolve, settings_of
-from mpp.settings import Settings
+from mpp.settings import OBJECTIONS, Settings
+from mpp.type_hints import (
+    KIND,
+    Hint,
+    Keys,
+    dotted,
+    every_setting,
+    listed,
+    nearest,
+    read_hint,
+    resolve,
+    settings_of,
+    without_variants,
+)
 
 S = TypeVar("S", bound=Settings)
-OBJECTIONS = ("value_error", "assertion_error")
-"""Pydantic's names for what a validator of ours says."""
 
 
 def check(document: Document, model: type[S]) -> S:
@@ -25,13 +35,13 @@ def check(document: Document, model: type[S]) -> S:
     settings, errors = _validated(tree, model)
     explained: dict[Keys, Problem] = {}
     for details in errors:
-        keys = _keys(model, details["loc"])
+        keys = without_variants(model, details["loc"])
         explained.setdefault(keys, _explain(keys, details, model, document))  # each member of a union complains
     # What several settings say together is looked at only where each is good by itself: once more, without the others.
-    wrong = [_keys(model, details["loc"]) for details in errors if details["type"] not in OBJECTIONS]
+    wrong = [without_variants(model, details["loc"]) for details in errors if details["type"] not in OBJECTIONS]
     pruned = {str(keys[-1]) for keys in wrong if keys and _prune(tree, keys)}
     for details in _validated(tree, model)[1] if pruned else ():
-        keys = _keys(model, details["loc"])
+        keys = without_variants(model, details["loc"])
         if details["type"] in OBJECTIONS and keys not in explained:
             problem = _explain(keys, details, model, document)
             if not pruned & set(re.findall(r"\w+", problem.complaint)):  # what was left out has its default there
@@ -89,21 +99,6 @@ def _explain(keys: Keys, details: ErrorDetails, model: type[BaseModel], document
             return _mismatch(keys, model, document, details)
 
 
-def _keys(model: type[BaseModel], location: tuple[int | str, ...]) -> Keys:
-    """The keys in the file for a location of pydantic's, which also names the members of unions on the way."""
-    hint: Hint | None = read_hint(model)
-    keys: list[int | str] = []
-    for step in location:
-        if hint is not None and step in hint.variants:
-            hint = hint.narrowed(step)
-        elif hint is None or len(hint.members) != 1:
-            break
-        else:
-            keys.append(step)
-            hint = hint.item(step)
-    return tuple(keys)
-
-
 def _allowed_at(keys: Keys, model: type[BaseModel], document: Document) -> Hint | None:
     """What may stand at `keys`; for the `kind` of a union, any of its kinds."""
     if keys[-1:] == (KIND,):
@@ -116,7 +111,7 @@ def _allowed_at(keys: Keys, model: type[BaseModel], document: Document) -> Hint 
 
 def _missing(keys: Keys, model: type[BaseModel], document: Document) -> Problem:
     hint = _allowed_at(keys, model, document)
-    return Problem(document.place(keys), dotted(keys), "missing", allowed=hint.words() if hint else "")
+    return Problem(document.location(keys), dotted(keys), "missing", allowed=hint.words() if hint else "")
 
 
 def _unknown_key(keys: Keys, model: type[BaseModel], document: Document) -> Problem:
@@ -135,17 +130,17 @@ def _unknown_key(keys: Keys, model: type[BaseModel], document: Document) -> Prob
     else:
         match = nearest(key, siblings)
         advice = f"did you mean {dotted((*above, match))}?" if match else ""
-    return Problem(document.place(keys), dotted(keys), "unknown key", "", ", ".join(siblings), advice)
+    return Problem(document.location(keys), dotted(keys), "unknown key", "", ", ".join(siblings), advice)
 
 
 def _objection(keys: Keys, details: ErrorDetails, document: Document) -> Problem:
     """What a validator of a settings class says about several settings at once."""
     overridden = any(
-        known[: len(keys)] == keys and place == COMMAND_LINE for known, place in document.places.items()
+        known[: len(keys)] == keys and location == COMMAND_LINE for known, location in document.locations.items()
     )  # then it is the command line that does not go with the file
     found = shown(document.value(keys))
     return Problem(
-        COMMAND_LINE if overridden else document.place(keys),
+        COMMAND_LINE if overridden else document.location(keys),
         dotted(keys),
         str(details.get("ctx", {}).get("error", details["msg"])),
         "" if found.endswith("…") or not keys else found,
@@ -159,7 +154,7 @@ def _mismatch(keys: Keys, model: type[BaseModel], document: Document, details: E
     if details and not (allowed and details["type"].endswith(said)):
         allowed = f"{allowed}; {details['msg']}" if allowed else details["msg"]  # a constraint that words() cannot put
     advice = _advice(value, hint) if hint else ""
-    return Problem(document.place(keys), dotted(keys), "", shown(value), allowed, advice)
+    return Problem(document.location(keys), dotted(keys), "", shown(value), allowed, advice)
 
 
 def _advice(value: Any, hint: Hint) -> str:

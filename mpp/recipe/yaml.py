@@ -23,18 +23,28 @@ _CORE_SCHEMA = [  # tag, what such a scalar looks like, and the characters that 
     (FLOAT, r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
 ]
 
+DEEPEST = 32
+"""Levels of nesting; no recipe needs more, and Python's own limit is not far above."""
+
 
 class Loader(yaml.SafeLoader):
     """Composes nodes of the core schema; `reading` turns them into values, so that each keeps its line."""
 
     yaml_implicit_resolvers = {}
 
+    depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        """Compose as PyYAML does, but refuse aliases: two places that are one object cannot be overridden apart."""
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read, write the value out", problem_mark=mark)
-        return super().compose_node(parent, index)
+        """Compose as PyYAML does, but refuse deep nests, and aliases, whose values could not be overridden apart."""
+        problem = "aliases (*name) are not read, write the value out" if self.check_event(yaml.AliasEvent) else ""
+        if self.depth >= DEEPEST:
+            problem = f"nested more than {DEEPEST} deep"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class Dumper(yaml.SafeDumper):

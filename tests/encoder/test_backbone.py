@@ -276,3 +276,18 @@ def test_two_processes_judge_the_statistics_that_are_saved(commands: ForkServer,
     train()
     assert all(torch.equal(files(run)[name], saved) for name, saved in straight.items())
     assert lines(run)[-1]["validation/loss"] == looked["validation/loss"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("vit_tinny", "vit_tiny_patch16_224"),
+        ("vit_tiny_patch16", "vit_tiny_patch16_224"),
+        ("vit_smal_patch16_224", "vit_small_patch16_224"),
+        ("deit_tinny", "deit_tiny_patch16_224"),
+        ("resnet81", "resnet18"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_its_own_family_first(written: str, meant: str):
+    with pytest.raises(ValueError, match=f"has no model '{written}'; did you mean {meant}"):
+        mpp.create_encoder(written)

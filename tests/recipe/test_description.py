@@ -19,9 +19,9 @@ from mpp.recipe import PretrainRecipe, differences, help_text, load_recipe, load
 from mpp.recipe.dump import plain
 from mpp.recipe.parse import read_document
 from mpp.recipe.tree import COMMANDS
-from mpp.recipe.type_hints import every_setting, read_hint, resolve
 from mpp.recipe.yaml import in_line
 from mpp.settings import Duration
+from mpp.type_hints import every_setting, read_hint, resolve
 from tests.support.small_recipe import GOOD, Classify, Guess, Loop, Pixels, Source, Tree, load
 
 REPOSITORY = Path(__file__).parents[2]

@@ -209,6 +209,17 @@ def test_a_file_that_is_no_recipe_gets_one_message(recipe: Path, content: bytes,
     assert all(len(line) < 80 for line in str(caught.value).splitlines())
 
 
+@pytest.mark.parametrize("nest", ["[" * 200 + "]" * 200, "{b: " * 200 + "1" + "}" * 200])
+def test_a_recipe_that_is_nested_too_deeply_gets_one_message(recipe: Path, nest: str) -> None:
+    recipe.write_text(f"a: {nest}\n")
+    with pytest.raises(RecipeError, match=r"^r.yaml:1: not valid YAML: nested more than 32 deep"):
+        load_recipe(recipe)
+    recipe.write_text(GOOD)
+    for override in (f"source.extra={nest}", "source.extra." + "a." * 5000 + "b=1"):
+        with pytest.raises(RecipeError, match="nested more than 32 deep"):
+            load_settings(Tree, recipe, [override])
+
+
 def test_odd_keys_and_tags_are_collected(recipe: Path) -> None:
     message = wrong(GOOD + "1: x\n? [a]\n: y\non: z\nsource2: !!python/name:os.system x\n")
     assert "r.yaml:11: 1\n" in message

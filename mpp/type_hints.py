@@ -5,9 +5,11 @@ Everything that asks what a dotted path leads to asks here: overrides, error mes
 
 from __future__ import annotations
 
+import difflib
 import functools
+import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -16,13 +18,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mpp.recipe.errors import Keys, listed
-from mpp.settings import Duration
-
 KIND = "kind"
 """The key that tells the members of a union apart."""
 
-UNITS = tuple(Duration.model_fields)
+UNITS = ("steps", "epochs", "images")
+"""The settings of a duration, of which exactly one is given."""
+
+Keys = tuple[str | int, ...]
+"""The path of a value in the tree: keys of mappings, and numbers of list items."""
+
 _NOUNS = {int: "integer", float: "number", str: "text", Path: "path", bool: "true or false", dict: "mapping"}
 
 
@@ -65,7 +69,7 @@ class Member:
         """The type and its limits, as one would say them."""
         if self.choices:
             return listed(_plain(choice) for choice in self.choices)
-        if self.model is Duration:
+        if is_duration(self.model):
             return f"a duration: {listed(f'{{{unit}: …}}' for unit in UNITS)}"
         if self.model is not None:
             return f"a mapping of {', '.join(settings_of(self.model))}"
@@ -133,6 +137,14 @@ class Hint:
     def item(self, key: str | int) -> Hint | None:
         """What may stand at `key` below a value of this type; None where that is not known."""
         return self.members[0].item(key) if len(self.members) == 1 else None
+
+    def phrase(self) -> str:
+        """What is allowed, to stand behind 'must be' in Python: `an integer from 1 to 4`."""
+        words = re.sub(r"\bnull\b", "None", self.words())
+        words = re.sub(r"^(integer|number), (?=from|above|below)", r"\1 ", words)
+        words = re.sub(r"^(integer|number), (?=at|a)", r"\1 of ", words)
+        article = "an " if words.startswith("integer") else "a " if re.match(r"number|list|mapping|path", words) else ""
+        return article + words
 
     def words(self) -> str:
         """What is allowed, in plain words."""
@@ -211,13 +223,51 @@ def resolve(model: type[BaseModel], keys: Keys, values: Any) -> Hint | None:
     return hint
 
 
+def is_duration(model: type[BaseModel] | None) -> bool:
+    """Whether a settings class is a duration, whose units count as one value."""
+    return model is not None and tuple(model.model_fields) == UNITS
+
+
+def without_variants(model: type[BaseModel], location: Sequence[int | str]) -> Keys:
+    """The keys of a location of pydantic's, which also names the members of unions."""
+    hint: Hint | None = read_hint(model)
+    keys: list[int | str] = []
+    for step in location:
+        if hint is not None and step in hint.variants:
+            hint = hint.narrowed(step)
+        elif hint is None or len(hint.members) != 1:
+            break
+        else:
+            keys.append(step)
+            hint = hint.item(step)
+    return tuple(keys)
+
+
+def dotted(keys: Keys) -> str:
+    """`("data", "scale", 0)` as `data.scale[0]`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
+
+
+def listed(words: Iterable[str], last: str = "or") -> str:
+    """`a, b or c`."""
+    *head, tail = words
+    return f"{', '.join(head)} {last} {tail}" if head else tail
+
+
+def nearest(word: Any, words: Sequence[str]) -> str | None:
+    """The one of `words` that `word` was probably meant to be."""
+    plain = {candidate.lower().replace("-", "_"): candidate for candidate in words}
+    close = difflib.get_close_matches(str(word).lower().replace("-", "_"), list(plain), n=1, cutoff=0.6)
+    return plain[close[0]] if close else None
+
+
 def every_setting(model: type[BaseModel], above: Keys = ()) -> Iterator[tuple[Keys, Setting]]:
     """All settings of the tree with their keys, sections before what is in them, every variant of every union."""
     for name, setting in settings_of(model).items():
         keys = (*above, name)
         yield keys, setting
         for member in setting.hint.members:
-            if member.model and member.model is not Duration:
+            if member.model and not is_duration(member.model):
                 yield from every_setting(member.model, keys)
 
 

@@ -23,7 +23,8 @@ from mpp.commands.train_run import (
     uses_fused_attention,
 )
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
-from mpp.data.sources import ImageRows, Splits, open_splits
+from mpp.data.sources import Splits, open_splits
+from mpp.data.table import ImageTable
 from mpp.encoder.create import build_backbone, build_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
@@ -116,7 +117,7 @@ def prepare_data(recipe: PretrainRecipe, accelerator: Accelerator) -> Splits:
         return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
 
 
-def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> MaskedPatchPrediction | SupervisedClassification:
+def make_objective(recipe: PretrainRecipe, rows: ImageTable) -> MaskedPatchPrediction | SupervisedClassification:
     """The module to train; its random weights are decided by the seed."""
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)

@@ -16,7 +16,7 @@ from torch import nn
 from mpp.commands.preflight import about
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers, plan_batches
-from mpp.data.sources import ImageRows
+from mpp.data.table import ImageTable
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.export import export_encoder
 from mpp.encoder.pretrained import weights_digest_of
@@ -48,7 +48,7 @@ class Job:
     folder: Path
     objective: nn.Module
     """With its network as `encoder`."""
-    rows: ImageRows
+    rows: ImageTable
     """To train on."""
     held_out: EvaluationCrops | None
     """To look at during training."""
@@ -146,7 +146,7 @@ def is_finished(checkpoint: Checkpoint | None) -> bool:
     return checkpoint.step == checkpoint.state["steps"] or checkpoint.state["progress"].get("ended", False)
 
 
-def check_same_images(checkpoint: Checkpoint, rows: ImageRows, source: str) -> None:
+def check_same_images(checkpoint: Checkpoint, rows: ImageTable, source: str) -> None:
     """Refuse to go on with other images than a run began with.
 
     Raises:
@@ -313,7 +313,7 @@ def _begin(recipe: Any, folder: Path) -> None:
     write_recipe(recipe, folder / "recipe.yaml")
 
 
-def _content(rows: ImageRows) -> dict[str, Any]:
+def _content(rows: ImageTable) -> dict[str, Any]:
     """What identifies the training images wherever they lie: how many, a few of them to the last byte, all labels."""
     digest = hashlib.sha256()
     if rows.labels is not None:

@@ -17,8 +17,9 @@ from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.decode_cache import TooManyDamagedError
 from mpp.data.loader import EvaluationCrops
-from mpp.data.sources import ImageRows, Splits, open_splits
+from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.table import ImageTable
 from mpp.encoder.build import build_backbone
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.encoder.settings import EncoderSettings
@@ -158,7 +159,7 @@ def _called(settings: EncoderSettings) -> str:
     return settings.source if settings.pretrained else f"{settings.source}, random weights"
 
 
-def _check_damaged(features: Features, images: ImageRows, share: float) -> None:
+def _check_damaged(features: Features, images: ImageTable, share: float) -> None:
     """Refuse scores of too many images that stand for others.
 
     Raises:
@@ -221,7 +222,7 @@ def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
 def _features(
     recipe: EvaluateRecipe,
     reader: Reader,
-    images: ImageRows,
+    images: ImageTable,
     rows: Any,
     layers: list[FeatureLayer],
     folder: Path,

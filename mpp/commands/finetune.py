@@ -27,6 +27,7 @@ from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.table import Subset
 from mpp.encoder.build import build_backbone
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.encoder.pretrained import weights_digest_of
@@ -198,7 +199,7 @@ class _FineTuning:
     ) -> tuple[TrainRun, int | None, Progress]:
         """One run: without the dev split and watched by it, or on everything."""
         rows = self.fitted if dev else self.rows
-        images = self.splits.train.select(rows, f"{recipe.data.source}, training split")
+        images = Subset(self.splits.train, rows, f"{recipe.data.source}, training split")
         objective = self.objective(recipe)
         if checkpoint is not None:
             check_same_images(checkpoint, images, recipe.data.source)
@@ -206,7 +207,7 @@ class _FineTuning:
         held_out_rows: Numbers = np.arange(0)
         if dev and self.dev is not None:
             held_out = EvaluationCrops(
-                self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
+                Subset(self.splits.train, self.dev, f"{recipe.data.source}, dev split"),
                 recipe.data,
                 cache_bytes=CACHE_BYTES,
             )

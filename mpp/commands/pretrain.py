@@ -16,7 +16,8 @@ from mpp.commands.resume import check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
-from mpp.data.sources import ImageRows, Splits, open_splits
+from mpp.data.sources import Splits, open_splits
+from mpp.data.table import ImageTable
 from mpp.encoder.build import build_backbone, build_encoder
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of
@@ -107,7 +108,7 @@ def prepare_data(recipe: PretrainRecipe, accelerator: Accelerator) -> Splits:
     return on_each(accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=labelled))
 
 
-def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> Objective:
+def make_objective(recipe: PretrainRecipe, rows: ImageTable) -> Objective:
     """The module to train; its random weights are decided by the seed."""
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)

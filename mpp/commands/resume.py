@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mpp.data.sources import ImageRows
+from mpp.data.table import ImageTable
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.recipe import differences
 from mpp.run_folder import FolderLock
@@ -90,7 +90,7 @@ def is_finished(checkpoint: Checkpoint | None) -> bool:
     return checkpoint.step == checkpoint.state["steps"] or checkpoint.state["progress"].get("ended", False)
 
 
-def check_same_images(checkpoint: Checkpoint, rows: ImageRows, source: str) -> None:
+def check_same_images(checkpoint: Checkpoint, rows: ImageTable, source: str) -> None:
     """Refuse to go on with other images than a run began with.
 
     Raises:
@@ -125,7 +125,7 @@ def check_same_weights(then: str | None, recipe: Any, folder: Path) -> None:
         )
 
 
-def identity_of(rows: ImageRows) -> dict[str, Any]:
+def identity_of(rows: ImageTable) -> dict[str, Any]:
     """What identifies the training images wherever they lie: how many, a few of them to the last byte, all labels."""
     digest = hashlib.sha256()
     if rows.labels is not None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from mpp.commands.resume import identity_of
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers, plan_batches
-from mpp.data.sources import ImageRows
+from mpp.data.table import ImageTable
 from mpp.encoder.export import export_encoder
 from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe, PretrainRecipe, write_recipe
@@ -40,7 +40,7 @@ class TrainRun:
     accelerator: Accelerator
     stop: StopRequest
     objective: Objective
-    rows: ImageRows
+    rows: ImageTable
     """Training images."""
     held_out: EvaluationCrops | None
     """Validation images; None validates on nothing."""

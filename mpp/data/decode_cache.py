@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mpp.data.decode import DamagedImageError, decode
-from mpp.data.sources import ImageRows
+from mpp.data.table import ImageTable
 
 NEIGHBOURS = 16
 """So many rows after a damaged one are tried in its place at least."""
@@ -40,7 +40,7 @@ class DecodedImages:
         max_bad_share: so many of all may be damaged, in a row too.
     """
 
-    def __init__(self, rows: ImageRows, *, cache: bool = False, max_bad_share: float = 0.0) -> None:
+    def __init__(self, rows: ImageTable, *, cache: bool = False, max_bad_share: float = 0.0) -> None:
         self.rows = rows
         self._tries = min(max(NEIGHBOURS, math.ceil(max_bad_share * len(rows)) + 1), len(rows))
         self._kept: list[Tensor | DamagedImageError] | None = None

@@ -21,7 +21,7 @@ from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop
 from mpp.data.decode_cache import DecodedImage, DecodedImages, TooManyDamagedError
 from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
-from mpp.data.sources import ImageRows
+from mpp.data.table import ImageTable
 
 CACHE_BYTES = 2**28
 """Held-out crops that a run keeps in memory, in bytes: 1,700 images of 224 px."""
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 class TrainingCrops(Dataset[Batch]):
     """Random crops; one item is a whole micro-batch, asked for by its sample numbers."""
 
-    def __init__(self, rows: ImageRows, settings: DataSettings, seed: int) -> None:
+    def __init__(self, rows: ImageTable, settings: DataSettings, seed: int) -> None:
         self.images = DecodedImages(rows, max_bad_share=settings.max_bad_share, cache=settings.cache)
         self.settings = settings
         self.order = Order(len(rows), seed)
@@ -70,7 +70,7 @@ class EvaluationCrops(Dataset[Batch]):
         cache_bytes: size of the cache of crops, for callers that read the same rows many times.
     """
 
-    def __init__(self, rows: ImageRows, settings: DataSettings, *, cache_bytes: int = 0) -> None:
+    def __init__(self, rows: ImageTable, settings: DataSettings, *, cache_bytes: int = 0) -> None:
         self.images = DecodedImages(rows, max_bad_share=settings.max_bad_share)
         self.settings, self.cache_bytes = settings, cache_bytes
         self._bytes_left, self._cached = cache_bytes, dict[int, DecodedImage]()

@@ -1,139 +1,35 @@
-"""Opening a data set: embedded, a folder of images, Parquet, webdataset, or an id on the Hub."""
+"""Open a data set: embedded, a folder of images, Parquet, webdataset, or an id on the Hub."""
 
 from __future__ import annotations
 
 import difflib
 import sys
-from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
-from datasets.utils.file_utils import xopen
 
 from mpp import randomness
 from mpp.data import synthetic
+from mpp.data.arrow_table import ArrowTable, Selection, classes_of, image_column, label_column
 from mpp.data.dead_leaves import VARIANTS
 from mpp.data.image_folder import image_splits
-from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
+from mpp.data.table import ImageTable
 from mpp.redact import reason_of
 from mpp.settings import SettingError
 
-MOST_CLASSES = 10**6
-"""Numbers from here on are ids, and no classes."""
 HOLD_OUT = 10
-"""One row in this many is held out of train where a data set has no other split."""
-
-
-class Part(NamedTuple):
-    """Some rows of a data set."""
-
-    table: datasets.Dataset
-    numbers: Numbers
-    """The number of each row in the split that it is from."""
-    places: Numbers
-    """The number of each row among those of all splits, one after the other."""
-
-    def select(self, rows: Numbers) -> Part:
-        """Some of them."""
-        return Part(self.table.select(rows), self.numbers[rows], self.places[rows])
-
-
-class ImageRows:
-    """The rows of one split: encoded images, and labels where there are any.
-
-    Attributes:
-        name: what a person would call it, for messages.
-        split: what the data set calls it.
-        places: int64 `(n,)`, the number of each row among those of all splits of the data set.
-        class_names: of the labels, or None for unlabelled data.
-    """
-
-    def __init__(self, part: Part, image: str, label: str | None, classes: Classes | None, name: str, split: str):
-        table = part.table
-        self.name, self.split = name, split
-        self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
-        self._image = image
-        self._numbers, self.places = part.numbers, part.places
-        self.class_names = classes.names if classes else None
-        self.labels = classes.numbers(part, label, name) if classes and label else None
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def select(self, rows: Numbers, name: str) -> ImageRows:
-        """Some of the rows, under a name of their own; messages still call them by their numbers in the data set."""
-        part = copy(self)
-        part.name = name
-        part._images = self._images.select(rows)
-        part._numbers, part.places = self._numbers[rows], self.places[rows]
-        part.labels = None if self.labels is None else self.labels[rows]
-        return part
-
-    def encoded(self, row: int) -> bytes:
-        """The encoded image of a row.
-
-        Raises:
-            ValueError: if the row holds none.
-            OSError: if its file cannot be read.
-        """
-        value: dict[str, Any] | None = self._images[row][self._image]
-        if value is not None and value["bytes"] is not None:
-            return value["bytes"]
-        if value is None or value["path"] is None:
-            raise ValueError("the row holds no image")
-        with xopen(value["path"], "rb") as file:  # which may lie in an archive: `zip://a.png::photos.zip`
-            return file.read()
-
-    def number(self, row: int) -> int:
-        """What a row is called in the data set's own split."""
-        return int(self._numbers[row])
-
-    def where(self, row: int) -> str:
-        """What to call a row in a message: its number, and its path if it has one."""
-        try:
-            path = (self._images[row][self._image] or {}).get("path")
-        except Exception:
-            path = None
-        return f"row {self.number(row)}" + (f" ({path})" if path else "")
-
-
-class Classes(NamedTuple):
-    """How the values of a label column become class numbers."""
-
-    names: list[str]
-    strings: bool
-
-    def numbers(self, part: Part, column: str, name: str) -> Numbers:
-        """Class numbers int64 `(rows,)`.
-
-        Raises:
-            ValueError: for labels outside the range.
-        """
-        table = part.table
-        values = table.with_format("arrow")[:][column].to_pylist() if len(table) else []
-        numbered = values
-        if self.strings:
-            index = {label: number for number, label in enumerate(self.names)}
-            numbered = [index.get(value, -1) for value in values]
-        labels = np.array([-1 if value is None else value for value in numbered], dtype=np.int64)
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.names)))
-        if len(wrong):
-            raise ValueError(
-                f"{name}: {len(wrong)} of {len(labels)} labels in column {column!r} lie outside the "
-                f"{len(self.names)} classes; the first is row {part.numbers[wrong[0]]} with {values[wrong[0]]!r}"
-            )
-        return labels
+"""One row in this many is held out of a data set that has a single split."""
 
 
 class Splits(NamedTuple):
     """The rows to train on and the held-out rows."""
 
-    train: ImageRows
-    validation: ImageRows
+    train: ImageTable
+    validation: ImageTable
 
 
 def open_splits(
@@ -145,17 +41,17 @@ def open_splits(
 ) -> Splits:
     """Open the training and the validation split of a data set.
 
-    A split that hides its labels where train has some, as ImageNet's test split does, is passed over: whether labels
-    are needed or not, so that runs with labels and without them train on the same images.
+    A split that hides its labels while train has some, like ImageNet's test split, is not used for validation. This
+    does not depend on `labelled`: runs with and without labels train on the same images.
 
     Args:
-        settings: which data set, splits and columns.
-        seed: decides which images are trained on where `settings` ask for some of them.
+        settings: the data set, its splits and columns.
+        seed: of the choice of training images, if `settings.images` limits their number.
         labelled: whether labels are needed.
-        held_out: what the second split may be called where the settings do not say, the best name first.
+        held_out: names of the validation split, in order of preference, if `settings.validation_split` is None.
 
     Raises:
-        SettingError: for a source, split, column or label that is not there, or an empty split.
+        SettingError: if a source, split, column or label is missing, or a split is empty.
     """
     with settings.blamed("source"):
         return _open_splits(settings, seed, labelled, held_out)
@@ -165,38 +61,38 @@ def _open_splits(settings: DataSettings, seed: int, labelled: bool, held_out: tu
     """Raises ValueError, and SettingError by the names of settings."""
     tables = _tables(settings)
     train = _slice(tables, settings.split, "split")
-    image = _image_column(train.table, settings)
-    # Labels that nobody asked for need not be in order.
-    label = _label_column(train.table, settings, required=labelled) if labelled or settings.label_column else None
+    image = image_column(train.table, settings)
+    # Labels are not read, and may be invalid, unless someone needs them.
+    label = label_column(train.table, settings, required=labelled) if labelled or settings.label_column else None
     used = {part.split("[")[0].strip() for part in settings.split.split("+")}
-    # Of the whole split: the rows that are left to train on need not show every class.
+    # Of the whole split: the training rows need not contain every class.
     whole = datasets.concatenate_datasets([tables[name] for name in sorted(used)])
-    classes = _classes(train.table, whole, label) if label else None
+    classes = classes_of(train.table, whole, label) if label else None
     free = [name for name in held_out if name in tables and name not in used]
-    shown = label or _label_column(train.table, settings, required=False)
-    if shown is not None and (label is not None or _tells_apart(train.table, shown)):
-        free = [name for name in free if not _hides(tables[name], shown)]
+    shown = label or label_column(train.table, settings, required=False)
+    if shown is not None and (label is not None or _has_classes(train.table, shown)):
+        free = [name for name in free if not _hides_labels(tables[name], shown)]
     other = settings.validation_split or next(iter(free), None)
     if other is not None:
         validation = _slice(tables, other, "validation_split")
     else:
         train, validation = _held_out(train)
     if settings.images is not None:
-        rows = len(train.numbers)
+        rows = len(train.split_rows)
         if settings.images > rows:
-            said = f"data.images {settings.images} are more than the {rows} of {settings.source}"
-            raise SettingError({"images": said})
+            message = f"data.images {settings.images} are more than the {rows} of {settings.source}"
+            raise SettingError({"images": message})
         order = randomness.permutation(randomness.key(seed, "images"), 0, rows)
         train = train.select(np.sort(order[: settings.images]))
     held = other or f"one in {HOLD_OUT} of {settings.split}"
     return Splits(
-        _rows(train, image, label, classes, f"{settings.source}, training split", settings.split),
-        _rows(validation, image, label, classes, f"{settings.source}, validation split", held),
+        ArrowTable(train, image, label, classes, name=f"{settings.source}, training split", split=settings.split),
+        ArrowTable(validation, image, label, classes, name=f"{settings.source}, validation split", split=held),
     )
 
 
 def _tables(settings: DataSettings) -> datasets.DatasetDict:
-    """All splits of the source, prepared by `datasets` once and cached by it."""
+    """All splits of the source. `datasets` prepares them once, and caches them."""
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     family, _, variant = settings.source.partition(":")
@@ -209,9 +105,9 @@ def _tables(settings: DataSettings) -> datasets.DatasetDict:
     try:
         return datasets.load_dataset(source, **arguments)
     except Exception as error:
-        # `datasets` raises whatever its readers raise; each of them means that this source cannot be read.
-        told = error.__cause__ if isinstance(error, DatasetGenerationError) else None  # which itself says nothing
-        reason = reason_of(told if isinstance(told, Exception) else error).rstrip(".")
+        # `datasets` passes on whatever its readers raise: the source cannot be read.
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None  # its own message is empty
+        reason = reason_of(cause if isinstance(cause, Exception) else error).rstrip(".")
         raise ValueError(
             f"data.source {settings.source!r} cannot be opened: {reason}. "
             "It can be embedded or embedded:b, a folder of images, a .parquet or .tar file, a folder of them, "
@@ -220,7 +116,7 @@ def _tables(settings: DataSettings) -> datasets.DatasetDict:
 
 
 def _reader(settings: DataSettings) -> tuple[str, dict[str, Any]]:
-    """What `datasets` calls the source: a reader or a path, and its arguments."""
+    """The arguments of `datasets.load_dataset`: a reader or a path, and keyword arguments."""
     path = Path(settings.source).expanduser()
     if path.is_file():
         readers = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
@@ -243,8 +139,8 @@ def _reader(settings: DataSettings) -> tuple[str, dict[str, Any]]:
     return settings.source, {"name": settings.subset, "revision": settings.revision}
 
 
-def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Part:
-    """A split, or a part of one such as `train[:10%]`."""
+def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Selection:
+    """Select a split, or rows of it such as `train[:10%]`."""
     sizes = {name: len(table) for name, table in tables.items()}
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
@@ -255,122 +151,36 @@ def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Part:
             {setting: f"data.{setting} {spec!r} cannot be taken: {reason}; there are {there}"}
         ) from error
     ranges = [range(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to) for p in parts]
-    numbers = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
-    begins = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
-    places = np.concatenate(
-        [begins[p.splitname] + np.arange(r.start, r.stop) for p, r in zip(parts, ranges, strict=True)]
-    )
+    split_rows = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
+    first = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    source_rows = split_rows + np.repeat([first[p.splitname] for p in parts], [len(rows) for rows in ranges])
     slices = [tables[p.splitname].select(rows) for p, rows in zip(parts, ranges, strict=True)]
-    return Part(slices[0] if len(parts) == 1 else datasets.concatenate_datasets(slices), numbers, places)
+    return Selection(slices[0] if len(parts) == 1 else datasets.concatenate_datasets(slices), split_rows, source_rows)
 
 
-def _hides(table: datasets.Dataset, column: str) -> bool:
-    """Whether a split keeps all of its labels to itself: no such column, or nothing in it but null and −1."""
+def _hides_labels(table: datasets.Dataset, column: str) -> bool:
+    """Whether a split has no labels: the column is missing, or all of it is null or −1."""
     if column not in table.column_names:
         return True
     kind = str(getattr(table.features[column], "dtype", ""))
-    if not kind.startswith(("int", "uint", "string", "large_string", "null")):  # told later, for what it is
+    if not kind.startswith(("int", "uint", "string", "large_string", "null")):  # an error is raised later
         return False
     return len(table) > 0 and set(table.unique(column)) <= {None, -1}
 
 
-def _tells_apart(table: datasets.Dataset, column: str) -> bool:
-    """Whether labels are of two classes at least; those of images in one folder are all the folder's name."""
+def _has_classes(table: datasets.Dataset, column: str) -> bool:
+    """Whether there are at least two classes; all images of a single folder have the folder's name as label."""
     return len(set(table.unique(column)) - {None, -1}) > 1
 
 
-def _held_out(train: Part) -> tuple[Part, Part]:
-    """Train and validation, where a data set has but one split: a tenth is held out.
+def _held_out(train: Selection) -> tuple[Selection, Selection]:
+    """Divide a data set with a single split: a tenth is held out for validation.
 
-    Always the same one: what one run, of whatever seed, has learnt the labels of, another is not to be judged by.
+    The division does not depend on the seed, so that no run is evaluated on images that another was trained on.
     """
-    rows = len(train.numbers)
+    rows = len(train.split_rows)
     if rows < 2:
         raise ValueError(f"a training split of {rows} rows cannot be divided; name a validation_split")
     order = randomness.permutation(randomness.key(0, "hold-out"), 0, rows)
     held = max(rows // HOLD_OUT, 1)
     return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
-
-
-def _image_column(table: datasets.Dataset, settings: DataSettings) -> str:
-    if settings.image_column is not None:
-        feature = table.features.get(settings.image_column)
-        if feature is not None and not _may_hold_images(feature):
-            said = f"column {settings.image_column!r} of {settings.source} holds no images but {feature}"
-            raise SettingError({"image_column": said})
-        return settings.image_column
-    found = [name for name, feature in table.features.items() if _holds_images(feature)]
-    if len(found) != 1:
-        which = f" ({', '.join(found)})" if found else ""
-        said = f"{settings.source} has {len(found) or 'no'} image columns{which} among {', '.join(table.column_names)}"
-        raise SettingError({"image_column": f"{said}; name one with image_column"})
-    return found[0]
-
-
-def _holds_images(feature: Any) -> bool:
-    """Image columns, and the structs of bytes and path that they are stored as."""
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-
-
-def _may_hold_images(feature: Any) -> bool:
-    """Besides, what a recipe may name as an image column: encoded bytes, or paths."""
-    return _holds_images(feature) or getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
-
-
-def _label_column(table: datasets.Dataset, settings: DataSettings, *, required: bool) -> str | None:
-    if settings.label_column is not None:
-        return settings.label_column
-    found = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(found) == 1:
-        return found[0]
-    if required:
-        said = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed"
-        named = ", ".join(table.column_names)
-        raise SettingError({"label_column": f"{said}; name one of {named} with label_column"})
-    return None
-
-
-def _classes(table: datasets.Dataset, whole: datasets.Dataset, column: str) -> Classes:
-    """The classes of a label column: a ClassLabel's own, or those that integers or strings show.
-
-    Args:
-        table: the rows to train on, which need a label each.
-        whole: the split that they are of.
-        column: of the labels.
-
-    Raises:
-        SettingError: for a column that holds no labels.
-    """
-    feature = table.features.get(column)
-    if isinstance(feature, datasets.ClassLabel):
-        return Classes(list(feature.names), strings=False)
-    if feature is None or len(table) == 0:
-        return Classes([], strings=False)  # refused for what it is when the rows are opened
-    unfit = f"column {column!r} holds no labels: expected integers or strings, found {feature}"
-    if getattr(feature, "dtype", None) is None or _holds_images(feature):
-        raise SettingError({"label_column": unfit})
-    values = [value for value in whole.unique(column) if value is not None]
-    if None in table.unique(column):
-        said = f"column {column!r} has rows without a label: label them, or leave them out of the split"
-        raise SettingError({"label_column": said})
-    if all(isinstance(value, str) for value in values):
-        return Classes(sorted(values), strings=True)
-    if not all(isinstance(value, int) for value in values):
-        raise SettingError({"label_column": unfit})
-    if max(values) >= MOST_CLASSES:
-        said = f"column {column!r} holds no class numbers: they reach {max(values)}, with {len(values)} different ones"
-        raise SettingError({"label_column": f"{said}; number the classes from 0"})
-    return Classes([str(number) for number in range(max(values) + 1)], strings=False)
-
-
-def _rows(part: Part, image: str, label: str | None, classes: Classes | None, name: str, split: str) -> ImageRows:
-    table = part.table
-    for setting, column in (("image_column", image), ("label_column", label)):
-        if column is not None and column not in table.column_names:
-            near = difflib.get_close_matches(column, table.column_names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            said = f"{name} has no column {column!r} among {', '.join(table.column_names)}{hint}"
-            raise SettingError({setting: said})
-    if len(table) == 0:
-        raise ValueError(f"{name} is empty: it has no rows")
-    return ImageRows(part, image, label, classes, name, split)

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
-from mpp.data.sources import ImageRows
 from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.table import ImageTable
 from mpp.evaluation.features import EncoderReader, extract
 from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.knn import nearest_neighbours
@@ -24,7 +24,7 @@ from mpp.training.state import Callback
 
 
 def in_training(
-    settings: InTrainingSettings, accelerator: Accelerator, images: ImageRows, data: DataSettings, *, every: int
+    settings: InTrainingSettings, accelerator: Accelerator, images: ImageTable, data: DataSettings, *, every: int
 ) -> Callback:
     """A callback that yields `evaluation/…`: accuracies of the last block's class token and mean of patches.
 
@@ -63,7 +63,7 @@ def in_training(
     return Callback(every, call)
 
 
-def divided(settings: InTrainingSettings, images: ImageRows) -> tuple[Numbers, Numbers, Numbers]:
+def divided(settings: InTrainingSettings, images: ImageTable) -> tuple[Numbers, Numbers, Numbers]:
     """The rows that are looked at, and which of these are known and which are asked for.
 
     Raises:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mpp.data.loader import EvaluationCrops, batches
 from mpp.data.sampler import Numbers
-from mpp.data.sources import ImageRows
+from mpp.data.table import ImageTable
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import weights_digest
@@ -230,7 +230,7 @@ def _gathered(accelerator: Accelerator, values: Tensor) -> Tensor:
     return values
 
 
-def _content(images: ImageRows, rows: Numbers) -> str:
+def _content(images: ImageTable, rows: Numbers) -> str:
     """A digest of which rows, all their labels, and four of the images: reading every image would take too long."""
     digest = hashlib.sha256(f"{len(images)}".encode() + rows.tobytes())
     if images.labels is not None:

@@ -23,8 +23,9 @@ from mpp.commands.finetune import Candidate, finetune
 from mpp.commands.preflight import check_network, check_objective, check_optimizer
 from mpp.commands.pretrain import pretrain
 from mpp.data.sampler import Numbers
-from mpp.data.sources import ImageRows, Splits, open_splits
+from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.table import ImageTable
 from mpp.encoder.inspect import has_patches
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.callback import divided
@@ -159,14 +160,14 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
         _check_evaluation(recipe, labels)
 
 
-def _check_apart(rows: ImageRows, judged: Splits) -> None:
+def _check_apart(rows: ImageTable, judged: Splits) -> None:
     """Refuse to pre-train on images that representations are judged by.
 
     Raises:
         ValueError: with how many there are.
     """
     for part in judged:
-        if shared := len(np.intersect1d(rows.places, part.places)):
+        if shared := len(np.intersect1d(rows.source_rows, part.source_rows)):
             raise ValueError(
                 f"{shared} of the {len(rows)} images to pre-train on ({rows.split}) are among the {len(part)} of "
                 f"{part.split} downstream, which representations are judged by; choose two data sets, or splits apart"

@@ -26,9 +26,11 @@ def note_damaged(run: Run, progress: Progress, damaged: list[tuple[int, str]]) -
         return {}
     progress.damaged |= new
     rows = run.crops.images.rows
+    listed = []
     for row, reason in new.items():
-        run.journal.say(f"{rows.where(row)} cannot be decoded, its neighbour stands in: {reason}")
-    listed = [{"row": rows.number(row), "where": rows.where(row), "reason": reason} for row, reason in new.items()]
+        where = rows.where(row)
+        run.journal.say(f"{where} cannot be decoded, its neighbour stands in: {reason}")
+        listed.append({"row": where.row, "where": str(where), "reason": reason})
     return {"damaged": len(progress.damaged), "damaged_images": listed}
 
 

@@ -66,7 +66,7 @@ def validation(
             damaged = dict(gather_object(list(damaged.items())))
         if damaged:
             where = crops.images.rows.where
-            listed = [{"where": where(row), "reason": reason} for row, reason in sorted(damaged.items())]
+            listed = [{"where": str(where(row)), "reason": reason} for row, reason in sorted(damaged.items())]
             yield "validation/damaged_images", listed
 
     return Callback(every, call)

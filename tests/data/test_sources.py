@@ -21,6 +21,7 @@ from mpp.data.loader import EvaluationCrops, TrainingCrops, batches
 from mpp.data.sampler import Order, plan_batches
 from mpp.data.settings import DataSettings
 from mpp.data.sources import open_splits
+from mpp.data.table import Subset
 from tests.support.runs import encoded, parquet_folder, picture, scenes, write_parquet
 
 # Randomness
@@ -268,7 +269,7 @@ def test_a_damaged_image_is_replaced_by_the_next_good_one(tmp_path: Path):
         assert loaded.row == 5
         assert [row for row, _ in loaded.damaged] == [3, 4]
         assert torch.equal(loaded.pixels, torch.from_numpy(np.array(picture(seed=5))).permute(2, 0, 1))
-    assert "03.png" in rows.where(3)
+    assert "03.png" in str(rows.where(3))
 
 
 def test_nothing_but_damaged_images_stops_at_once_with_examples(tmp_path: Path):
@@ -276,7 +277,7 @@ def test_nothing_but_damaged_images_stops_at_once_with_examples(tmp_path: Path):
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:60])
     settings = settings_of(folder)
-    images = DecodedImages(open_splits(settings, 0).train)
+    images = open_splits(settings, 0).train
     for crops in (TrainingCrops(images, settings, 0), EvaluationCrops(images, settings)):
         with pytest.raises(TooManyDamagedError, match=r"cannot be decoded:\n  row \d+ \(.*png\): "):
             next(batches(crops, [np.array([0])], workers=2))
@@ -298,19 +299,19 @@ def test_a_damaged_row_is_called_by_its_number_in_the_data_set_s_own_split(
     known = {content: f"row {number} ({number:02d}.png)" for number, content in enumerate(contents)}
     write_parquet(tmp_path / "train.parquet", [(f"{n:02d}.png", content) for n, content in enumerate(contents)])
     splits = open_splits(settings_of(tmp_path / "train.parquet", **change), seed)
-    for rows in (*splits, splits.train.select(np.array([8, 1, 5, 6, 7, 11]), "some")):
+    for rows in (*splits, Subset(splits.train, np.array([8, 1, 5, 6, 7, 11]), "some")):
         expected = [known[rows.encoded(row)] for row in range(len(rows))]
-        assert [rows.where(row) for row in range(len(rows))] == expected
-        found = {rows.where(bad) for row in range(len(rows)) for bad, _ in DecodedImages(rows).load(row).damaged}
+        assert [str(rows.where(row)) for row in range(len(rows))] == expected
+        found = {str(rows.where(bad)) for row in range(len(rows)) for bad, _ in DecodedImages(rows).load(row).damaged}
         assert found == {name for name in expected if int(name.split()[1]) % 5 == 0}
     if "split" not in change and "images" not in change:
-        assert {rows.where(row) for rows in splits for row in range(len(rows))} == set(known.values())
+        assert {str(rows.where(row)) for rows in splits for row in range(len(rows))} == set(known.values())
 
 
 def test_rows_of_a_second_split_are_counted_from_its_own_start(tmp_path: Path):
     splits = open_splits(settings_of(parquet_folder(tmp_path, scenes(20)), split="train[3:]"), 0)
-    assert [splits.train.where(row) for row in (0, 16)] == ["row 3 (scene-003.png)", "row 19 (scene-019.png)"]
-    assert [splits.validation.where(row) for row in (0, 7)] == ["row 0 (test-0.png)", "row 7 (test-7.png)"]
+    assert [str(splits.train.where(row)) for row in (0, 16)] == ["row 3 (scene-003.png)", "row 19 (scene-019.png)"]
+    assert [str(splits.validation.where(row)) for row in (0, 7)] == ["row 0 (test-0.png)", "row 7 (test-7.png)"]
 
 
 def hidden(folder: Path, test: list[int], validation: list[int]) -> Path:
@@ -335,7 +336,7 @@ def test_a_split_that_hides_its_labels_is_passed_over_with_labels_and_without_al
     assert splits.validation.labels.min() >= 0
     bare = open_splits(settings, 0, held_out=("test", "validation"))  # of masked patch prediction, which needs none
     assert bare.validation.split == splits.validation.split
-    assert bare.train.places.tolist() == splits.train.places.tolist()
+    assert bare.train.source_rows.tolist() == splits.train.source_rows.tolist()
 
 
 def test_data_whose_training_labels_are_hidden_too_are_images_without_labels(tmp_path: Path):
@@ -344,16 +345,16 @@ def test_data_whose_training_labels_are_hidden_too_are_images_without_labels(tmp
     assert open_splits(settings_of(folder), 0).validation.split == "validation"
 
 
-def test_places_tell_the_rows_of_all_splits_apart(tmp_path: Path):
+def test_source_rows_are_unique_over_all_splits(tmp_path: Path):
     folder = hidden(tmp_path, [0, 1, 2, 0], [0, 1, 2, 0])
     one = open_splits(settings_of(folder, split="train+test[:50%]", validation_split="validation"), 0)
     assert (len(one.train), len(one.validation)) == (6, 4)
-    assert len({*one.train.places, *one.validation.places}) == 10
+    assert len({*one.train.source_rows, *one.validation.source_rows}) == 10
     other = open_splits(settings_of(folder, split="test[25%:]", validation_split="train"), 0)
-    (shared,) = set(other.train.places) & set(one.train.places)
-    row, same = ([*rows.places].index(shared) for rows in (other.train, one.train))
+    (shared,) = set(other.train.source_rows) & set(one.train.source_rows)
+    row, same = ([*rows.source_rows].index(shared) for rows in (other.train, one.train))
     assert other.train.encoded(row) == one.train.encoded(same)
-    assert {*other.validation.places} < {*one.train.places}
+    assert {*other.validation.source_rows} < {*one.train.source_rows}
 
 
 def test_a_split_that_is_trained_on_beside_another_is_not_held_out(tmp_path: Path):
@@ -389,7 +390,7 @@ def test_classes_are_those_of_the_whole_split_whichever_rows_are_held_out_or_cho
         assert len(splits.train.class_names or ()) == 12
         for rows in splits:
             assert rows.labels is not None
-            assert rows.labels.tolist() == [labels[rows.number(row)] for row in range(len(rows))]
+            assert rows.labels.tolist() == [labels[rows.where(row).row] for row in range(len(rows))]
 
 
 def test_a_label_that_train_lacks_is_named_as_it_is_at_its_own_row(tmp_path: Path):

@@ -1,0 +1,208 @@
+"""A table of `datasets` as an `ImageTable`: which columns hold images and labels, and what the classes are."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+from datasets.utils.file_utils import xopen
+
+from mpp.data.sampler import Numbers
+from mpp.data.settings import DataSettings
+from mpp.data.table import Location
+from mpp.settings import SettingError
+
+MAX_CLASSES = 10**6
+"""Larger numbers are ids, not classes."""
+
+
+class Selection(NamedTuple):
+    """Some rows of a data set."""
+
+    table: datasets.Dataset
+    split_rows: Numbers
+    """int64 `(n,)`: the number of each row in its split."""
+    source_rows: Numbers
+    """int64 `(n,)`: the number of each row among the rows of all splits."""
+
+    def select(self, rows: Numbers) -> Selection:
+        """Select rows by their position."""
+        return Selection(self.table.select(rows), self.split_rows[rows], self.source_rows[rows])
+
+
+class Classes(NamedTuple):
+    """The classes of a label column, and whether its values are strings."""
+
+    names: list[str]
+    strings: bool
+
+    def numbers(self, selection: Selection, column: str, name: str) -> Numbers:
+        """The class of each row: int64 `(rows,)`.
+
+        Raises:
+            ValueError: if a label is outside the classes.
+        """
+        table = selection.table
+        values = table.with_format("arrow")[:][column].to_pylist() if len(table) else []
+        numbered = values
+        if self.strings:
+            index = {label: number for number, label in enumerate(self.names)}
+            numbered = [index.get(value, -1) for value in values]
+        labels = np.array([-1 if value is None else value for value in numbered], dtype=np.int64)
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.names)))
+        if len(wrong):
+            row, value = selection.split_rows[wrong[0]], values[wrong[0]]
+            raise ValueError(
+                f"{name}: {len(wrong)} of {len(labels)} labels in column {column!r} lie outside the "
+                f"{len(self.names)} classes; the first is row {row} with {value!r}"
+            )
+        return labels
+
+
+class ArrowTable:
+    """An `ImageTable` on columns of a table of `datasets`.
+
+    Args:
+        selection: the rows.
+        image: the column of the images.
+        label: the column of the labels, or None.
+        classes: of the labels, or None.
+        name: for messages.
+        split: what the data set calls the split.
+
+    Raises:
+        ValueError: if there are no rows, or a label is outside the classes.
+        SettingError: if a column is missing.
+    """
+
+    def __init__(
+        self, selection: Selection, image: str, label: str | None, classes: Classes | None, *, name: str, split: str
+    ) -> None:
+        table = selection.table
+        for setting, column in (("image_column", image), ("label_column", label)):
+            if column is not None and column not in table.column_names:
+                near = difflib.get_close_matches(column, table.column_names, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                message = f"{name} has no column {column!r} among {', '.join(table.column_names)}{hint}"
+                raise SettingError({setting: message})
+        if len(table) == 0:
+            raise ValueError(f"{name} is empty: it has no rows")
+        self.name, self.split = name, split
+        self.source_rows, self._split_rows = selection.source_rows, selection.split_rows
+        self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
+        self._image = image
+        self.class_names = classes.names if classes else None
+        self.labels = classes.numbers(selection, label, name) if classes and label else None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def encoded(self, row: int) -> bytes:
+        """The image file of a row.
+
+        Raises:
+            ValueError: if the row has no image.
+            OSError: if its file cannot be read.
+        """
+        value: dict[str, Any] | None = self._images[row][self._image]
+        if value is not None and value["bytes"] is not None:
+            return value["bytes"]
+        if value is None or value["path"] is None:
+            raise ValueError("the row holds no image")
+        with xopen(value["path"], "rb") as file:  # it may be in an archive: `zip://a.png::photos.zip`
+            return file.read()
+
+    def where(self, row: int) -> Location:
+        """The number of the row in its split, and the path of its file."""
+        try:
+            path = (self._images[row][self._image] or {}).get("path")
+        except Exception:  # whatever the readers of `datasets` raise on a damaged row
+            path = None
+        return Location(int(self._split_rows[row]), path)
+
+
+def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
+    """The name of the image column.
+
+    Raises:
+        SettingError: if there is none, or several to choose from.
+    """
+    if settings.image_column is not None:
+        feature = table.features.get(settings.image_column)
+        if feature is not None and not _may_hold_images(feature):
+            message = f"column {settings.image_column!r} of {settings.source} holds no images but {feature}"
+            raise SettingError({"image_column": message})
+        return settings.image_column
+    found = [name for name, feature in table.features.items() if _holds_images(feature)]
+    if len(found) != 1:
+        which = f" ({', '.join(found)})" if found else ""
+        message = (
+            f"{settings.source} has {len(found) or 'no'} image columns{which} among {', '.join(table.column_names)}"
+        )
+        raise SettingError({"image_column": f"{message}; name one with image_column"})
+    return found[0]
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column holds images, or the structs of bytes and path that they are stored as."""
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def _may_hold_images(feature: Any) -> bool:
+    """Whether a recipe may name the column: it holds images, encoded bytes or paths."""
+    return _holds_images(feature) or getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
+
+
+def label_column(table: datasets.Dataset, settings: DataSettings, *, required: bool) -> str | None:
+    """The name of the label column, or None.
+
+    Raises:
+        SettingError: if labels are required and there is not exactly one column of them.
+    """
+    if settings.label_column is not None:
+        return settings.label_column
+    found = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(found) == 1:
+        return found[0]
+    if required:
+        message = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed"
+        named = ", ".join(table.column_names)
+        raise SettingError({"label_column": f"{message}; name one of {named} with label_column"})
+    return None
+
+
+def classes_of(table: datasets.Dataset, whole: datasets.Dataset, column: str) -> Classes:
+    """The classes of a label column: those of its ClassLabel, else those of its integers or strings.
+
+    Args:
+        table: the rows to train on. Each of them needs a label.
+        whole: their whole split.
+        column: the label column.
+
+    Raises:
+        SettingError: if the column holds no labels.
+    """
+    feature = table.features.get(column)
+    if isinstance(feature, datasets.ClassLabel):
+        return Classes(list(feature.names), strings=False)
+    if feature is None or len(table) == 0:
+        return Classes([], strings=False)  # `ArrowTable` raises the error
+    not_labels = f"column {column!r} holds no labels: expected integers or strings, found {feature}"
+    if getattr(feature, "dtype", None) is None or _holds_images(feature):
+        raise SettingError({"label_column": not_labels})
+    values = [value for value in whole.unique(column) if value is not None]
+    if None in table.unique(column):
+        message = f"column {column!r} has rows without a label: label them, or leave them out of the split"
+        raise SettingError({"label_column": message})
+    if all(isinstance(value, str) for value in values):
+        return Classes(sorted(values), strings=True)
+    if not all(isinstance(value, int) for value in values):
+        raise SettingError({"label_column": not_labels})
+    if max(values) >= MAX_CLASSES:
+        message = (
+            f"column {column!r} holds no class numbers: they reach {max(values)}, with {len(values)} different ones"
+        )
+        raise SettingError({"label_column": f"{message}; number the classes from 0"})
+    return Classes([str(number) for number in range(max(values) + 1)], strings=False)

@@ -1,0 +1,86 @@
+"""A table of images is a protocol: a table that is defined in this file alone is decoded, cropped and trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mpp
+from mpp.data.loader import EvaluationCrops, TrainingCrops, batches
+from mpp.data.sampler import Order, plan_batches
+from mpp.data.settings import DataSettings
+from mpp.data.table import ImageTable, Location, Subset
+from tests.support.runs import encoded
+
+SETTINGS = DataSettings(image_size=16, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+
+
+class Arrays:
+    """Flat colours in memory, encoded when they are read; row 3 cannot be decoded."""
+
+    def __init__(self, rows: int = 8) -> None:
+        self.name, self.split = "colours in memory", "all"
+        self.class_names: list[str] | None = ["dark", "bright"]
+        self.values = np.arange(rows) * 30
+        self.labels: np.ndarray | None = (self.values > 100).astype(np.int64)
+        self.source_rows = np.arange(rows)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def encoded(self, row: int) -> bytes:
+        return b"no image" if row == 3 else encoded(Image.new("RGB", (16, 16), (int(self.values[row]),) * 3))
+
+    def where(self, row: int) -> Location:
+        return Location(row)
+
+
+@pytest.fixture
+def table() -> ImageTable:
+    return Arrays()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_crops_come_from_any_table_in_the_run_s_order(table: ImageTable, workers: int):
+    crops = TrainingCrops(table, SETTINGS, seed=2)
+    rows = Order(8, seed=2).rows(np.arange(16))
+    found = list(batches(crops, plan_batches(4, None).micro_batches(0, 4), workers=workers))
+    used = np.where(rows == 3, 4, rows)  # the next row replaces a damaged one, label and all
+    pixels = torch.cat([batch.pixels for batch in found])
+    assert torch.equal(pixels, torch.from_numpy(30 * used).to(torch.uint8)[:, None, None, None].expand(16, 3, 16, 16))
+    labels = [label for batch in found if batch.labels is not None for label in batch.labels.tolist()]
+    assert labels == (30 * used > 100).tolist()
+    assert {row for batch in found for row, _ in batch.damaged} == {3}
+
+
+def test_an_objective_trains_on_a_table_and_validates_on_a_subset_of_it(table: ImageTable):
+    torch.manual_seed(0)
+    encoder = mpp.create_encoder("test_vit", image_size=16, patch_size=4)
+    objective = mpp.MaskedPatchPrediction(encoder, target=mpp.MeanColor(), corruption=mpp.Corruption(), seed=0)
+    held_out = EvaluationCrops(Subset(table, np.array([6, 5]), "held out"), SETTINGS)[np.arange(2)]
+
+    def validate() -> float:
+        with torch.no_grad():
+            return objective(held_out.pixels, samples=held_out.samples).loss.item()
+
+    before = validate()
+    optimizer = torch.optim.AdamW(objective.parameters(), 3e-3)
+    for batch in batches(TrainingCrops(table, SETTINGS, seed=0), plan_batches(8, None).micro_batches(0, 20)):
+        objective(batch.pixels, samples=batch.samples).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert validate() < before - 1
+
+
+def test_a_subset_keeps_locations_labels_and_source_rows_of_the_whole_table(table: ImageTable):
+    subset: ImageTable = Subset(table, np.array([7, 2, 3]), "some")
+    again: ImageTable = Subset(subset, np.array([2, 0]), "fewer")
+    assert (again.name, again.split, len(again)) == ("fewer", "all", 2)
+    assert again.source_rows.tolist() == [3, 7]
+    assert [str(again.where(row)) for row in range(2)] == ["row 3", "row 7"]
+    assert again.encoded(1) == table.encoded(7)
+    assert again.labels is not None
+    assert again.labels.tolist() == [0, 1]
+    assert str(Location(4, "a/b.png")) == "row 4 (a/b.png)"

@@ -106,7 +106,7 @@ def test_the_results_are_those_of_the_features_on_disk(evaluated: tuple[str, Pat
         assert probe["dev"][f"{probe['c']:g}"] == max(probe["dev"].values())
         assert set(probe["dev"]) == {"0.001", "0.01", "0.1"}
     default = {(score["default"]["block"], score["default"]["pool"]) for score in found["scores"].values()}
-    assert default == {(2, "token")}
+    assert default == {(2, "avg")}
 
 
 def test_there_is_something_to_learn_so_that_the_numbers_mean_something(evaluated: tuple[str, Path]):

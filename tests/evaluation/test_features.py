@@ -215,7 +215,7 @@ def test_rows_are_in_their_order_also_where_batches_and_processes_do_not_divide_
         assert whole[rows]["labels"].tolist() == parts[rows]["labels"].tolist() == [row % 3 for row in range(rows)]
         for place in ("block 2, token", "block 1, avg"):
             assert torch.allclose(whole[rows][place], parts[rows][place], rtol=0, atol=1e-5)
-        torch.testing.assert_close(whole[rows]["block 2, token"], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(whole[rows]["block 2, avg"], expected, rtol=0, atol=1e-5)
         assert torch.pdist(expected).min() > 1e-3, "a row in another's place would show"
     assert json.loads((folder / "results.json").read_text())["test_images"] == TEST
 

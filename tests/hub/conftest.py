@@ -88,7 +88,7 @@ def push(online: ForkServer, home: Path) -> Push:
 
 @pytest.fixture(scope="session")
 def run(online: ForkServer, home: Path, tinted_images: Path) -> Path:
-    """A finished run of 8 steps with a class token, saved after 4 and 8, and evaluated."""
+    """A finished run of 8 steps, saved after 4 and 8, and evaluated."""
     shutil.copytree(tinted_images, home / "data of planted-alice")
     text = PRETRAIN.replace("reconstructions: {images: 0}", "reconstructions: {images: 2}")
     recipe = written(home / "pretrain.yaml", text, home / "data of planted-alice", home / "runs" / "tiny")

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpp.encoder.create import create_encoder, load_encoder
+    from mpp.encoder.create import create_encoder
+    from mpp.encoder.load import load_encoder
     from mpp.evaluation.few_shot import few_shot
     from mpp.hub.load import load_objective
     from mpp.objective.corruption import Corruption
@@ -39,7 +40,7 @@ _ROOMS = {
     "MeanColor": "mpp.objective.targets",
     "create_encoder": "mpp.encoder.create",
     "few_shot": "mpp.evaluation.few_shot",
-    "load_encoder": "mpp.encoder.create",
+    "load_encoder": "mpp.encoder.load",
     "load_objective": "mpp.hub.load",
     "load_recipe": "mpp.recipe",
 }

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from mpp.commands.preflight import check_training
 from mpp.commands.pretrain import make_objective, prepare_data
 from mpp.commands.train_run import count_flops, uses_fused_attention
-from mpp.data.decode_cache import Images
 from mpp.data.loader import TrainingCrops, batches
 from mpp.data.sampler import plan_batches
 from mpp.recipe import PretrainRecipe
@@ -39,7 +38,7 @@ def benchmark(recipe: PretrainRecipe) -> int:
     objective = make_objective(recipe, splits.train).to(accelerator.device)
     encoder = objective.encoder
     plan = plan_batches(recipe.training.batch_size, recipe.training.micro_batch_size)
-    crops = TrainingCrops(Images(splits.train, cache=recipe.data.cache), recipe.data, recipe.seed)
+    crops = TrainingCrops(splits.train, recipe.data, recipe.seed)
     dtype = precision(recipe.training)
     print(f"{encoder.summary}\nmicro-batch {plan.micro_batch_size}, "
           f"{accelerator.device.type}, {dtype}, {torch.get_num_threads()} threads")  # fmt: skip

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from mpp import randomness
 from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
-from mpp.data.decode_cache import Images, TooManyDamagedError
+from mpp.data.decode_cache import TooManyDamagedError
 from mpp.data.loader import EvaluationCrops
 from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
-from mpp.encoder.create import build_backbone
+from mpp.encoder.build import build_backbone
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.controls import Control
@@ -120,7 +120,7 @@ def evaluate_reader(
             "features_of": reader.identity(),
             "source_weights": source_weights,
             "image_size": recipe.data.image_size,
-            "made_for": reader.encoder.made_for if isinstance(reader, EncoderReader) else None,
+            "made_for": reader.encoder.pretrained_size if isinstance(reader, EncoderReader) else None,
             "split": splits.validation.split,
             "protocol": {
                 name: settings.model_dump(mode="json")
@@ -231,7 +231,7 @@ def _features(
 
     Kept ones are used if they are of the same weights, images and settings.
     """
-    crops = EvaluationCrops(Images(images, max_bad_share=recipe.data.max_bad_share), recipe.data)
+    crops = EvaluationCrops(images, recipe.data)
     attention = "fused" if uses_fused_attention(recipe.encoder.attention, accelerator) else "plain"
     arithmetic = [precision(recipe.compute), accelerator.device.type, f"{attention} attention"]
     key = on_main(accelerator, lambda: cache_key(reader, crops, rows, arithmetic))

@@ -23,12 +23,11 @@ from mpp.commands.resume import (
     refuse_changes,
 )
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
-from mpp.data.decode_cache import Images
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
-from mpp.encoder.create import build_backbone
+from mpp.encoder.build import build_backbone
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.files import replacing, write_text
@@ -207,10 +206,7 @@ class _FineTuning:
         held_out_rows: Numbers = np.arange(0)
         if dev and self.dev is not None:
             held_out = EvaluationCrops(
-                Images(
-                    self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
-                    max_bad_share=recipe.data.max_bad_share,
-                ),
+                self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
                 recipe.data,
                 cache_bytes=CACHE_BYTES,
             )
@@ -259,7 +255,7 @@ class _FineTuning:
         if run.early_stopping is not None:
             run.objective.load_state_dict(load_file(_best(run.folder, progress.best_step)))
         adopt_statistics(self.accelerator, run.objective)
-        crops = EvaluationCrops(Images(self.splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data)
+        crops = EvaluationCrops(self.splits.validation, recipe.data)
         batch = recipe.training.micro_batch_size or 256
         look = validation(
             self.accelerator,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from mpp.data.sampler import plan_batches
 from mpp.data.settings import DataSettings
-from mpp.encoder.create import build_backbone, build_encoder
+from mpp.encoder.build import planned
 from mpp.encoder.settings import EncoderSettings
 from mpp.objective.settings import BaseObjectiveSettings
 from mpp.settings import together
@@ -43,8 +42,7 @@ def check_network(settings: EncoderSettings, data: DataSettings, *, patches: boo
         SettingError: with all complaints.
     """
     if settings.source is None:
-        with torch.device("meta"):  # where weights take no memory
-            (build_encoder if patches else build_backbone)(settings, data.image_size, data)
+        planned(settings, data.image_size, data, needs_patches=patches)
 
 
 def check_objective(objective: BaseObjectiveSettings, encoder: EncoderSettings, image_size: int) -> None:
@@ -56,11 +54,11 @@ def check_objective(objective: BaseObjectiveSettings, encoder: EncoderSettings, 
     if not objective.needs_patches or encoder.source is not None:
         return
     try:
-        with torch.device("meta"):
-            network = build_encoder(encoder, image_size)
+        layout = planned(encoder, image_size, needs_patches=True).layout
     except ValueError:
         return  # check_network reports it
-    objective.check(network)
+    assert layout is not None
+    objective.check(layout)
 
 
 def check_optimizer(settings: OptimizerSettings) -> None:

@@ -14,11 +14,11 @@ from mpp import randomness
 from mpp.commands.preflight import check_training
 from mpp.commands.resume import check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
-from mpp.data.decode_cache import Images
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import ImageRows, Splits, open_splits
-from mpp.encoder.create import build_backbone, build_encoder
+from mpp.encoder.build import build_backbone, build_encoder
+from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
@@ -63,9 +63,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         check_same_images(checkpoint, splits.train, recipe.data.source)
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     objective = make_objective(recipe, splits.train).to(accelerator.device)
-    held_out = EvaluationCrops(
-        Images(splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data, cache_bytes=CACHE_BYTES
-    )
+    held_out = EvaluationCrops(splits.validation, recipe.data, cache_bytes=CACHE_BYTES)
     held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
         accelerator, lambda: _baselines(recipe, objective, splits, held_out, held_out_rows)
@@ -116,16 +114,20 @@ def make_objective(recipe: PretrainRecipe, rows: ImageRows) -> Objective:
     settings = recipe.objective
     build = build_encoder if settings.needs_patches else build_backbone
     encoder = build(recipe.encoder, recipe.data.image_size, recipe.data)
-    settings.check(encoder)
+    if isinstance(encoder, Encoder):
+        settings.check(encoder.layout)
     num_classes = None if rows.class_names is None else len(rows.class_names)
-    return settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
+    objective = settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
+    if recipe.encoder.pool is None and isinstance(encoder, Encoder) and not objective.trains_class_token:
+        encoder.pool_patches()
+    return objective
 
 
 def _baselines(
     recipe: PretrainRecipe, objective: Objective, splits: Splits, held_out: EvaluationCrops, held_out_rows: Numbers
 ) -> dict[str, float]:
     """What can be predicted without a network, measured on the rows that validation looks at."""
-    seen = EvaluationCrops(Images(splits.train, max_bad_share=recipe.data.max_bad_share), recipe.data)
+    seen = EvaluationCrops(splits.train, recipe.data)
     rows = chosen_rows(seen, recipe.validation.baseline_images, recipe.seed)
     labels = [None if part.labels is None else torch.from_numpy(part.labels) for part in splits]
 

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from mpp.commands.resume import identity_of
-from mpp.data.decode_cache import Images
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers, plan_batches
 from mpp.data.sources import ImageRows
@@ -109,7 +108,6 @@ class TrainRun:
             raise recipe.training.error(duration="it is 0 steps long: there is nothing to train")
         if self.augmentation is not None:
             self.augmentation.check(batch.micro_batch_size)
-        images = Images(self.rows, cache=recipe.data.cache, max_bad_share=recipe.data.max_bad_share)
         flops = count_flops(objective, accelerator)
         if recipe.training.gradient_checkpointing:
             objective.encoder.use_gradient_checkpointing()
@@ -153,7 +151,7 @@ class TrainRun:
         return Run(
             settings=recipe.training,
             objective=objective,
-            crops=TrainingCrops(images, recipe.data, recipe.seed),
+            crops=TrainingCrops(self.rows, recipe.data, recipe.seed),
             batch_plan=batch,
             steps=steps,
             seed=recipe.seed,

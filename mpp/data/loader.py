@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
-from mpp.data.decode_cache import Images, Loaded, TooManyDamagedError
-from mpp.data.pixels import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.decode_cache import DecodedImage, DecodedImages, TooManyDamagedError
 from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
+from mpp.data.sources import ImageRows
 
 CACHE_BYTES = 2**28
 """Held-out crops that a run keeps in memory, in bytes: 1,700 images of 224 px."""
@@ -42,9 +43,10 @@ class Batch(NamedTuple):
 class TrainingCrops(Dataset[Batch]):
     """Random crops; one item is a whole micro-batch, asked for by its sample numbers."""
 
-    def __init__(self, images: Images, settings: DataSettings, seed: int) -> None:
-        self.images, self.settings = images, settings
-        self.order = Order(len(images), seed)
+    def __init__(self, rows: ImageRows, settings: DataSettings, seed: int) -> None:
+        self.images = DecodedImages(rows, max_bad_share=settings.max_bad_share, cache=settings.cache)
+        self.settings = settings
+        self.order = Order(len(rows), seed)
         self.key = randomness.key(seed, "crop")
 
     def __getitem__(self, samples: Numbers) -> Batch:
@@ -63,14 +65,15 @@ class EvaluationCrops(Dataset[Batch]):
     """Centre crops; one item is a batch, asked for by row numbers, which are its sample numbers too.
 
     Args:
-        images: the split.
+        rows: the images.
         settings: size and crop.
         cache_bytes: size of the cache of crops, for callers that read the same rows many times.
     """
 
-    def __init__(self, images: Images, settings: DataSettings, *, cache_bytes: int = 0) -> None:
-        self.images, self.settings, self.cache_bytes = images, settings, cache_bytes
-        self._bytes_left, self._cached = cache_bytes, dict[int, Loaded]()
+    def __init__(self, rows: ImageRows, settings: DataSettings, *, cache_bytes: int = 0) -> None:
+        self.images = DecodedImages(rows, max_bad_share=settings.max_bad_share)
+        self.settings, self.cache_bytes = settings, cache_bytes
+        self._bytes_left, self._cached = cache_bytes, dict[int, DecodedImage]()
 
     def fits_in_cache(self, rows: int) -> bool:
         """Whether the crops of so many rows fit in the cache together."""
@@ -82,7 +85,7 @@ class EvaluationCrops(Dataset[Batch]):
         crops = torch.stack([image.pixels for image in loaded])
         return Batch(crops, torch.from_numpy(rows), _labels(self.images, loaded), damaged)
 
-    def _crop(self, row: int) -> Loaded:
+    def _crop(self, row: int) -> DecodedImage:
         if row in self._cached:
             return self._cached[row]
         image = self.images.load(row)
@@ -93,7 +96,7 @@ class EvaluationCrops(Dataset[Batch]):
         return image
 
 
-def _labels(images: Images, loaded: list[Loaded]) -> Tensor | None:
+def _labels(images: DecodedImages, loaded: list[DecodedImage]) -> Tensor | None:
     labels = images.rows.labels
     return None if labels is None else torch.from_numpy(labels[[image.row for image in loaded]])
 

@@ -22,7 +22,7 @@ class Backbone(nn.Module):
         name: timm's name of the architecture.
         arguments: timm's arguments that build `model` again.
         image_size: pixels a side.
-        made_for: pixels a side that its weights were made for; those of `image_size` where there were none before.
+        pretrained_size: pixels a side that its weights were trained at before; `image_size` if there were none.
         width: d, the length of a feature.
         mean, std: float32 `(3,)`, for pixels in [0, 1].
     """
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.add_module(self.KEY, model)
         self.image_size, self.width, self.name, self.arguments = image_size, width, name, arguments
-        self.made_for = image_size
+        self.pretrained_size = image_size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
 
@@ -66,8 +66,8 @@ class Backbone(nn.Module):
     def summary(self) -> str:
         """What this is, in a line."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
-        made = f" (made for {self.made_for})" if self.made_for != self.image_size else ""
-        return f"{self.name}, {parameters:.1f} M parameters, {self.image_size} px{made}"
+        before = f" (made for {self.pretrained_size})" if self.pretrained_size != self.image_size else ""
+        return f"{self.name}, {parameters:.1f} M parameters, {self.image_size} px{before}"
 
     def check(self, pixels: Tensor) -> None:
         """Refuse anything but uint8 pixels of this network's size.

@@ -7,6 +7,7 @@ else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ Edit = Callable[[Tensor], Tensor]
 
 
 class Layout(NamedTuple):
-    """Where the tokens of an image stand: what an objective has to know about an architecture."""
+    """The layout of an image's tokens: what an objective has to know about an architecture."""
 
     image_size: int
     """Pixels a side of the image."""
@@ -34,6 +35,24 @@ class Layout(NamedTuple):
         """P, pixels a side of what one token stands for (in a hybrid not the patch embedding's own size)."""
         return self.image_size // self.grid
 
+    @property
+    def num_patches(self) -> int:
+        """N, patches of an image."""
+        return self.grid**2
+
+
+def norm_argument(vit: nn.Module) -> Parameter | None:
+    """The argument of timm's class that places the final norm before or after the pooling; None if it has none.
+
+    Its default is None where the place depends on the pooling.
+    """
+    for cls in type(vit).__mro__:
+        taken = signature(cls.__init__).parameters
+        for name in ("fc_norm", "use_fc_norm"):
+            if name in taken:
+                return taken[name]
+    return None
+
 
 class Encoder(Backbone):
     """A timm model whose patch embeddings can be edited, with its pixel normalisation.
@@ -42,7 +61,7 @@ class Encoder(Backbone):
         vit: the timm model, its state-dict keys untouched; `vit(x)` on normalised pixels gives pooled features.
         name: timm's name of the architecture.
         arguments: timm's arguments that build `vit` again.
-        layout: where the tokens stand.
+        layout: the layout of the tokens.
         mean, std: float32 `(3,)`, for pixels in [0, 1].
     """
 
@@ -60,6 +79,8 @@ class Encoder(Backbone):
         std: tuple[float, ...],
     ) -> None:
         size, width = layout.image_size, layout.width
+        if (argument := norm_argument(vit)) is not None:  # or timm would move the norm with another pool
+            arguments = {**arguments, argument.name: not isinstance(getattr(vit, "fc_norm", None), nn.Identity)}
         super().__init__(vit, image_size=size, width=width, name=name, arguments=arguments, mean=mean, std=std)
         self.layout = layout
         self._edit: Edit | None = None
@@ -82,7 +103,7 @@ class Encoder(Backbone):
     @property
     def num_patches(self) -> int:
         """N, patches of an image."""
-        return self.layout.grid**2
+        return self.layout.num_patches
 
     @property
     def patch_size(self) -> int:
@@ -93,6 +114,15 @@ class Encoder(Backbone):
     def summary(self) -> str:
         """What this is, in a line."""
         return f"{super().summary}, patch {self.patch_size}: {self.num_patches} patches"
+
+    def pool_patches(self) -> None:
+        """Pool the mean of the patches from now on; where timm offers only other ways, the model keeps its own."""
+        try:
+            self.vit.reset_classifier(0, global_pool="avg")
+        except AssertionError:  # e.g. distilled models, which read two tokens
+            return
+        if self.pool == "avg":
+            self.arguments = self.arguments | {"global_pool": "avg"}
 
     def forward(self, pixels: Tensor, edit: Edit | None = None) -> Tensor:
         """All tokens after the last block and norm, as timm's `forward_features` gives them.

@@ -27,6 +27,15 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def ends_of(name: str) -> dict[str, Any]:
+    """What timm calls the first convolution and the classifier of an architecture.
+
+    timm needs these names to give an exported encoder other input channels or a new head.
+    """
+    config = timm.get_pretrained_cfg(name)
+    return {key: getattr(config, key, None) for key in ("first_conv", "classifier")}
+
+
 def timm_config(encoder: Backbone, *, interpolation: str, crop_pct: float) -> dict[str, Any]:
     """timm's `config.json` for this encoder.
 
@@ -52,8 +61,7 @@ def timm_config(encoder: Backbone, *, interpolation: str, crop_pct: float) -> di
             "std": encoder.std.tolist(),
             "num_classes": 0,
             "pool_size": None,
-            "first_conv": None,
-            "classifier": None,
+            **ends_of(encoder.name),
         },
     }
 

@@ -1,8 +1,11 @@
-"""What a timm architecture is, asked without memory for its weights: sizes, pooling, where its tokens stand."""
+"""What a timm architecture is, asked of one probe: a model without memory for its weights."""
 
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
+from copy import deepcopy
+from functools import cached_property
 from typing import Any
 
 import timm
@@ -10,7 +13,7 @@ import torch
 from timm.models import is_model, list_models
 from torch import Tensor, nn
 
-from mpp.encoder.encoder import Layout
+from mpp.encoder.encoder import Layout, norm_argument
 from mpp.settings import SettingError
 
 SETTINGS = {"global_pool": "pool", "drop_path_rate": "drop_path", "img_size": "image_size"}
@@ -27,6 +30,12 @@ def check_name(name: str) -> None:
         close = similar_names(name, list_models())
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
+
+
+def native_size(name: str) -> int:
+    """Pixels a side of the images that timm's architecture is made for."""
+    config = timm.get_pretrained_cfg(name)
+    return config.input_size[-1] if config is not None else 224
 
 
 def similar_names(name: str, known: list[str]) -> list[str]:
@@ -49,7 +58,7 @@ def similar_names(name: str, known: list[str]) -> list[str]:
 
 
 def skeleton(name: str, **arguments: Any) -> Any:
-    """The model without memory for its weights: enough to ask what it is.
+    """timm's model on the meta device.
 
     Raises:
         SettingError: if timm does not take the arguments.
@@ -60,80 +69,171 @@ def skeleton(name: str, **arguments: Any) -> Any:
     except Exception as error:  # what timm's models raise at arguments they do not like is anything
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
         named = (setting for argument, setting in SETTINGS.items() if argument in arguments and argument in str(error))
-        said = f"timm cannot build {name} with {given}: {error}"
-        raise SettingError({next(named, "arguments"): said}) from error
+        message = f"timm cannot build {name} with {given}: {error}"
+        raise SettingError({next(named, "arguments"): message}) from error
 
 
-def is_hybrid(name: str) -> bool:
-    """Whether patches come out of a convolutional stem."""
-    return hasattr(getattr(skeleton(name), "patch_embed", None), "backbone")
+class Probe:
+    """A model on the meta device, and what it is. Get one from `probe`, which keeps them.
+
+    Attributes:
+        name: timm's name of the architecture.
+        image_size: pixels a side.
+        model: timm's model, pooled in its own way; shared, so never changed.
+        takes_size: whether timm takes the image size as an argument.
+        layout: the layout of its tokens; None if it does not have one token a patch.
+        refusal: why there is no layout.
+    """
+
+    layout: Layout | None
+
+    def __init__(self, name: str, arguments: dict[str, Any], image_size: int) -> None:
+        self.name, self.image_size = name, image_size
+        self.model, self.takes_size = _built(name, arguments, image_size)
+        try:
+            self.layout, self.refusal = layout_of(name, self.model, image_size), ""
+        except ValueError as error:
+            self.layout, self.refusal = None, str(error)
+
+    @property
+    def embeds_patches(self) -> bool:
+        """Whether it begins with a patch embedding, whatever comes after it."""
+        return isinstance(getattr(self.model, "patch_embed", None), nn.Module)
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether patches come out of a convolutional stem."""
+        return self.embeds_patches and hasattr(self.model.patch_embed, "backbone")
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of a patch, as the patch embedding has it at any image size."""
+        assert self.layout is not None
+        ratio = getattr(self.model.patch_embed, "feat_ratio", None)
+        return int(ratio()) if ratio is not None else self.layout.patch_size
+
+    @cached_property
+    def width(self) -> int:
+        """The length of the feature of an image.
+
+        Raises:
+            ValueError: if images of this size do not go through the model, or it does not give one feature an image.
+        """
+        images = torch.zeros(2, 3, self.image_size, self.image_size, device="meta")
+        try:
+            with torch.no_grad():
+                feature = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
+        except Exception as error:  # what timm's models raise at sizes they do not like is anything
+            raise ValueError(
+                f"{self.name} cannot be used here: images of {self.image_size} px do not go through it: {error}"
+            ) from error
+        if not isinstance(feature, Tensor) or feature.ndim != 2:
+            found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
+            raise ValueError(
+                f"{self.name} cannot be used here: its feature comes out as {found}, not as (batch, width)"
+            )
+        return feature.shape[1]
+
+    def check_pool(self, pool: str) -> None:
+        """Refuse a pooling that timm does not offer for this model.
+
+        Raises:
+            SettingError: with timm's reason.
+        """
+        if pool == "token" and self.layout is not None and getattr(self.model, "cls_token", None) is None:
+            raise SettingError({"pool": f"pool token does not fit {self.name}, which has no class token; use pool avg"})
+        try:
+            deepcopy(self.model).reset_classifier(0, global_pool=pool)
+        except Exception as error:  # what timm's models raise at a pooling they do not know is anything
+            message = f"timm cannot build {self.name} with global_pool={pool!r}: {error}; try another pool"
+            raise SettingError({"pool": message}) from error
+
+    def pooling(self, pool: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
+        """timm's arguments that pool the tokens after the final norm, so that every pooled token is normalised.
+
+        Args:
+            pool: `token` or `avg`; None takes the class token where there is one.
+            arguments: the others; where these or the architecture place the final norm, it stays there.
+
+        Raises:
+            SettingError: if timm does not offer this pooling for this model.
+        """
+        if pool is not None:
+            self.check_pool(pool)
+        pool = pool or ("avg" if getattr(self.model, "cls_token", None) is None else "token")
+        argument = norm_argument(self.model)
+        if argument is None or argument.default is not None or argument.name in arguments:
+            return {"global_pool": pool}
+        return {"global_pool": pool, argument.name: False}
+
+
+_PROBES: dict[tuple[str, str, int], Probe] = {}
+POOLING = ("global_pool", "fc_norm", "use_fc_norm")
+"""timm's arguments that say how tokens are pooled; everything else about an architecture is the same without them."""
+
+
+def probe(name: str, arguments: dict[str, Any] | None = None, image_size: int | None = None) -> Probe:
+    """The one probe of an architecture, these arguments and this size; None takes the architecture's own size.
+
+    Raises:
+        SettingError: if timm does not take the arguments.
+    """
+    size = image_size or native_size(name)
+    arguments = {key: value for key, value in (arguments or {}).items() if key not in (*POOLING, "img_size")}
+    key = name, repr(sorted(arguments.items())), size
+    if key not in _PROBES:
+        _PROBES[key] = Probe(name, arguments, size)
+    return _PROBES[key]
+
+
+def _built(name: str, arguments: dict[str, Any], image_size: int) -> tuple[Any, bool]:
+    """The model, and whether it takes the image size: a model whose weights depend on it does, most others do not.
+
+    Some refuse to be built for the pooling of a token that they do not have: these are built without pooling.
+    """
+    sized: dict[str, Any] = {**arguments, "img_size": image_size}
+    for chosen in (sized, sized | {"global_pool": ""}):
+        with suppress(SettingError):
+            return skeleton(name, **chosen), True
+    return skeleton(name, **arguments), False
+
+
+def has_patches(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether this architecture, by itself or with these arguments, has one token a patch from the first layer to
+    the last.
+
+    By itself is enough: arguments that break it are a mistake to report, no wish for something without patches.
+    """
+    for chosen in (arguments, {}):
+        try:
+            found = probe(name, chosen, chosen.get("img_size"))
+        except SettingError:
+            continue
+        if found.layout is not None:
+            return True
+    return False
 
 
 def check_divides(name: str, size: int, patch_size: int) -> None:
     """Refuse a size that is not whole patches.
 
     Raises:
-        ValueError: with the sizes nearby that are.
+        SettingError: with the sizes nearby that are.
     """
     if size % patch_size:
         below, above = size // patch_size * patch_size, -(-size // patch_size) * patch_size
         near = f"{below} or {above}" if below else str(above)
-        said = f"image_size {size} is not a multiple of the patch size {patch_size} of {name}; use {near}"
-        raise SettingError({"image_size": f"{said}, or another patch_size"})
+        message = f"image_size {size} is not a multiple of the patch size {patch_size} of {name}; use {near}"
+        raise SettingError({"image_size": f"{message}, or another patch_size"})
 
 
-def unpooled(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, and no pooling where the architecture lets one say so: some refuse to be built for the pooling
-    of a token that they do not have.
-    """
-    try:
-        skeleton(name, **arguments)
-    except ValueError:
-        return arguments | {"global_pool": ""}
-    return arguments
-
-
-def pooling(name: str, pool: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
-    """timm's arguments for pooling after the final norm, so that every token that is pooled is normalised.
-
-    An architecture that has its norm behind the pooling in any case is left as it is.
-
-    Raises:
-        ValueError: if the architecture cannot pool in this way.
-    """
-    arguments = {key: value for key, value in arguments.items() if key not in ("fc_norm", "use_fc_norm")}
-    has_class_token = getattr(skeleton(name, **unpooled(name, arguments)), "cls_token", None) is not None
-    if pool is None:
-        pool = "token" if has_class_token else "avg"
-    elif pool == "token" and not has_class_token:
-        raise SettingError({"pool": f"pool token does not fit {name}, which has no class token; use pool avg"})
-    if _norm_after_pooling(name, arguments | {"global_pool": ""}):
-        return {"global_pool": pool}
-    for extra in ({}, {"fc_norm": False}, {"use_fc_norm": False}):
-        choice: dict[str, Any] = {"global_pool": pool, **extra}
-        if _norm_after_pooling(name, arguments | choice) is False:
-            return choice
-    said = f"timm's {name} cannot normalise its tokens before pooling with pool {pool}; try another pool"
-    raise SettingError({"pool": said})
-
-
-def _norm_after_pooling(name: str, arguments: dict[str, Any]) -> bool | None:
-    """Whether the final norm stands behind the pooling; None if timm does not take these arguments."""
-    try:
-        vit = skeleton(name, **arguments)
-    except ValueError:
-        return None
-    return not isinstance(getattr(vit, "fc_norm", nn.Identity()), nn.Identity)
-
-
-def layout_of(name: str, vit: Any, image_size: int | None = None) -> Layout:
-    """How the tokens of `vit` (on the meta device) stand.
+def layout_of(name: str, vit: Any, image_size: int) -> Layout:
+    """The layout of the tokens of `vit` (on the meta device).
 
     Raises:
         ValueError: with the reason, if its patch embedding gives no tensor or its grid changes on the way.
     """
     refusal = f"{name} cannot be used here: "
-    size = image_size or vit.pretrained_cfg["input_size"][-1]
     embedding = getattr(vit, "patch_embed", None)
     if not isinstance(embedding, nn.Module) or not hasattr(vit, "forward_features"):
         raise ValueError(refusal + "it has no patch embedding; use a Vision Transformer, e.g. vit_tiny_patch16_224")
@@ -141,9 +241,9 @@ def layout_of(name: str, vit: Any, image_size: int | None = None) -> Layout:
     handle = embedding.register_forward_hook(lambda module, args, output: seen.append(output))
     try:
         with torch.no_grad():  # in training: nothing is dropped
-            tokens = vit.forward_features(torch.zeros(2, 3, size, size, device="meta"))
+            tokens = vit.forward_features(torch.zeros(2, 3, image_size, image_size, device="meta"))
     except Exception as error:  # what timm's models raise at sizes they do not like is anything
-        raise ValueError(refusal + f"images of {size} px do not go through it: {error}") from error
+        raise ValueError(refusal + f"images of {image_size} px do not go through it: {error}") from error
     finally:
         handle.remove()
     if not seen or not isinstance(seen[0], Tensor):
@@ -162,42 +262,4 @@ def layout_of(name: str, vit: Any, image_size: int | None = None) -> Layout:
     grid = round(num_patches**0.5)
     if grid**2 != num_patches:
         raise ValueError(refusal + f"its {num_patches} patches do not form a square grid")
-    return Layout(size, grid, prefix, width)
-
-
-def has_patches(name: str, arguments: dict[str, Any]) -> bool:
-    """Whether this architecture, by itself or with these arguments, has one token a patch from door to end.
-
-    By itself is enough: arguments that spoil it are a mistake to be named, no wish for something without patches.
-    """
-    for chosen in (arguments, {}):
-        try:
-            layout_of(name, skeleton(name, **chosen), chosen.get("img_size"))
-        except ValueError:
-            continue
-        return True
-    return False
-
-
-def without_patches(name: str, size: int, pool: str | None, arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """timm's arguments of a model of this size, and the length of its feature, whatever is inside.
-
-    Raises:
-        ValueError: if timm does not take the arguments, or the model not the size.
-    """
-    if pool is not None:
-        arguments = arguments | {"global_pool": pool}
-    try:  # a model whose weights depend on the size wants to know it, any other refuses to hear it
-        arguments, model = arguments | {"img_size": size}, skeleton(name, **arguments | {"img_size": size})
-    except ValueError:
-        model = skeleton(name, **arguments)
-    images = torch.zeros(2, 3, size, size, device="meta")
-    try:
-        with torch.no_grad():
-            feature = model.forward_head(model.forward_features(images), pre_logits=True)
-    except Exception as error:  # what timm's models raise at sizes they do not like is anything
-        raise ValueError(f"{name} cannot be used here: images of {size} px do not go through it: {error}") from error
-    if not isinstance(feature, Tensor) or feature.ndim != 2:
-        found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-        raise ValueError(f"{name} cannot be used here: its feature comes out as {found}, not as (batch, width)")
-    return arguments, feature.shape[1]
+    return Layout(image_size, grid, prefix, width)

@@ -74,13 +74,19 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str,
         raise ValueError(f"timm's weights {name} cannot be had from the Hub: {reason_of(error)}") from error
     if not safe:
         raise ValueError(f"timm's weights {name} are {NEVER}, or set encoder.allow_pickle=true")
-    return name, architecture, {}, config.to_dict()
+    description = config.to_dict()
+    return name, architecture, architecture_arguments(_sized({}, description)), description
 
 
 def _sized(arguments: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """With the image size that timm itself builds an architecture of a fixed one for."""
     sized = config.get("fixed_input_size") and "img_size" not in arguments
     return {**arguments, "img_size": config["input_size"][-2:]} if sized else arguments
+
+
+def expanded(source: str | Path) -> str:
+    """With the home folder for a tilde."""
+    return str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
 
 
 def _is_hub_id(source: str) -> bool:

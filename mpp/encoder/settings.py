@@ -51,8 +51,10 @@ class EncoderSettings(Settings):
     """Side of a patch in pixels; null keeps the model's own. A network without patches takes null only."""
 
     pool: Literal["token", "avg"] | None = None
-    """How tokens become one feature: the class token or the mean of the patches; null takes the class
-    token where the model has one. A network without patches takes `avg`, or null for timm's own way."""
+    """How tokens become one feature: the class token or the mean of the patches. null takes what the objective trains:
+    in masked patch prediction the mean of the patches, which is also what the run exports. Elsewhere null takes the
+    source's own pooling, or without a source the class token where the model has one. A network without patches takes
+    `avg`, or null for timm's own pooling."""
 
     arguments: dict[str, Any] = {}
     """Further arguments of the timm model, e.g. `{depth: 6, embed_dim: 128, num_heads: 4}`."""

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mpp.data.decode_cache import Images
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
@@ -35,7 +34,7 @@ def in_training(
         SettingError: if the images have no labels, or too few for what is asked.
     """
     rows, known, asked = divided(settings, images)
-    crops = EvaluationCrops(Images(images, max_bad_share=data.max_bad_share), data, cache_bytes=CACHE_BYTES)
+    crops = EvaluationCrops(images, data, cache_bytes=CACHE_BYTES)
 
     def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
         encoder = objective.encoder

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from mpp.encoder.create import load_encoder
+from mpp.encoder.load import load_encoder
 from mpp.objective.base import Objective
 from mpp.objective.settings import ObjectiveSettings
 from mpp.redact import reason_of

@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import get_token
 from safetensors.torch import load_file, save_file
 
-from mpp.encoder.export import weights_digest
+from mpp.encoder.export import ends_of, weights_digest
 from mpp.encoder.pretrained import architecture_arguments
 from mpp.files import replacing, write_text
 from mpp.hub.card import Facts, write_card
@@ -136,6 +136,7 @@ def _checkpoint(run: Path) -> Checkpoint:
 def _encoder(run: Path, folder: Path, weights: dict[str, Any]) -> None:
     """The bare encoder of the checkpoint in timm's form, and what transformers wants to know besides."""
     config = json.loads((run / "encoder" / "config.json").read_text())
+    config["pretrained_cfg"] |= ends_of(config["architecture"])  # which earlier versions left out
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     bare = {name.split(".", 2)[2]: tensor for name, tensor in weights.items() if name.startswith("encoder.")}
     with replacing(folder / "model.safetensors") as path:
@@ -210,20 +211,29 @@ def _evaluations(run: Path, config: dict[str, Any], weights: str) -> tuple[list[
         ValueError: naming a file that is no results of `mpp.evaluate`.
     """
     norm = config["pretrained_cfg"]
-    published = [config["architecture"], architecture_arguments(config["model_args"]), norm["mean"], norm["std"]]
+    published = [config["architecture"], _without_defaults(config["model_args"]), norm["mean"], norm["std"]]
     mine, others = [], 0
     for path in sorted(run.glob("evaluation/*/results.json")):
         try:
             results = json.loads(path.read_text())
             of = results["features_of"]
             is_mine = of["weights"] == weights and [
-                of["name"], architecture_arguments(of["arguments"]), of["mean"], of["std"]
+                of["name"], _without_defaults(of["arguments"]), of["mean"], of["std"]
             ] == published  # fmt: skip
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no results of mpp.evaluate; remove it, or evaluate again") from error
         mine += [results | {"data_name": _shown(results["data_name"], local=False)}] if is_mine else []
         others += not is_mine
     return mine, others
+
+
+def _without_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an architecture, without the place of the final norm where it is the usual one: before pooling.
+
+    Earlier versions did not write it down where timm has it there by itself.
+    """
+    kept = architecture_arguments(arguments)
+    return {key: value for key, value in kept.items() if key not in ("fc_norm", "use_fc_norm") or value}
 
 
 def _shown(source: str, *, local: bool) -> str:

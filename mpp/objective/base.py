@@ -41,7 +41,7 @@ class Objective(nn.Module):
     """
 
     trains_class_token: ClassVar[bool]
-    """Whether the class token gets a gradient of its own; where not, exports pool the mean of the patches."""
+    """Whether the class token has a loss. If not, exports pool the mean of the patches unless a recipe names a pool."""
 
     headline: ClassVar[str] = "loss"
     """The score that is compared with the baselines."""

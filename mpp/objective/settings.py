@@ -16,6 +16,7 @@ from mpp.settings import Settings, together
 
 if TYPE_CHECKING:
     from mpp.encoder.backbone import Backbone
+    from mpp.encoder.encoder import Layout
     from mpp.objective.base import Objective
 
 
@@ -28,8 +29,8 @@ class BaseObjectiveSettings(Settings):
     has_layers: ClassVar[bool] = False
     """Whether all layers lead up to one head, so that learning rates can decay layer by layer."""
 
-    def check(self, encoder: Backbone) -> None:
-        """Refuse an encoder that this objective does not fit.
+    def check(self, layout: Layout) -> None:
+        """Refuse patches that this objective does not fit.
 
         Raises:
             SettingError: with all complaints.
@@ -61,16 +62,13 @@ class MaskedPatchSettings(BaseObjectiveSettings):
     target: Target = MeanColor()
     """What is predicted for each corrupted patch."""
 
-    def check(self, encoder: Backbone) -> None:
+    def check(self, layout: Layout) -> None:
         """Refuse patches that the target or the corruption does not fit.
 
         Raises:
             SettingError: with all complaints.
         """
-        from mpp.encoder.encoder import Encoder
-
-        assert isinstance(encoder, Encoder)
-        together(lambda: self.target.outputs(encoder.patch_size), lambda: self.corruption.check(encoder.num_patches))
+        together(lambda: self.target.outputs(layout.patch_size), lambda: self.corruption.check(layout.num_patches))
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
         """Masked patch prediction on this encoder."""

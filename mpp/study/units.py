@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from mpp.data.settings import LabelSettings
-from mpp.encoder.create import build_backbone
-from mpp.encoder.encoder import Encoder
+from mpp.encoder.build import planned
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.controls import CONTROLS
 from mpp.evaluation.settings import FeatureSettings
@@ -199,9 +196,8 @@ def _patch_size(encoder: EncoderSettings, image_size: int) -> int | None:
     """Of the patches whose colours are the control; None for a network that has none."""
     if encoder.patch_size is not None:
         return encoder.patch_size
-    with torch.device("meta"):  # where weights take no memory
-        network = build_backbone(encoder, image_size)
-    return network.patch_size if isinstance(network, Encoder) else None
+    layout = planned(encoder, image_size).layout
+    return layout.patch_size if layout is not None else None
 
 
 def _compute(recipe: GapRecipe) -> ComputeSettings:

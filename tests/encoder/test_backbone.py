@@ -17,7 +17,8 @@ from torch import nn
 
 import mpp
 from mpp.encoder.backbone import Backbone
-from mpp.encoder.create import build_backbone, build_encoder, create_backbone
+from mpp.encoder.build import build_backbone, build_encoder
+from mpp.encoder.create import create_backbone
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import export_encoder
 from mpp.encoder.settings import EncoderSettings

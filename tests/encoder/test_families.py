@@ -205,11 +205,11 @@ def test_a_timm_folder_whose_size_is_in_its_description_alone_has_that_size(tmp_
     save_file(vit.state_dict(), tmp_path / "model.safetensors")
     pixels = random_pixels(2, 96)
     encoder = mpp.load_encoder(tmp_path).eval()
-    assert (encoder.image_size, encoder.made_for) == (96, 96)
+    assert (encoder.image_size, encoder.pretrained_size) == (96, 96)
     with torch.no_grad():
         assert torch.equal(encoder(pixels), vit.forward_features(pixels.float() / 127.5 - 1))
     smaller = mpp.load_encoder(tmp_path, image_size=64)
-    assert (smaller.image_size, smaller.made_for) == (64, 96)
+    assert (smaller.image_size, smaller.pretrained_size) == (64, 96)
 
 
 def test_a_trained_step_exports_and_timm_reloads_the_same_features(family, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 import mpp
-from mpp.encoder.create import build_encoder
+from mpp.encoder.build import build_encoder
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import export_encoder
 from mpp.encoder.pos_embed import resize_positions

@@ -1,0 +1,128 @@
+"""Networks with weights: from a run, an exported folder, the Hub, timm, or a file of weights alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+
+from mpp.encoder.backbone import Backbone
+from mpp.encoder.create import create_backbone, plan
+from mpp.encoder.export import export_encoder
+from mpp.encoder.inspect import check_name, has_patches, native_size, probe
+from mpp.encoder.pos_embed import Resize, learnt_positions, resize_positions
+from mpp.encoder.pretrained import expanded, open_source
+from mpp.encoder.weights_file import fill, read_weights, size_of
+from mpp.settings import SettingError
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    pool: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    resize: Resize = "bilinear",
+    name: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    **arguments: Any,
+) -> Backbone:
+    """A network with weights: an `Encoder` where it has patches, a plain `Backbone` (e.g. a ResNet) where not.
+
+    Args:
+        source: a run (its newest export is read), an exported encoder folder, `USER/NAME` or `USER/NAME@REVISION` on
+            the Hugging Face Hub, `timm:NAME` with the pretrained weights of that name, or a file of weights alone.
+        image_size: pixels a side; None takes the source's own.
+        patch_size: must be the source's own, or None.
+        pool, mean, std: None takes the source's own.
+        resize: how learnt absolute position embeddings are brought to another image size: `bilinear` with aligned
+            corners (the ViT paper's code), `bicubic` (MAE's), or `timm` (bicubic and antialiased). Relative and
+            rotary positions are always resized by timm.
+        name: the timm model that a file of weights is of, e.g. `vit_base_patch16_224` of an MAE checkpoint.
+        revision: branch, tag or commit on the Hub.
+        allow_pickle: read weights that are pickled too; only tensors are taken from them.
+        **arguments: further arguments of the timm model.
+
+    Raises:
+        ValueError: if there is no such source, or it does not suit.
+    """
+    source = expanded(source)
+    if Path(source).is_file():
+        common: dict[str, Any] = {"patch_size": patch_size, "pool": pool, "mean": mean, "std": std, **arguments}
+        own = _from_file(Path(source), name, image_size, allow_pickle, common)
+        if image_size in (None, own.image_size):
+            return own
+        with TemporaryDirectory() as folder:  # with its description beside it, it is as any other source
+            export_encoder(own, Path(folder))
+            return load_encoder(folder, image_size=image_size, pool=pool, resize=resize)
+    if revision is not None:
+        source = f"{source}@{revision}"
+    origin, name, saved, config = open_source(source, allow_pickle=allow_pickle)
+    arguments = saved | arguments
+    own_size = arguments.pop("img_size", None)
+    if own_size is None:
+        own_size = native_size(name) if has_patches(name, arguments) else config["input_size"][-1]
+    own_pool = arguments.pop("global_pool", None)
+    if own_pool == pool:
+        pool = None
+    found = plan(name, image_size=image_size or own_size, **arguments)
+    layout, size = found.layout, found.image_size
+    if patch_size is not None and patch_size != (layout.patch_size if layout else None):
+        own = f"whose patches have {layout.patch_size} pixels a side" if layout else "which have no patches"
+        message = f"patch_size {patch_size} does not fit the weights of {source}, {own}; leave patch_size out"
+        raise SettingError({"patch_size": message})
+    if "img_size" in found.arguments:
+        arguments["img_size"] = size
+    if own_pool is not None:
+        arguments["global_pool"] = own_pool
+    if layout is not None and (pool is not None or own_pool == ""):  # which gives tokens, and no feature
+        arguments |= probe(name, arguments, size).pooling(pool, arguments)
+    elif pool is not None:
+        probe(name, arguments, size).check_pool(pool)
+        arguments["global_pool"] = pool
+    model = _with_weights(source, origin, arguments)
+    resized = None if layout is None or size == own_size else learnt_positions(model)
+    if layout is not None and resized is not None and resize != "timm":
+        # timm has resized them already; read once more at their own size, whatever form the file has them in.
+        positions = learnt_positions(_with_weights(source, origin, arguments | {"img_size": own_size}))
+        assert positions is not None
+        resized.copy_(resize_positions(positions, own_size // layout.patch_size, layout.grid, resize))
+    backbone = found._replace(arguments=arguments).backbone(model, mean or config["mean"], std or config["std"])
+    backbone.pretrained_size = own_size
+    return backbone
+
+
+def _from_file(
+    path: Path, name: str | None, image_size: int | None, allow_pickle: bool, settings: dict[str, Any]
+) -> Backbone:
+    """The named network with the weights of a file: at the image size that its learnt absolute positions are for, or
+    where it has none, at the one that is asked for.
+    """
+    if name is None:
+        raise ValueError(f"{path} is a file of weights, which does not say of what: give the name of the timm model")
+    weights = read_weights(path, allow_pickle=allow_pickle)
+    check_name(name)
+    if (own := probe(name)).layout is not None:
+        patch_size = settings["patch_size"] or own.layout.patch_size
+        image_size = size_of(weights, own.layout.num_prefix_tokens, patch_size) or image_size
+    backbone = create_backbone(name, image_size=image_size, **settings)
+    fill(backbone.model, weights, path, name)
+    return backbone
+
+
+def _with_weights(source: str | Path, origin: str, arguments: dict[str, Any]) -> Any:
+    """timm's model with the weights of a source.
+
+    Raises:
+        ValueError: if they cannot be read, or do not fit.
+    """
+    try:
+        return timm.create_model(origin, pretrained=True, num_classes=0, **arguments)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"the weights of {source} cannot be loaded: {str(error).splitlines()[0]}") from error

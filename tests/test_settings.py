@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from mpp.encoder.create import build_backbone
+from mpp.encoder.build import build_backbone
 from mpp.encoder.settings import EncoderSettings
 from mpp.objective.corruption import Corruption
 from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor

@@ -1,14 +1,14 @@
 """Recipes: YAML files and `key=value` overrides in, one tree of checked settings out; and everything about the tree.
 
-    commands.py      the tree itself: which rooms a recipe has
-    dialect.py       the YAML of recipes
-    reading.py       file → values that remember their lines
-    overriding.py    key=value → values
-    checking.py      values → settings, or all mistakes at once
-    problems.py      how a mistake is told
-    schema.py        what may stand at a dotted path, in words
+    tree.py          the sections of each command's recipe
+    yaml.py          the YAML of recipes
+    parse.py         file → values that remember their lines
+    overrides.py     key=value → values
+    validate.py      values → settings, or all mistakes at once
+    errors.py        how a mistake is shown
+    load.py          all of this together
     help.py          every setting, for --help
-    writing.py       settings → YAML; what differs between two
+    dump.py          settings → YAML; the differences between two
 
 Nothing here imports torch: help and errors come at once.
 """

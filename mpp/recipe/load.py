@@ -11,8 +11,8 @@ from mpp.recipe.overrides import apply_overrides, complete
 from mpp.recipe.parse import Document, read_document
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.validate import check
-from mpp.settings import SettingError, Settings, without_name
-from mpp.type_hints import dotted, listed, nearest
+from mpp.settings import SettingError, Settings
+from mpp.type_hints import listed, nearest
 
 S = TypeVar("S", bound=Settings)
 
@@ -35,11 +35,7 @@ def open_recipe(path: str | Path, overrides: Iterable[str], command: str) -> tup
 
 def report(error: SettingError, document: Document) -> RecipeError:
     """An error about settings, with the line of each and its value."""
-    problems = []
-    for path, complaint in error.complaints.items():
-        keys = document.find(path)
-        found = shown(document.value(keys)) if dotted(keys) == path else ""
-        problems.append(Problem(document.location(keys), path, without_name(path, complaint), found))
+    problems = [document.explain(path, complaint) for path, complaint in error.complaints.items()]
     return RecipeError(problems, document.name)
 
 

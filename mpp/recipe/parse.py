@@ -10,6 +10,7 @@ import yaml
 
 from mpp.recipe.errors import COMMAND_LINE, Problem, RecipeError, SourceLocation, shown
 from mpp.recipe.yaml import Loader, read_scalar
+from mpp.settings import without_name
 from mpp.type_hints import Keys, dotted, listed, nearest
 
 
@@ -44,6 +45,13 @@ class Document:
         while path and path not in known:
             path = path.rpartition(".")[0]
         return known.get(path, ())
+
+    def explain(self, path: str, complaint: str) -> Problem:
+        """What is wrong with the setting at a dotted path, with its line and value."""
+        keys = self.find(path)
+        found = shown(self.value(keys)) if dotted(keys) == path else ""
+        found = "" if found.endswith("…") else found
+        return Problem(self.location(keys), path, without_name(path, complaint), found)
 
     def forget(self, keys: Keys) -> None:
         """Drop the locations at and below `keys`, whose values are being replaced or removed."""

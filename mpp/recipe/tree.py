@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,7 @@ from mpp.evaluation.settings import (
 )
 from mpp.hub.settings import HubSettings
 from mpp.objective.settings import ClassificationSettings, FineTuningSettings, ObjectiveSettings
-from mpp.settings import Settings
+from mpp.settings import SettingError, Settings
 from mpp.study.settings import StudySettings
 from mpp.training.settings import (
     AugmentationSettings,
@@ -221,58 +222,58 @@ class GapRecipe(Settings):
 
     @model_validator(mode="after")
     def _compares(self) -> GapRecipe:
+        if complaints := dict(self._complaints()):
+            raise SettingError(complaints)
+        return self
+
+    def _complaints(self) -> Iterator[tuple[str, str]]:
+        """Every setting that does not go with the others, by its dotted path."""
+        study, measured, tuned, up, down = self.study, self.evaluation, self.finetuning, self.upstream, self.downstream
         if self.encoder.source is not None:
-            raise ValueError(
-                f"encoder.source {self.encoder.source}: every arm of a study begins from random weights; name the "
-                "architecture with encoder.name and encoder.arguments"
-            )
+            yield "encoder.source", "every arm starts from random weights; use encoder.name and encoder.arguments"
         for part in ("pretraining", "finetuning"):
             if not getattr(self, part).checkpoint.resume:
-                raise ValueError(
-                    f"{part}.checkpoint.resume is false, but a study goes on with what it finds; delete a "
-                    "unit's folder to have it run again"
-                )
-        for where, arguments in {
-            "encoder.arguments": self.encoder.arguments,
-            **{f"study.sizes.{name}.arguments": other.arguments for name, other in self.study.sizes.items()},
-        }.items():
+                said = "resume is false, but a study goes on with what it finds; delete a unit's folder to run it again"
+                yield f"{part}.checkpoint.resume", said
+            if getattr(self, part).training.duration.unit == "epochs":
+                yield f"{part}.training.duration", "use steps or images: arms are compared by those"
+        sizes = {f"study.sizes.{name}.arguments": other.arguments for name, other in study.sizes.items()}
+        for where, arguments in {"encoder.arguments": self.encoder.arguments, **sizes}.items():
             if found := sorted(DROPOUT & set(arguments)):
-                raise ValueError(
-                    f"{where} has {', '.join(found)}, which fine-tuning from another run does not keep: arms "
-                    "would differ in more than their start; set encoder.drop_path and finetuning.drop_path instead"
+                yield (
+                    where,
+                    (
+                        f"arguments has {', '.join(found)}, which fine-tuning from a run does not keep: arms would "
+                        "differ in more than their start; set encoder.drop_path and finetuning.drop_path instead"
+                    ),
                 )
-        if self.evaluation.labels.seed:
-            raise ValueError("evaluation.labels.seed: in a study the seeds of study.seeds decide this; leave it out")
-        study, measured = self.study, self.evaluation
+        if measured.labels.seed:
+            yield "evaluation.labels.seed", "leave it out: study.seeds decide which labels are used"
         if measured.few_shot is None and measured.knn is None and measured.linear_probe is None:
-            raise ValueError("evaluation: few_shot, knn and linear_probe are all null: there is nothing to measure")
+            yield "evaluation", "few_shot, knn and linear_probe are all null: there is nothing to measure"
         if self.pretraining.optimizer.layer_decay is not None:
-            raise ValueError("pretraining.optimizer.layer_decay is for classification, and one for all arms")
-        if self.finetuning.search.is_asked_for and not self.finetuning.dev:
-            raise ValueError("finetuning.search chooses by a dev split; give finetuning.dev a share above 0")
-        tuned = self.finetuning
+            yield "pretraining.optimizer.layer_decay", "layer_decay is for classification, and one for all arms"
+        if tuned.search.is_asked_for and not tuned.dev:
+            yield "finetuning.search", "search chooses by a dev split; give finetuning.dev a share above 0"
         mixes, micro = tuned.augmentation.mixup or tuned.augmentation.cutmix, tuned.training.micro_batch_size
         if mixes and (micro or tuned.training.batch_size) % 2:
-            raise ValueError(
-                "finetuning.augmentation: mixup and CutMix pair the images of a micro-batch; let it be even"
-            )
+            yield "finetuning.augmentation", "mixup and CutMix pair the images of a micro-batch; let it be even"
         if not (study.arms or study.controls or (study.axis_arms and (study.images or study.sizes))):
-            raise ValueError("study.arms is empty, and nothing else is asked for: there is nothing to run")
-        up, down = self.upstream, self.downstream
+            yield "study.arms", "arms is empty, and nothing else is asked for: there is nothing to run"
         if _same_images(up, down):
-            raise ValueError(
-                f"upstream and downstream are both {up.source}, {up.split}: pre-training on the very labels that it is "
-                "judged by says nothing; choose two data sets"
+            yield (
+                "downstream.source",
+                (
+                    f"upstream and downstream are both {up.source}, {up.split}: evaluation needs other images "
+                    "than pre-training; choose two data sets"
+                ),
             )
         if up.image_size != down.image_size:
-            raise ValueError(f"upstream images have {up.image_size} px, downstream ones {down.image_size}: one size")
-        if "epochs" in (self.pretraining.training.duration.unit, self.finetuning.training.duration.unit):
-            raise ValueError("give training.duration of a study in steps or images: arms are compared by those")
+            yield "downstream.image_size", f"upstream images have {up.image_size} px, and both must have the same size"
         for name in ("precision", "threads", "deterministic"):
-            one, other = getattr(self.pretraining.training, name), getattr(self.finetuning.training, name)
+            one, other = getattr(self.pretraining.training, name), getattr(tuned.training, name)
             if one != other:
-                raise ValueError(f"training.{name} is {one} in pretraining, {other} in finetuning: one for the study")
-        return self
+                yield f"finetuning.training.{name}", f"it is {one} in pretraining, and both must be the same"
 
 
 def _same_images(one: DataSettings, other: DataSettings) -> bool:

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from mpp.recipe.errors import COMMAND_LINE, Problem, RecipeError, shown
 from mpp.recipe.parse import Document
-from mpp.settings import OBJECTIONS, Settings
+from mpp.settings import OBJECTIONS, SettingError, Settings
 from mpp.type_hints import (
     KIND,
     Hint,
@@ -36,7 +36,11 @@ def check(document: Document, model: type[S]) -> S:
     explained: dict[Keys, Problem] = {}
     for details in errors:
         keys = without_variants(model, details["loc"])
-        explained.setdefault(keys, _explain(keys, details, model, document))  # each member of a union complains
+        refused = details.get("ctx", {}).get("error")
+        if isinstance(refused, SettingError):
+            explained |= {(*keys, path): document.explain(path, said) for path, said in refused.complaints.items()}
+        else:
+            explained.setdefault(keys, _explain(keys, details, model, document))  # each member of a union complains
     # What several settings say together is looked at only where each is good by itself: once more, without the others.
     wrong = [without_variants(model, details["loc"]) for details in errors if details["type"] not in OBJECTIONS]
     pruned = {str(keys[-1]) for keys in wrong if keys and _prune(tree, keys)}

@@ -293,3 +293,10 @@ def test_a_default_that_stands_in_for_a_mistake_is_not_blamed():
     with pytest.raises(RecipeError) as caught:
         load_recipe(SHIPPED, ["training.batch_size=many", "training.micro_batch_size=7"])
     assert str(caught.value).count("found: ") == 1, caught.value
+
+
+def test_all_that_does_not_go_together_in_a_study_is_listed_at_once():
+    overrides = ["pretraining.checkpoint.resume=false", "evaluation.labels.seed=3", "downstream.image_size=48"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(SHIPPED.with_name("gap.yaml"), overrides)
+    assert {problem.setting for problem in caught.value.problems} == {each.split("=")[0] for each in overrides}

@@ -290,7 +290,10 @@ def test_units_that_run_at_once_end_as_those_that_run_in_turn(
         (["pretraining.evaluation.k=[300]"], ("pretraining.evaluation.k", "300 is more than")),
         (["finetuning.augmentation.mixup=0.8", "finetuning.training.batch_size=9"], ("pair the images",)),
         (["downstream.source=embedded", "upstream.source=embedded:a"], ("upstream and downstream are both",)),
-        (["upstream.source=embedded", "downstream={source: embedded, split: 'train[:50%]'}"], ("are both embedded",)),
+        (
+            ["upstream.source=embedded", "downstream.source=embedded", "downstream.split='train[:50%]'"],
+            ("are both embedded",),
+        ),
         (["pretraining.checkpoint.resume=false"], ("pretraining.checkpoint.resume is false", "goes on")),
         (["encoder.arguments.drop_rate=0.1"], ("encoder.arguments has drop_rate", "finetuning.drop_path")),
         (["study.sizes={wet: {arguments: {proj_drop_rate: 0.1}}}"], ("study.sizes.wet.arguments has proj_drop_rate",)),

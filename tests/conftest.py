@@ -48,11 +48,11 @@ ROOT = Path(__file__).parent.parent
 
 
 LONGEST = (
-    "test_training.py",
+    "test_trainer.py",
     "test_resume.py",
     "test_same_command_again.py",
-    "test_several_processes.py",
-    "test_gap.py",
+    "test_distributed.py",
+    "test_run.py",
 )
 """Begun first, so that no core waits for them at the end; the order of the others is that of their names."""
 

@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 
 from mpp import randomness
-from mpp.commands.preflight import about, about_network, check_network
+from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.decode_cache import Images, TooManyDamagedError
 from mpp.data.loader import EvaluationCrops
-from mpp.data.sources import ImageRows, Splits, open_splits, public_name
+from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
 from mpp.encoder.create import build_backbone
 from mpp.encoder.pretrained import weights_digest_of
@@ -28,7 +28,9 @@ from mpp.evaluation.features import EncoderReader, FeatureLayer, Features, Reade
 from mpp.evaluation.settings import CONTROLS
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
-from mpp.training.distributed import FolderLock, end_processes, on_main, precision, start_processes
+from mpp.redact import public_name
+from mpp.run_folder import FolderLock
+from mpp.training.distributed import end_processes, on_main, precision, start_processes
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
 """Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""
@@ -48,9 +50,8 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     locks: list[FolderLock] = []  # held until this returns
     on_main(accelerator, lambda: locks.append(FolderLock(folder)))
     if recipe.encoder.source not in CONTROLS:
-        check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=False)
-    with about("data", "source"):
-        splits = on_each(accelerator, lambda: open_labelled(recipe))
+        check_network(recipe.encoder, recipe.data, patches=False)
+    splits = on_each(accelerator, lambda: open_labelled(recipe))
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     reader = make_reader(recipe, accelerator)
     if isinstance(reader, EncoderReader) and accelerator.is_main_process:
@@ -212,8 +213,7 @@ def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
         return Control(str(settings.source), recipe.data.image_size, settings.patch_size)
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
-    with about_network(settings):
-        encoder = build_backbone(settings, recipe.data.image_size)
+    encoder = build_backbone(settings, recipe.data.image_size, recipe.data)
     encoder.use_fused_attention(uses_fused_attention(settings.attention, accelerator))
     return EncoderReader(encoder.to(accelerator.device).eval())
 

@@ -22,8 +22,8 @@ from mpp.data.pixels import WORDS_PER_CROP, centre, cut, random_crop
 from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
 
-LOOKED_AT = 2**28
-"""Bytes of held-out crops that a run keeps in memory: 1,700 images of 224 px."""
+CACHE_BYTES = 2**28
+"""Held-out crops that a run keeps in memory, in bytes: 1,700 images of 224 px."""
 
 
 class Batch(NamedTuple):
@@ -65,16 +65,16 @@ class EvaluationCrops(Dataset[Batch]):
     Args:
         images: the split.
         settings: size and crop.
-        keep: bytes of crops that stay in memory, for those who look at the same rows again and again.
+        cache_bytes: size of the cache of crops, for callers that read the same rows many times.
     """
 
-    def __init__(self, images: Images, settings: DataSettings, *, keep: int = 0) -> None:
-        self.images, self.settings, self.keep = images, settings, keep
-        self._left, self._kept = keep, dict[int, Loaded]()
+    def __init__(self, images: Images, settings: DataSettings, *, cache_bytes: int = 0) -> None:
+        self.images, self.settings, self.cache_bytes = images, settings, cache_bytes
+        self._bytes_left, self._cached = cache_bytes, dict[int, Loaded]()
 
-    def stay(self, rows: int) -> bool:
-        """Whether the crops of so many rows stay in memory once they were looked at."""
-        return 3 * self.settings.image_size**2 * rows <= self.keep
+    def fits_in_cache(self, rows: int) -> bool:
+        """Whether the crops of so many rows fit in the cache together."""
+        return 3 * self.settings.image_size**2 * rows <= self.cache_bytes
 
     def __getitem__(self, rows: Numbers) -> Batch:
         loaded = [self._crop(int(row)) for row in rows]
@@ -83,13 +83,13 @@ class EvaluationCrops(Dataset[Batch]):
         return Batch(crops, torch.from_numpy(rows), _labels(self.images, loaded), damaged)
 
     def _crop(self, row: int) -> Loaded:
-        if row in self._kept:
-            return self._kept[row]
+        if row in self._cached:
+            return self._cached[row]
         image = self.images.load(row)
         image = image._replace(pixels=centre(image.pixels, self.settings))
-        if get_worker_info() is None and (size := image.pixels.numel()) <= self._left:
-            self._left -= size
-            self._kept[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
+        if get_worker_info() is None and (size := image.pixels.numel()) <= self._bytes_left:
+            self._bytes_left -= size
+            self._cached[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
         return image
 
 

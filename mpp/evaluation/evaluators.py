@@ -20,7 +20,6 @@ from mpp.evaluation.knn import nearest_neighbours
 from mpp.evaluation.logistic_regression import linear_probe, regression
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
 from mpp.files import write_text
-from mpp.settings import SettingError
 
 EvaluatorSettings = FewShotSettings | NeighbourSettings | ProbeSettings
 NAMES: dict[type, str] = {FewShotSettings: "few_shot", NeighbourSettings: "knn", ProbeSettings: "linear_probe"}
@@ -170,9 +169,9 @@ def check_feasible(
         besides = " without the dev split of labels.dev" if apart else ""
         if isinstance(settings, FewShotSettings) and max(settings.shots) > counts.min():
             said = f"class {counts.argmin()} has {counts.min()} images{besides}, fewer than {max(settings.shots)} shots"
-            raise SettingError({"few_shot.shots": said})
+            raise settings.error(shots=said)
         if isinstance(settings, NeighbourSettings) and max(settings.k) > len(known):
             said = f"there are {len(known)} training images{besides}, fewer than {max(settings.k)}"
-            raise SettingError({"knn.k": said})
+            raise settings.error(k=said)
         if isinstance(settings, ProbeSettings):
             regression()

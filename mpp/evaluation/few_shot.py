@@ -42,6 +42,9 @@ class Score:
         """The standard deviation over the seeds, with n − 1; 0 for a single one."""
         return float(np.std(self.per_seed, ddof=1)) if len(self.per_seed) > 1 else 0.0
 
+    def __repr__(self) -> str:
+        return f"Score(mean={self.mean:.4f}, std={self.std:.4f}, per_seed={self.per_seed})"
+
 
 def few_shot(
     train_features: Any,

@@ -63,7 +63,7 @@ class PretrainRecipe(Settings):
 
     @model_validator(mode="after")
     def _layers_lead_to_one_head(self) -> PretrainRecipe:
-        if self.optimizer.layer_decay is not None and self.objective.kind == "masked_patch":
+        if self.optimizer.layer_decay is not None and not self.objective.has_layers:
             raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
         return self
 

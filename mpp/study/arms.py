@@ -52,22 +52,22 @@ class Arm(Settings):
             ValueError: for settings that an optimiser does not have.
         """
         try:
-            return OptimizerSettings.model_validate({**study.model_dump(), **self.optimizer})
+            own = OptimizerSettings.model_validate(self.optimizer)
         except ValidationError as error:
             found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise ValueError(f"optimizer of an arm: {'; '.join(found)}") from error
+        return study.model_copy(update={name: getattr(own, name) for name in self.optimizer})
 
     @property
     def needs_patches(self) -> bool:
-        """Whether its objective needs an encoder of patches, as those without labels do."""
-        return getattr(self.objective, "needs_patches", self.role == "self-supervised")
+        """Whether its objective needs an encoder of patches."""
+        return self.objective is not None and self.objective.needs_patches
 
     @property
     def role(self) -> Role:
         """What it is compared as; self-supervised objectives are those that need no labels."""
         if self.objective is not None:
-            labels = getattr(self.objective, "needs_labels", hasattr(self.objective, "label_smoothing"))
-            return "supervised" if labels else "self-supervised"
+            return "supervised" if self.objective.needs_labels else "self-supervised"
         if self.start in CONTROLS:
             return "control"
         if self.budget == "total":

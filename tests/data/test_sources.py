@@ -17,7 +17,7 @@ from mpp import randomness
 from mpp.data.decode_cache import Images, TooManyDamagedError
 from mpp.data.loader import EvaluationCrops, TrainingCrops, batches
 from mpp.data.pixels import ATTEMPTS, WORDS_PER_CROP, centre, cut, decode, random_crop
-from mpp.data.sampler import Order, share
+from mpp.data.sampler import Order, plan_batches
 from mpp.data.settings import DataSettings
 from mpp.data.sources import open_splits
 from tests.support.runs import encoded, parquet_folder, picture, scenes, write_parquet
@@ -67,19 +67,19 @@ def test_every_epoch_is_a_permutation_and_batches_run_across_its_end():
 
 @pytest.mark.parametrize(("micro", "processes"), [(24, 1), (6, 1), (3, 2), (12, 2), (2, 4)])
 def test_every_topology_sees_the_same_samples_in_each_step(micro: int, processes: int):
-    shares = [share(24, micro, rank=rank, processes=processes) for rank in range(processes)]
-    parts = [list(each.micro_batches(5, 8)) for each in shares]
+    plans = [plan_batches(24, micro, rank=rank, processes=processes) for rank in range(processes)]
+    parts = [list(each.micro_batches(5, 8)) for each in plans]
     for step in range(3):
-        per_step = shares[0].accumulation
+        per_step = plans[0].accumulation
         seen = np.concatenate([np.concatenate(part[step * per_step : (step + 1) * per_step]) for part in parts])
         assert sorted(seen) == list(range((5 + step) * 24, (6 + step) * 24))
 
 
 def test_what_does_not_divide_is_refused_with_all_the_numbers():
     with pytest.raises(ValueError, match=r"batch_size 100 .* 3 processes"):
-        share(100, None, processes=3)
+        plan_batches(100, None, processes=3)
     with pytest.raises(ValueError, match=r"batch_size 96 .* micro_batch_size 20 × 2 processes = 40"):
-        share(96, 20, processes=2)
+        plan_batches(96, 20, processes=2)
 
 
 # Crops
@@ -133,7 +133,7 @@ def settings_of(source: Path | str, **more: object) -> DataSettings:
 def test_batches_do_not_depend_on_workers_or_cache(tiny_data: Path, cache: bool, workers: int):
     settings = settings_of(tiny_data)
     rows = open_splits(settings, 0, labelled=True).train
-    numbers = list(share(20, None).micro_batches(0, 12))  # past the end of two epochs of 96
+    numbers = list(plan_batches(20, None).micro_batches(0, 12))  # past the end of two epochs of 96
     plain = TrainingCrops(Images(rows), settings, seed=5)
     loaded = list(batches(TrainingCrops(Images(rows, cache=cache), settings, seed=5), numbers, workers=workers))
     assert len(loaded) == 12

@@ -19,11 +19,11 @@ import numpy as np
 import psutil
 import pytest
 
-from mpp.data import embedded, scenes
+from mpp.data import dead_leaves, synthetic
 
 Array = np.ndarray[Any, Any]
 
-# If these change, so must `embedded.VERSION`: without that, caches keep the old pixels.
+# If these change, so must `synthetic.VERSION`: without that, caches keep the old pixels.
 PIXELS = {
     "a": "78e3e8cd98da1443825a3f96d3f633fae5748badc8d5739a1f1b5a2f7136de2a",
     "b": "77d9a03f8d3926d3d4b2fd5e42b2b2fba5cc2f866935fbf71813c8e53eaee270",
@@ -32,16 +32,16 @@ PIXELS = {
 
 def draw(variant: str, count: int, start: int = 0) -> tuple[Array, Array]:
     parts = [
-        scenes.scenes(variant, np.arange(at, min(at + embedded.CHUNK, start + count)))
-        for at in range(start, start + count, embedded.CHUNK)
+        dead_leaves.scenes(variant, np.arange(at, min(at + synthetic.CHUNK, start + count)))
+        for at in range(start, start + count, synthetic.CHUNK)
     ]
     return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
 
 
-@pytest.fixture(scope="module", params=scenes.VARIANTS)
+@pytest.fixture(scope="module", params=dead_leaves.VARIANTS)
 def sample(request: pytest.FixtureRequest) -> tuple[str, Array, Array, Array, Array]:
     """A variant, 3,000 of its train images with labels and 1,000 of its test images with labels."""
-    train, test = draw(request.param, 3000), draw(request.param, 1000, embedded.TEST.start)
+    train, test = draw(request.param, 3000), draw(request.param, 1000, synthetic.TEST.start)
     return request.param, *train, *test
 
 
@@ -67,9 +67,9 @@ def statistics(images: Array) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("variant", scenes.VARIANTS)
+@pytest.mark.parametrize("variant", dead_leaves.VARIANTS)
 def test_the_same_pixels_on_every_machine(variant: str) -> None:
-    train, test = draw(variant, 64), draw(variant, 16, embedded.TEST.start)
+    train, test = draw(variant, 64), draw(variant, 16, synthetic.TEST.start)
     pixels = np.concatenate((train[0], test[0]))
     assert pixels.shape == (80, 64, 64, 3)
     assert pixels.dtype == np.uint8
@@ -77,41 +77,41 @@ def test_the_same_pixels_on_every_machine(variant: str) -> None:
     assert hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest() == PIXELS[variant]
 
 
-@pytest.mark.parametrize("variant", scenes.VARIANTS)
+@pytest.mark.parametrize("variant", dead_leaves.VARIANTS)
 def test_an_image_depends_on_its_number_alone(variant: str) -> None:
     numbers = np.array([7, 1_000_000_003, 3, 2**40 + 5, 7])
-    images, labels = scenes.scenes(variant, numbers)
+    images, labels = dead_leaves.scenes(variant, numbers)
     for number, image, label in zip(numbers, images, labels, strict=True):
-        alone, alone_label = scenes.scene(variant, int(number))
+        alone, alone_label = dead_leaves.scene(variant, int(number))
         np.testing.assert_array_equal(alone, image)
         assert alone_label == label
     assert len(np.unique(images.reshape(5, -1), axis=0)) == 4
 
 
 def test_variants_differ_in_shapes_and_pixels() -> None:
-    assert not set(scenes.class_names("a")) & set(scenes.class_names("b"))
-    assert min(len(scenes.class_names(variant)) for variant in scenes.VARIANTS) >= 8
-    assert not np.array_equal(scenes.scene("a", 0)[0], scenes.scene("b", 0)[0])
+    assert not set(dead_leaves.class_names("a")) & set(dead_leaves.class_names("b"))
+    assert min(len(dead_leaves.class_names(variant)) for variant in dead_leaves.VARIANTS) >= 8
+    assert not np.array_equal(dead_leaves.scene("a", 0)[0], dead_leaves.scene("b", 0)[0])
     with pytest.raises(ValueError, match="no variant 'c'; it has 'a' and 'b'"):
-        scenes.class_names("c")
+        dead_leaves.class_names("c")
 
 
 def test_splits_share_no_image_and_hold_each_label_equally_often(
     sample: tuple[str, Array, Array, Array, Array],
 ) -> None:
     variant, train, train_labels, test, test_labels = sample
-    assert not set(embedded.TRAIN) & set(embedded.TEST)
+    assert not set(synthetic.TRAIN) & set(synthetic.TEST)
     assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
-    classes = len(scenes.class_names(variant))
+    classes = len(dead_leaves.class_names(variant))
     assert np.bincount(train_labels).tolist() == [3000 // classes] * classes
     assert np.bincount(test_labels).tolist() == [1000 // classes] * classes
     assert len(np.unique(train_labels.reshape(-1, classes), axis=0)) > 250  # the order is drawn, block by block
 
 
 @pytest.mark.parametrize(
-    "shape", [shape for shapes in scenes.SHAPES.values() for shape in shapes], ids=lambda s: s.name
+    "shape", [shape for shapes in dead_leaves.SHAPES.values() for shape in shapes], ids=lambda s: s.name
 )
-def test_shapes_state_their_area_and_reach(shape: scenes.Shape) -> None:
+def test_shapes_state_their_area_and_reach(shape: dead_leaves.Shape) -> None:
     across = (np.arange(1600) + 0.5) / 500 - 1.6
     x, y = across[None], across[:, None]
     inside = shape.inside(x, y)
@@ -119,23 +119,23 @@ def test_shapes_state_their_area_and_reach(shape: scenes.Shape) -> None:
     assert np.sqrt(x * x + y * y)[inside].max() <= shape.reach < 1.1 * np.sqrt(x * x + y * y)[inside].max()
 
 
-@pytest.mark.parametrize("variant", scenes.VARIANTS)
+@pytest.mark.parametrize("variant", dead_leaves.VARIANTS)
 def test_small_windows_paint_what_large_ones_do(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = draw(variant, 10)
-    monkeypatch.setattr(scenes, "WINDOWS", (scenes.SIZE,))
+    monkeypatch.setattr(dead_leaves, "WINDOWS", (dead_leaves.SIZE,))
     np.testing.assert_array_equal(draw(variant, 10)[0], images)
 
 
-@pytest.mark.parametrize("variant", scenes.VARIANTS)
+@pytest.mark.parametrize("variant", dead_leaves.VARIANTS)
 def test_the_label_is_the_shape_on_top(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing covers the top leaf: of its area no more is missing than juts out of the image."""
     painted = []
-    shade = scenes._shade
-    monkeypatch.setattr(scenes, "_shade", lambda *args: (painted.append(args), shade(*args))[1])
-    _, labels = scenes.scenes(variant, np.arange(50))
+    shade = dead_leaves._shade
+    monkeypatch.setattr(dead_leaves, "_shade", lambda *args: (painted.append(args), shade(*args))[1])
+    _, labels = dead_leaves.scenes(variant, np.arange(50))
     _, _, leaves, seen = painted[0]
     np.testing.assert_array_equal(leaves.shape[:, -1], labels)
-    visible = (seen == scenes.LEAVES + 1).sum((1, 2)) / (np.pi * leaves.radius[:, -1] ** 2)
+    visible = (seen == dead_leaves.LEAVES + 1).sum((1, 2)) / (np.pi * leaves.radius[:, -1] ** 2)
     assert visible.min() > 0.8
     assert np.median(visible) == pytest.approx(1.0, abs=0.02)
     assert np.mean(seen > 0) > 0.8  # hardly any ground is left
@@ -150,7 +150,7 @@ def test_mean_colour_does_not_give_the_label_away(sample: tuple[str, Array, Arra
     variant, train, train_labels, test, test_labels = sample
     means = [images.mean((1, 2)) for images in (train, test)]
     both = [np.concatenate((images.mean((1, 2)), images.std((1, 2))), axis=1) for images in (train, test)]
-    chance = 1 / len(scenes.class_names(variant))
+    chance = 1 / len(dead_leaves.class_names(variant))
     for features in (means, both):
         for classifier in (LogisticRegression(max_iter=1000), KNeighborsClassifier(20)):
             fitted = make_pipeline(StandardScaler(), classifier).fit(features[0], train_labels)
@@ -166,9 +166,9 @@ def test_statistics_are_those_of_photographs(sample: tuple[str, Array, Array, Ar
 
 LOAD = """
     import hashlib
-    from mpp.data import embedded
-    embedded.TRAIN, embedded.TEST = range(200), range(1_000_000_000, 1_000_000_040)
-    data = embedded.load("b")
+    from mpp.data import synthetic
+    synthetic.TRAIN, synthetic.TEST = range(200), range(1_000_000_000, 1_000_000_040)
+    data = synthetic.load("b")
     digest = hashlib.sha256(b"".join(row["image"].tobytes() for split in data.values() for row in split)).hexdigest()
     print(digest, data["train"]._fingerprint, *data["train"][:20]["label"])
 """
@@ -189,7 +189,7 @@ def test_load_draws_once_for_all_processes(tmp_path: Path) -> None:
     assert sum(run.stderr.count(said) for run in runs) == 1
     assert len({run.stdout for run in runs}) == 1
     digest, _, *labels = runs[0].stdout.split()
-    train, test = draw("b", 200), draw("b", 40, embedded.TEST.start)
+    train, test = draw("b", 200), draw("b", 40, synthetic.TEST.start)
     assert digest == hashlib.sha256(train[0].tobytes() + test[0].tobytes()).hexdigest()
     assert labels == [str(label) for label in train[1][:20]]
 
@@ -199,7 +199,7 @@ def test_a_signal_ends_the_drawing_in_all_its_processes_without_a_word(tmp_path:
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     with (tmp_path / "said").open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from mpp.data import embedded; embedded.load('b')"], env=environment, stderr=said,
+            [sys.executable, "-c", "from mpp.data import synthetic; synthetic.load('b')"], env=environment, stderr=said,
             start_new_session=True,
         )  # fmt: skip
     while "drawing" not in (tmp_path / "said").read_text():
@@ -231,10 +231,10 @@ def _group(leader: int) -> set[int]:
 def test_rows_are_png_files_of_the_scenes() -> None:
     from PIL import Image
 
-    rows = list(embedded._examples("a", [range(5, 8)], embedded.VERSION))
+    rows = list(synthetic._examples("a", [range(5, 8)], synthetic.VERSION))
     for number, row in zip(range(5, 8), rows, strict=True):
         image = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert (image.format, image.mode) == ("PNG", "RGB")
-        pixels, label = scenes.scene("a", number)
+        pixels, label = dead_leaves.scene("a", number)
         np.testing.assert_array_equal(np.asarray(image), pixels)
         assert row["label"] == label

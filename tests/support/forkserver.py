@@ -53,6 +53,13 @@ def serve(address: str) -> None:
     import scipy.stats  # noqa: F401
     import sklearn.linear_model  # noqa: F401
 
+    import mpp.commands.benchmark
+    import mpp.commands.evaluate
+    import mpp.commands.finetune
+    import mpp.commands.pretrain
+    import mpp.study.report.figures
+    import mpp.study.run  # noqa: F401
+
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children vanish when they have really ended
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

@@ -87,6 +87,7 @@ class _Comparisons:
     def claim(self, arms: list[str], seeds: list[int], verdict: str, text: str) -> dict[str, Any]:
         """A claim as JSON."""
         where = f" ({variant_title(self.variant)})" if self.variant != Variant() else ""
+        last = ", last block" if self.measure.layer == "default" else ""
         return {
             **self.variant._asdict(),
             **self.measure._asdict(),
@@ -94,7 +95,7 @@ class _Comparisons:
             "seeds": seeds,
             "verdict": verdict,
             "headline": self.is_headline(arms),
-            "text": f"{self.measure.title}{where}: {text}",
+            "text": f"{self.measure.title}{last}{where}: {text}",
         }
 
     def is_headline(self, arms: list[str]) -> bool:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from mpp.settings import Settings
 from mpp.study.arms import PRESETS, Arm
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+
+Arms = Annotated[
+    Annotated[tuple[str, ...], Tag("names")] | Annotated[dict[Name, Arm | None], Tag("arms")],
+    Discriminator(lambda value: "arms" if isinstance(value, dict) else "names"),
+]
+"""Names of presets, or arms by name; what is wrong is then reported of the one that was given."""
 
 
 class OtherEncoder(Settings):
@@ -35,7 +41,7 @@ class OtherEncoder(Settings):
 class StudySettings(Settings):
     """What is compared in a gap study."""
 
-    arms: tuple[str, ...] | dict[Name, Arm | None] = (
+    arms: Arms = (
         "random", "scratch", "mean_color", "downsized", "full_patch", "mean_color_15", "supervised",
     )  # fmt: skip
     """Names of presets, or a mapping from names of your own to arms; null is the preset of that name, e.g.
@@ -86,7 +92,8 @@ class StudySettings(Settings):
         for setting, names in asked.items():
             for name in names:
                 if self.own(name) is None:
-                    known = ", ".join(dict.fromkeys([*self.arms, *PRESETS]))
+                    own = self.arms if isinstance(self.arms, dict) else ()
+                    known = ", ".join(dict.fromkeys([*own, *PRESETS]))
                     raise ValueError(f"{setting}: there is no arm {name!r}; known are {known}")
         return self
 

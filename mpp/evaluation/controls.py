@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpp.evaluation.features import FeatureLayer
-from mpp.evaluation.settings import CONTROLS as CONTROLS
 from mpp.evaluation.settings import FeatureSettings
 
 MOST_PIXELS = 32

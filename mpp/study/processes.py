@@ -1,4 +1,4 @@
-"""The units of a study, each in a process of its own, several at once where there is room."""
+"""The worker processes of a study: one for each unit, `study.parallel` at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,23 +17,23 @@ from mpp.study.settings import StudySettings
 from mpp.study.units import Unit
 from mpp.training.distributed import LAUNCHED, threads
 from mpp.training.settings import ComputeSettings
-from mpp.training.signals import STARTED_BY
+from mpp.training.signals import STARTED_BY, StopRequest, exit_code
 
 NOT_YET = 75
-"""Exit code of a study that stopped because its time was up: the same command goes on."""
+"""Exit code of a study that stopped because its time was up: the same command resumes."""
 PATIENCE = 120.0
-"""Seconds that a unit is given to save when it is asked to stop."""
+"""Seconds that a unit has to save when it is asked to stop."""
 POLL = 0.2
-"""Seconds between looks at the processes."""
+"""Seconds between checks of the processes."""
 OUTCOME = "unit.json"
-"""What a finished unit leaves in its folder."""
+"""The file of a finished unit's results, in its folder."""
 
 
 class UnitProcess:
     """`python -m mpp.gap` on one unit of a study, its output in the unit's `log.txt`."""
 
     def __init__(self, folder: Path, unit: Unit, place: int, places: int) -> None:
-        """Start it, at one of so many places: equal shares of this machine's cores, and its GPUs in turn."""
+        """Start it as one of `places` worker processes, which share the cores equally and the GPUs in turn."""
         self.log = folder / str(unit) / "log.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.begun, self._asked = time.monotonic(), 0.0
@@ -42,7 +41,7 @@ class UnitProcess:
         command += [f"output_dir={folder}"]  # the folder may have been moved since
         environment = {**os.environ, STARTED_BY: "gap"}
         if places > 1:
-            environment.pop(LAUNCHED, None)  # with it, a single thread would not be taken for a wish
+            environment.pop(LAUNCHED, None)  # with it, a single thread would be taken for the launcher's default
             environment["OMP_NUM_THREADS"] = str(max(threads(ComputeSettings()) // places, 1))
             if len(gpus := _gpus()) > 1:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
@@ -52,7 +51,7 @@ class UnitProcess:
             )
 
     def ask_to_stop(self) -> None:
-        """Have it save and end, if it was not asked before; one that takes too long is killed: what it saved stands."""
+        """Ask it to save and end; kill it if it takes too long: its last checkpoint remains."""
         if not self._asked:
             self._asked = time.monotonic()
             self._process.send_signal(signal.SIGTERM)
@@ -70,21 +69,10 @@ def _gpus() -> list[str]:
     return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
-class Stop:
-    """Remembers that the study was asked to stop."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.asked = number
-
-
 def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: list[str]) -> int:
-    """Run every unit that is not finished, and note those that fail: 0, or how it was stopped."""
-    stop = Stop()
+    """Run every unit that is not finished, and list those that fail in `failed`: 0, or the exit code of a stop."""
+    stop = StopRequest()
+    stop.listen()
     deadline = time.monotonic() + 60 * study.minutes if study.minutes else float("inf")
     waiting = []
     for number, unit in enumerate(units, start=1):
@@ -97,7 +85,7 @@ def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: l
     places = min(study.parallel, len(waiting))
     try:
         _run(folder, waiting, running, places, deadline, stop, failed)
-    finally:  # of a study that cannot go on, e.g. for want of room
+    finally:  # e.g. the disk is full
         while running:
             for place, (_, process) in list(running.items()):
                 process.ask_to_stop()
@@ -105,10 +93,11 @@ def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: l
                     del running[place]
             time.sleep(POLL)
     left = sum(not (folder / str(unit) / OUTCOME).is_file() for unit in units)
-    if not left or (failed and not stop.asked and left == len(failed)):
+    number = stop.asked()
+    if not left or (failed and number is None and left == len(failed)):
         return 0
-    print(f"\n{left} of {len(units)} are left. Give the same command again to go on.")
-    return 128 + stop.asked if stop.asked else NOT_YET
+    print(f"\n{left} of {len(units)} are left. Give the same command again to resume.")
+    return NOT_YET if number is None else exit_code(number)
 
 
 def _run(
@@ -117,12 +106,12 @@ def _run(
     running: dict[int, tuple[str, UnitProcess]],
     places: int,
     deadline: float,
-    stop: Stop,
+    stop: StopRequest,
     failed: list[str],
 ) -> None:
-    """Give every place its next unit until none is left, or it is time to stop."""
+    """Start the next unit wherever a worker is free, until none is left or it is time to stop."""
     while waiting or running:
-        if stop.asked or time.monotonic() > deadline:
+        if stop.asked() is not None or time.monotonic() > deadline:
             waiting.clear()
             for _, process in running.values():
                 process.ask_to_stop()
@@ -137,7 +126,7 @@ def _run(
             del running[place]
             if code == NOT_YET:
                 continue
-            if code:  # the others may do better
+            if code:  # go on with the others
                 last = "\n".join(process.log.read_text(errors="replace").strip().splitlines()[-15:])
                 failed.append(f"{name.split()[-1]} ended with exit code {code}; the end of {process.log}:\n{last}")
             print(f"{name}: {'failed' if code else tqdm.format_interval(time.monotonic() - process.begun)}", flush=True)

@@ -1,8 +1,8 @@
-"""A gap study: what `mpp.gap` does once the recipe is read.
+"""Run a gap study.
 
-The study starts a process for each unit (arm, seed, variant). The process runs the very functions
-behind `mpp.pretrain`, `mpp.evaluate` and `mpp.finetune`, each of which goes on from where it stands, and writes
-`unit.json` at its end. A unit that has one is never run again.
+The study starts a process for each unit (arm, seed, variant). The process calls the functions behind `mpp.pretrain`,
+`mpp.evaluate` and `mpp.finetune`, which resume from their latest checkpoints, and writes `unit.json` at its end. A unit
+that has one is never run again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mpp.commands.evaluate import DATA_ORDER, asked_for, evaluate, is_evaluated
-from mpp.commands.finetune import Candidate, finetune
+from mpp.commands.finetune import finetune
 from mpp.commands.preflight import check_network, check_objective, check_optimizer
 from mpp.commands.pretrain import pretrain
 from mpp.data.sampler import Numbers
@@ -29,27 +29,25 @@ from mpp.data.table import ImageTable
 from mpp.encoder.inspect import has_patches
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.callback import divided
-from mpp.evaluation.controls import CONTROLS
 from mpp.evaluation.evaluators import check_feasible
 from mpp.files import write_text
-from mpp.objective.settings import MaskedPatchSettings
-from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, same_data, write_recipe
+from mpp.recipe import EvaluateRecipe, GapRecipe, PretrainRecipe, same_data, write_recipe
 from mpp.run_folder import FolderLock
 from mpp.settings import SettingError, together
-from mpp.study.claims import summarize
+from mpp.study import results
+from mpp.study.claims import NOTE, claims_of
 from mpp.study.processes import OUTCOME, PATIENCE, run_all
 from mpp.study.report.page import write_page
 from mpp.study.units import Unit, recipes_of, unit_named, units_of
-from mpp.training.checkpoint import Checkpoints
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code
 
 
 def study(recipe: GapRecipe) -> int:
-    """Run what is left of a study, and write its report; the exit code.
+    """Run the unfinished units of a study, and write its results and report; the exit code.
 
     Raises:
-        ValueError: for what the user can mend.
+        ValueError: for mistakes in the recipe.
         RuntimeError: if a unit failed.
     """
     folder = Path(recipe.output_dir)
@@ -63,8 +61,10 @@ def study(recipe: GapRecipe) -> int:
             _check_data(recipe, chosen)
         return _run_here(recipe, chosen)
     lock = FolderLock(folder)  # held until the process ends
+    if recipe.study.scale != 1:
+        print(f"study.scale: pre-training is {recipe.study.scale:g} times as long; fine-tuning keeps its length")
     units = units_of(recipe)
-    done = [unit for unit in units if _outcome_of(recipe, unit)]  # refuses what was run with other settings
+    done = [unit for unit in units if _outcome_of(recipe, unit)]  # raises for units that ran with other settings
     write_recipe(recipe, folder / "recipe.yaml")
     failed: list[str] = []
     if len(done) < len(units):
@@ -73,13 +73,12 @@ def study(recipe: GapRecipe) -> int:
     code = 0 if len(done) == len(units) else run_all(recipe.study, folder, units, failed)
     outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
     if outcomes:
-        results = summarize(list(outcomes.values()))
-        results["recipe"] = recipe.model_dump(mode="json")
-        results["unfinished"] = [str(unit) for unit in units if unit not in outcomes]
-        write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
-        page = write_page(results, folder)
-        headlines = [claim["sentence"] for claim in results["claims"] if claim["headline"]]
-        print("\n" + "\n".join(textwrap.fill(said, 80, subsequent_indent="    ") for said in headlines))
+        found = summarize(recipe, outcomes)
+        found["unfinished"] = [str(unit) for unit in units if unit not in outcomes]
+        write_text(folder / "results.json", _compact(found))
+        page = write_page(found, folder)
+        headlines = [f"{claim['text']}: {claim['verdict']}." for claim in found["claims"] if claim["headline"]]
+        print("\n" + "\n".join(textwrap.fill(line, 80, subsequent_indent="    ") for line in headlines))
         print(f"\nresults: {folder / 'results.json'}\nreport: {page}")
     del lock
     if failed:
@@ -87,11 +86,45 @@ def study(recipe: GapRecipe) -> int:
     return code
 
 
+def summarize(recipe: GapRecipe, outcomes: dict[Unit, dict[str, Any]]) -> dict[str, Any]:
+    """What `results.json` holds: the arms, the units, the claims, and the table of all numbers."""
+    rows = results.read([row for outcome in outcomes.values() for row in outcome["rows"]])
+    used = dict.fromkeys(unit.arm for unit in outcomes)
+    controls = [name for name in used if recipe.study.arm(name).role == "control"]
+    arms = {
+        name: {"title": recipe.study.arm(name).title or name, "role": recipe.study.arm(name).role}
+        for name in (*(name for name in used if name not in controls), *controls)
+    }
+    claims = claims_of(rows, arms)
+    return {
+        "arms": arms,
+        "note": NOTE.format(count=sum("mean" in claim for claim in claims)),
+        "recipe": recipe.model_dump(mode="json"),
+        "units": [
+            {"name": str(unit), "arm": unit.arm, "seed": unit.seed, **unit.variant._asdict(),
+             "reconstructions": outcome["reconstructions"]}
+            for unit, outcome in outcomes.items()
+        ],
+        "claims": claims,
+        "columns": list(results.Row._fields),
+        "rows": [list(row) for row in rows],
+    }  # fmt: skip
+
+
+def _compact(found: dict[str, Any]) -> str:
+    """JSON with a line for each row of a list."""
+    parts = []
+    for name, part in found.items():
+        lines = ",\n".join(json.dumps(each) for each in part)
+        parts.append(f'"{name}": ' + (f"[\n{lines}\n]" if isinstance(part, list) else json.dumps(part)))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
 def _check_installed(recipe: GapRecipe) -> None:
-    """Find out now, and not at the end, whether something is missing.
+    """Check before the study, and not at its end, that all packages are installed.
 
     Raises:
-        RuntimeError: naming it.
+        RuntimeError: naming those that are missing.
     """
     needed = ["scipy", "matplotlib", "jinja2", *(["sklearn"] if recipe.evaluation.linear_probe else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
@@ -99,7 +132,7 @@ def _check_installed(recipe: GapRecipe) -> None:
 
 
 def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
-    """Refuse what timm cannot build, before any data is read.
+    """Check, before any data is read, that timm can build the networks and optimisers.
 
     Raises:
         SettingError: with all complaints.
@@ -109,11 +142,11 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
     for unit in units:
         recipes = recipes_of(recipe, unit)
         first = next(iter(recipes.named().values()), None)  # from scratch without fine-tuning there is none
-        if first is not None and unit.arm not in CONTROLS:
-            patches = recipes.pretrain is not None and isinstance(recipes.pretrain.objective, MaskedPatchSettings)
-            found[unit.size, patches] = first.encoder  # pyright: ignore[reportAttributeAccessIssue]
+        arm = recipe.study.arm(unit.arm)
+        if first is not None and arm.start == "random":
+            found[unit.variant.size, arm.needs_patches] = first.encoder  # pyright: ignore[reportAttributeAccessIssue]
         if recipes.pretrain is not None:
-            objectives[unit.size, unit.arm] = partial(_check_objective, recipe, recipes.pretrain, unit)
+            objectives[unit.variant.size, unit.arm] = partial(_check_arm, recipe, recipes.pretrain, unit)
     together(
         *(partial(check_network, each, recipe.upstream, patches=patches) for (_, patches), each in found.items()),
         *objectives.values(),
@@ -122,16 +155,18 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
     )
 
 
-def _check_objective(recipe: GapRecipe, pretraining: PretrainRecipe, unit: Unit) -> None:
-    """Refuse an arm whose target or corruption does not fit the patches.
+def _check_arm(recipe: GapRecipe, pretraining: PretrainRecipe, unit: Unit) -> None:
+    """Check that timm can make an arm's own optimizer, and that its objective fits the patches.
 
     Raises:
         SettingError: of the arm, with all complaints.
     """
     try:
+        if recipe.study.arm(unit.arm).optimizer:
+            check_optimizer(pretraining.optimizer)
         check_objective(pretraining.objective, pretraining.encoder, pretraining.data.image_size)
     except SettingError as error:
-        where = recipe.study if unit.size is None else recipe.study.sizes[unit.size]
+        where = recipe.study if unit.variant.size is None else recipe.study.sizes[unit.variant.size]
         raise where.error(arms=f"{unit.arm}: {'; '.join(error.complaints.values())}") from error
 
 
@@ -139,43 +174,46 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
     """Open the data sets once, before anything is trained on them.
 
     Raises:
-        ValueError: if one of them cannot be had, or does not have what the study asks for.
+        ValueError: if one of them cannot be read, or has too few images or no labels.
     """
-    for back in sorted({unit.back for unit in units}):
-        upstream, downstream = (recipe.downstream, recipe.upstream) if back else (recipe.upstream, recipe.downstream)
-        here = [unit for unit in units if unit.back == back]
-        labelled = bool(recipe.pretraining.evaluation.evaluators) or any(unit.arm == "supervised" for unit in here)
+    for swapped in sorted({unit.variant.swapped for unit in units}):
+        upstream, downstream = recipe.upstream, recipe.downstream
+        if swapped:
+            upstream, downstream = downstream, upstream
+        here = [unit for unit in units if unit.variant.swapped == swapped]
+        labelled = bool(recipe.pretraining.evaluation.evaluators)
+        labelled |= any(recipe.study.arm(unit.arm).role == "supervised" for unit in here)
         rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
         if recipe.pretraining.evaluation.evaluators:
             divided(recipe.pretraining.evaluation, rows)
-        if (most := max((unit.images or 0 for unit in here), default=0)) > len(rows):
+        if (most := max((unit.variant.images or 0 for unit in here), default=0)) > len(rows):
             raise recipe.study.error(images=f"{most} are more than the {len(rows)} images of {upstream.source}")
-        judged = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER)
+        evaluated = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER)
         if same_data(upstream, downstream):
-            _check_apart(rows, judged)
-        labels = judged.train.labels
+            _check_apart(rows, evaluated)
+        labels = evaluated.train.labels
         assert labels is not None
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{downstream.source} holds images of a single class: there is nothing to tell apart")
         _check_evaluation(recipe, labels)
 
 
-def _check_apart(rows: ImageTable, judged: Splits) -> None:
-    """Refuse to pre-train on images that representations are judged by.
+def _check_apart(rows: ImageTable, evaluated: Splits) -> None:
+    """Check that no image is in the upstream training split and in a downstream split too.
 
     Raises:
         ValueError: with how many there are.
     """
-    for part in judged:
+    for part in evaluated:
         if shared := len(np.intersect1d(rows.source_rows, part.source_rows)):
             raise ValueError(
                 f"{shared} of the {len(rows)} images to pre-train on ({rows.split}) are among the {len(part)} of "
-                f"{part.split} downstream, which representations are judged by; choose two data sets, or splits apart"
+                f"{part.split} downstream, and representations are evaluated on those; choose disjoint splits"
             )
 
 
 def _check_evaluation(recipe: GapRecipe, labels: Numbers) -> None:
-    """Refuse what there are too few labelled images for; every seed draws as many of each class.
+    """Check that there are enough labelled images; every seed draws as many of each class.
 
     Raises:
         SettingError: naming the setting and both numbers.
@@ -191,11 +229,11 @@ def _check_evaluation(recipe: GapRecipe, labels: Numbers) -> None:
 
 
 def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
-    """Run units in this process: 0, or the exit code of what was stopped."""
+    """Run units in this process: 0, or the exit code of a stop."""
     stop = StopRequest()
     for unit in units:
         path = _path(Path(recipe.output_dir), unit)
-        lock = FolderLock(path.parent, patience=PATIENCE)  # one whose study was killed is still saving
+        lock = FolderLock(path.parent, patience=PATIENCE)  # the worker of a killed study may still be saving
         if _outcome_of(recipe, unit):
             print(f"{unit}: done before")
             continue
@@ -217,7 +255,7 @@ def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
 
 
 def _evaluate(recipe: EvaluateRecipe, stop: StopRequest) -> int:
-    """Measure frozen features, if that is not done yet; a signal ends it at once, and it goes on with what is left."""
+    """Evaluate frozen features, if that is not done yet; a signal ends it at once, and the next call resumes."""
     if is_evaluated(recipe):
         return 0
     stop.forget()
@@ -227,50 +265,22 @@ def _evaluate(recipe: EvaluateRecipe, stop: StopRequest) -> int:
 
 
 def _outcome(recipe: GapRecipe, unit: Unit) -> dict[str, Any]:
-    """What a finished unit has to say, as JSON."""
+    """What `unit.json` holds: the recipes that the unit ran, all its numbers, and its picture."""
     recipes, home = recipes_of(recipe, unit), Path(recipe.output_dir) / str(unit)
-    outcome: dict[str, Any] = {"name": str(unit), **unit._asdict(), "pretraining": None, "evaluation": None}
-    outcome["recipes"] = recipes.plain()
-    if recipes.pretrain is not None:
-        run = home / "pretrain"
-        checkpoint = Checkpoints(run / "checkpoints", 2).newest(print)
-        assert checkpoint is not None
-        state, batch = checkpoint.state, recipes.pretrain.training.batch_size
-        metrics = read_metrics(run / "metrics.jsonl")
-        looks = [m for m in metrics if any(name.startswith(("validation/", "evaluation/")) for name in m)]
-        pictures = [m["reconstructions"] for m in metrics if "reconstructions" in m]
-        outcome["pretraining"] = {
-            "images_seen": checkpoint.step * batch,
-            "flops_per_image": state["flops_per_image"],
-            "seconds": state["progress"]["seconds"],
-            "rows": state["data"]["rows"],
-            "baselines": state["baselines"],
-            "curve": [
-                {name: value for name, value in look.items() if isinstance(value, int | float)} for look in looks
-            ],
-            "reconstructions": f"{unit}/pretrain/{pictures[-1]}" if pictures else None,
-        }
-    if recipes.evaluate is not None:
-        outcome["evaluation"] = json.loads((home / "evaluation" / "results.json").read_text())
-    outcome["finetuning"] = {fraction: _finetuned(each) for fraction, each in recipes.finetune.items()}
-    return outcome
-
-
-def _finetuned(recipe: FinetuneRecipe) -> dict[str, Any]:
-    """The results of a fine-tuning, and its accuracies on the dev split: after a search, of the run that was chosen."""
-    folder = Path(recipe.output_dir)
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    if results["search"]:
-        folder = folder / "search" / str(Candidate(**results["chosen"]))
-    looks = (m for m in read_metrics(folder / "metrics.jsonl") if "validation/accuracy" in m)
-    return results | {"curve": [{"samples": m["samples"], "accuracy": m["validation/accuracy"]} for m in looks]}
+    log = home / "pretrain" / "metrics.jsonl"
+    pictures = [m["reconstructions"] for m in read_metrics(log) if "reconstructions" in m] if recipes.pretrain else []
+    return {
+        "recipes": recipes.plain(),
+        "rows": [list(row) for row in results.unit_rows(unit, recipes, home)],
+        "reconstructions": f"{unit}/pretrain/{pictures[-1]}" if pictures else None,
+    }
 
 
 def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
-    """What a unit has to say, if it is finished.
+    """The results of a unit, if it is finished.
 
     Raises:
-        ValueError: if it was run with other settings, with what is different.
+        ValueError: if it ran with other settings, naming those.
     """
     path = _path(Path(recipe.output_dir), unit)
     if not path.is_file():
@@ -288,7 +298,7 @@ def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
         more = f"\n  and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ValueError(
             f"{path.parent} was run with other settings:\n{listed}{more}\n"
-            "give the same settings to go on with the study, or choose another output_dir"
+            "give the same settings to resume the study, or choose another output_dir"
         )
     return outcome
 

@@ -1,19 +1,26 @@
-"""What the `study:` part of a recipe can say."""
+"""Settings of a study."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from mpp.settings import Settings
-from mpp.study.arms import Arm
+from mpp.study.arms import PRESETS, Arm
 
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+
+Arms = Annotated[
+    Annotated[tuple[str, ...], Tag("names")] | Annotated[dict[Name, Arm | None], Tag("arms")],
+    Discriminator(lambda value: "arms" if isinstance(value, dict) else "names"),
+]
+"""Names of presets, or arms by name; what is wrong is then reported of the one that was given."""
 
 
 class OtherEncoder(Settings):
-    """A size of the encoder, or another network, as a study compares them."""
+    """Another size of the encoder, or another network."""
 
     name: str | None = None
     """Another timm model, e.g. `resnet18` with `arms: [supervised]`; null keeps the study's."""
@@ -27,18 +34,20 @@ class OtherEncoder(Settings):
     pool: Literal["token", "avg"] | None = None
     """null keeps the study's."""
 
-    arms: tuple[Arm, ...] | None = None
+    arms: tuple[str, ...] | None = None
     """The arms that are run with it; null takes `axis_arms`."""
 
 
 class StudySettings(Settings):
     """What is compared in a gap study."""
 
-    arms: tuple[Arm, ...] = (
+    arms: Arms = (
         "random", "scratch", "mean_color", "downsized", "full_patch", "mean_color_15", "supervised",
     )  # fmt: skip
-    """`random`: random weights, fine-tuned as all others are. `scratch`: fine-tuned from random weights on as many
-    images as pre-training and fine-tuning see together. `mean_color`, `downsized`, `full_patch`: masked patch
+    """Names of presets, or a mapping from names of your own to arms; null is the preset of that name, e.g.
+    `{random: null, mine: {title: my arm, objective: {kind: masked_patch}, optimizer: {lr: 3.0e-3}}}`.
+    Presets: `random`: random weights, fine-tuned as all others are. `scratch`: fine-tuned from random weights on as
+    many images as pre-training and fine-tuning see together. `mean_color`, `downsized`, `full_patch`: masked patch
     prediction of each target, `mean_color_15` with 15 % of the patches corrupted. `supervised`: classification of the
     upstream images."""
 
@@ -46,25 +55,26 @@ class StudySettings(Settings):
     """Each arm is run once with each; arms are compared seed by seed."""
 
     controls: bool = True
-    """Measure raw pixels and patch colours as frozen features too."""
+    """Evaluate raw pixels and patch colours as frozen features too."""
 
     both_ways: bool = False
-    """Do all of it again with upstream and downstream exchanged."""
+    """Run the study in the swapped direction too: upstream and downstream exchanged."""
 
     images: tuple[Count, ...] = ()
     """Besides all upstream images, pre-train on so many of them, for as many steps."""
 
-    sizes: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], OtherEncoder] = {}
+    sizes: dict[Name, OtherEncoder] = {}
     """Besides the study's encoder, others, each with a name for the report."""
 
-    axis_arms: tuple[Arm, ...] = ("mean_color", "supervised")
+    axis_arms: tuple[str, ...] = ("mean_color", "supervised")
     """The arms that are run for `images` and `sizes`."""
 
     scale: float = Field(default=1.0, gt=0)
-    """Multiplies the length of all training, and of its intervals and warm-ups: a study in small."""
+    """Multiplies the length of pre-training, with its intervals and warm-up. Fine-tuning keeps its length: shorten it
+    with `finetuning.training.duration`."""
 
     minutes: float | None = Field(default=None, gt=0)
-    """Stop, saved, after so long; the same command goes on. null does all of it at once."""
+    """Save and stop after so long; the same command resumes. null runs to the end."""
 
     parallel: int = Field(default=1, ge=1)
     """How many arms run at once, each on its share of this machine's cores and on the GPUs in turn; small networks
@@ -74,3 +84,26 @@ class StudySettings(Settings):
     only: tuple[str, ...] = ()
     """Run these alone, e.g. `[mean_color/seed-0]`, and write no report: so a study is spread over machines, and so
     each arm runs in a process of its own."""
+
+    @model_validator(mode="after")
+    def _arms_are_known(self) -> StudySettings:
+        asked = {"study.arms": tuple(self.arms), "study.axis_arms": self.axis_arms}
+        asked |= {f"study.sizes.{name}.arms": other.arms or () for name, other in self.sizes.items()}
+        for setting, names in asked.items():
+            for name in names:
+                if self.own(name) is None:
+                    own = self.arms if isinstance(self.arms, dict) else ()
+                    known = ", ".join(dict.fromkeys([*own, *PRESETS]))
+                    raise ValueError(f"{setting}: there is no arm {name!r}; known are {known}")
+        return self
+
+    def own(self, name: str) -> Arm | None:
+        """The arm of this name, of the study's own or a preset; None if there is none."""
+        own = self.arms.get(name) if isinstance(self.arms, dict) else None
+        return own or PRESETS.get(name)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        arm = self.own(name)
+        assert arm is not None  # which the validator has seen to
+        return arm

@@ -1,4 +1,4 @@
-"""The units of a gap study: an arm with a seed, in one of its variants; and the recipes that each of them runs."""
+"""The units of a study (an arm with a seed, in one variant), and the recipes that each unit runs."""
 
 from __future__ import annotations
 
@@ -6,57 +6,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpp.data.settings import LabelSettings
+from mpp.data.settings import DataSettings, LabelSettings
 from mpp.encoder.build import planned
 from mpp.encoder.settings import EncoderSettings
-from mpp.evaluation.controls import CONTROLS
-from mpp.evaluation.settings import FeatureSettings
-from mpp.objective.corruption import Corruption
-from mpp.objective.settings import MaskedPatchSettings, SupervisedSettings
-from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
+from mpp.evaluation.settings import CONTROLS, FeatureSettings, FewShotSettings
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, differences
 from mpp.settings import Duration, Settings
 from mpp.study.settings import OtherEncoder
 from mpp.training.settings import ComputeSettings, ReconstructionSettings
 
-OBJECTIVES: dict[str, Any] = {
-    "mean_color": MaskedPatchSettings(target=MeanColor()),
-    "downsized": MaskedPatchSettings(target=DownsizedPatch()),
-    "full_patch": MaskedPatchSettings(target=FullPatch()),
-    "mean_color_15": MaskedPatchSettings(target=MeanColor(), corruption=Corruption(fraction=0.15)),
-    "supervised": SupervisedSettings(),
-}
-"""The arms that pre-train, and how."""
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "training.micro_batch_size",
                    "training.compile", "features.batch_size", "journal.", "checkpoint.", "hub.")  # fmt: skip
 """Settings that may differ between a study and its resumption."""
+DRAWS = 1000
+"""Seeds of few-shot draws that each seed of a study has: seed s draws with 1000·s + r."""
+
+
+class Variant(NamedTuple):
+    """How a unit departs from the study's own settings."""
+
+    swapped: bool = False
+    """Upstream and downstream are exchanged."""
+    images: int | None = None
+    """Pre-training images; None is all of them."""
+    size: str | None = None
+    """Name of another encoder of `study.sizes`."""
 
 
 class Unit(NamedTuple):
-    """What one process does: pre-train (if the arm does), measure frozen features, fine-tune."""
+    """What one process does: pre-train (if the arm does), evaluate frozen features, fine-tune."""
 
     arm: str
     seed: int
-    back: bool = False
-    """Upstream and downstream are exchanged."""
-    images: int | None = None
-    size: str | None = None
-
-    @property
-    def variant(self) -> str:
-        """Where it departs from the study's own settings, as a folder name; empty if it does not."""
-        parts = ["back"] if self.back else []
-        parts += [f"images-{self.images}"] if self.images else []
-        return "/".join([*parts, *([f"size-{self.size}"] if self.size else [])])
+    variant: Variant = Variant()
 
     def __str__(self) -> str:
-        return "/".join(filter(None, (self.variant, self.arm, f"seed-{self.seed}")))
+        swapped, images, size = self.variant
+        parts = ["swapped" if swapped else "", f"images-{images}" if images else "", f"size-{size}" if size else ""]
+        return "/".join(filter(None, (*parts, self.arm, f"seed-{self.seed}")))
 
 
 @dataclass(frozen=True)
 class Recipes:
     """What a unit runs, in this order; None for what its arm leaves out."""
 
+    start: str
+    """Of the arm."""
     pretrain: PretrainRecipe | None
     evaluate: EvaluateRecipe | None
     finetune: dict[str, FinetuneRecipe]
@@ -69,13 +64,13 @@ class Recipes:
         return {name: each for name, each in stages.items() if each is not None}
 
     def plain(self) -> dict[str, Any]:
-        """All of them as JSON."""
-        return {name: each.model_dump(mode="json") for name, each in self.named().items()}
+        """All of it as JSON."""
+        return {"start": self.start, **{name: each.model_dump(mode="json") for name, each in self.named().items()}}
 
     def changes(self, before: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-        """What decides results and is not as it was: dotted name, value then, value now.
+        """Settings that decide results and have changed: dotted name, value then, value now.
 
-        Recipes of an earlier version are read as its settings meant: what has been added since has its default.
+        Settings that were added to the package since have their defaults.
 
         Args:
             before: what `plain` gave then.
@@ -84,7 +79,11 @@ class Recipes:
             ValueError: if these are no recipes of this version.
         """
         now, found = self.named(), []
+        if before["start"] != self.start:
+            found.append(("start", before["start"], self.start))
         for name in dict.fromkeys([*before, *now]):
+            if name == "start":
+                continue
             if name not in before or name not in now:
                 found.append((name, *("asked for" if name in each else "not asked for" for each in (before, now))))
                 continue
@@ -95,65 +94,62 @@ class Recipes:
 
 
 def units_of(recipe: GapRecipe) -> list[Unit]:
-    """Everything that a study has to run, seed by seed, so that a study that is cut off can already be read."""
+    """All units of a study, seed by seed, so that an interrupted study can already be read."""
     study = recipe.study
     found: list[Unit] = []
-    for back in (False, True) if study.both_ways else (False,):
-        for seed in study.seeds:  # of the controls too: it decides which labelled images there are
-            found += [Unit(control, seed, back) for control in CONTROLS] if study.controls else []
-            found += [Unit(arm, seed, back) for arm in study.arms]
-            pretrained = [arm for arm in study.axis_arms if arm in OBJECTIVES]
-            found += [Unit(arm, seed, back, images) for images in study.images for arm in pretrained]
+    for swapped in (False, True) if study.both_ways else (False,):
+        for seed in study.seeds:  # controls too: the seed decides which labelled images there are, and the shots
+            found += [Unit(arm, seed, Variant(swapped)) for arm in (*(CONTROLS if study.controls else ()), *study.arms)]
+            pretrained = [arm for arm in study.axis_arms if study.arm(arm).objective is not None]
+            found += [Unit(arm, seed, Variant(swapped, images)) for images in study.images for arm in pretrained]
             for size, other in study.sizes.items():
-                found += [Unit(arm, seed, back, None, size) for arm in (other.arms or study.axis_arms)]
-    return found
+                found += [Unit(arm, seed, Variant(swapped, None, size)) for arm in (other.arms or study.axis_arms)]
+    return list(dict.fromkeys(found))
 
 
 def unit_named(recipe: GapRecipe, name: str) -> Unit:
-    """The unit that is written like this.
+    """The unit of this name.
 
     Raises:
         ValueError: if the study has no such unit.
     """
     known = {str(unit): unit for unit in units_of(recipe)}
     if name not in known:
-        raise ValueError(f"study.only {name!r} is none of the study's: {', '.join(known)}")
+        raise ValueError(f"study.only: there is no unit {name!r}; this study has {', '.join(known)}")
     return known[name]
 
 
 def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
     """The recipes of a unit, in its folder."""
     folder = Path(recipe.output_dir) / str(unit)
-    scale = recipe.study.scale
+    arm, (swapped, images, size) = recipe.study.arm(unit.arm), unit.variant
     upstream, downstream = recipe.upstream, recipe.downstream
-    if unit.back:
+    if swapped:
         upstream, downstream = downstream, upstream
-    encoder = recipe.encoder
-    if unit.size:
-        encoder = _other(encoder, recipe.study.sizes[unit.size])
-    start: Any = encoder
+    encoder = _other(recipe.encoder, recipe.study.sizes[size]) if size else recipe.encoder
+    start = encoder if arm.start == "random" else _changed(encoder, source=arm.start)
     pretrain = None
-    if unit.arm in OBJECTIVES:
-        if unit.images:
-            upstream = _changed(upstream, images=unit.images)
-        part = recipe.pretraining
+    if arm.objective is not None:
+        part, scale = recipe.pretraining, recipe.study.scale
+        scaled_parts = {n: scaled(getattr(part, n), scale) for n in ("training", "validation", "checkpoint")}
         pretrain = PretrainRecipe(
             command="pretrain",
             seed=unit.seed,
             output_dir=str(folder / "pretrain"),
-            data=upstream,
-            encoder=encoder,
-            objective=OBJECTIVES[unit.arm],
-            training=scaled(part.training, scale),
+            data=_changed(upstream, images=images) if images else upstream,
+            encoder=start,
+            objective=arm.objective,
+            optimizer=scaled(arm.optimizer_of(part.optimizer), scale),
             evaluation=scaled(part.evaluation, scale),
-            **_scaled_parts(part, scale),
+            **scaled_parts,
             reconstructions=ReconstructionSettings(every=Duration(steps=0)),
         )
         start = _changed(encoder, source=str(folder / "pretrain"))
-    if unit.arm in CONTROLS:
-        start = _changed(encoder, source=unit.arm, patch_size=_patch_size(encoder, downstream.image_size))
+    control = arm.role == "control"
+    if control:
+        start = _changed(start, patch_size=_patch_size(encoder, downstream.image_size))
     evaluate = None
-    if unit.arm != "scratch":
+    if arm.role != "scratch":
         part = recipe.evaluation
         evaluate = EvaluateRecipe(
             command="evaluate",
@@ -162,34 +158,47 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
             data=downstream,
             labels=_changed(part.labels, seed=unit.seed),
             encoder=start,
-            features=part.features if unit.arm not in CONTROLS else FeatureSettings(),
-            few_shot=part.few_shot,
+            features=FeatureSettings() if control else part.features,
+            few_shot=_draws(part.few_shot, unit.seed),
             knn=part.knn,
             linear_probe=part.linear_probe,
             by_depth=part.by_depth,
             compute=_compute(recipe),
         )
-    finetune: dict[str, FinetuneRecipe] = {}
-    for fraction in recipe.finetuning.fractions if unit.arm not in CONTROLS else ():
-        part = recipe.finetuning
-        training = scaled(part.training, scale)
-        if unit.arm == "scratch":  # it sees as many images as the others do in both trainings
-            longer = scaled(recipe.pretraining.training, scale)
-            training = _changed(training, duration=_together(training, longer))
-        finetune[f"{fraction:g}"] = FinetuneRecipe(
-            command="finetune",
-            seed=unit.seed,
-            output_dir=str(folder / f"finetune-{fraction:g}"),
-            data=downstream,
-            labels=LabelSettings(fraction=fraction, dev=part.dev, seed=unit.seed),  # other images for every seed
-            encoder=_changed(start, drop_path=part.drop_path),
-            objective=part.objective,
-            augmentation=part.augmentation,
-            training=training,
-            search=part.search,
-            **_scaled_parts(part, scale),
-        )
-    return Recipes(pretrain, evaluate, finetune)
+    fractions = () if control else recipe.finetuning.fractions
+    finetune = {f"{fraction:g}": _finetune(recipe, unit, start, downstream, fraction) for fraction in fractions}
+    return Recipes(arm.start, pretrain, evaluate, finetune)
+
+
+def _finetune(
+    recipe: GapRecipe, unit: Unit, start: EncoderSettings, downstream: DataSettings, fraction: float
+) -> FinetuneRecipe:
+    part = recipe.finetuning
+    training = part.training
+    if recipe.study.arm(unit.arm).budget == "total":
+        before = scaled(recipe.pretraining.training, recipe.study.scale)
+        training = _changed(training, duration=_together(training, before))
+    dev = part.dev if part.search.is_asked_for else 0.0  # nothing else is chosen: train on all labelled images
+    return FinetuneRecipe(
+        command="finetune",
+        seed=unit.seed,
+        output_dir=str(Path(recipe.output_dir) / str(unit) / f"finetune-{fraction:g}"),
+        data=downstream,
+        labels=LabelSettings(fraction=fraction, dev=dev, seed=unit.seed),
+        encoder=_changed(start, drop_path=part.drop_path),
+        objective=part.objective,
+        augmentation=part.augmentation,
+        training=training,
+        search=part.search,
+        optimizer=part.optimizer,
+        validation=part.validation,
+        checkpoint=part.checkpoint,
+    )
+
+
+def _draws(settings: FewShotSettings | None, seed: int) -> FewShotSettings | None:
+    """The few-shot draws of one seed of the study, which no other seed has."""
+    return settings and _changed(settings, seeds=tuple(DRAWS * seed + draw for draw in settings.seeds))
 
 
 def _patch_size(encoder: EncoderSettings, image_size: int) -> int | None:
@@ -209,11 +218,6 @@ def scaled(settings: Any, factor: float) -> Any:
     """Settings with all their durations times a factor."""
     durations = {name: getattr(settings, name) for name in type(settings).model_fields}
     return _changed(settings, **{n: d.scaled(factor) for n, d in durations.items() if isinstance(d, Duration)})
-
-
-def _scaled_parts(part: Any, factor: float) -> dict[str, Any]:
-    """What pre-training and fine-tuning have alike besides the training itself."""
-    return {name: scaled(getattr(part, name), factor) for name in ("optimizer", "validation", "checkpoint")}
 
 
 def _together(finetuning: Any, pretraining: Any) -> Duration:

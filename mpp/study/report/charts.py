@@ -1,57 +1,70 @@
-"""Small figures as SVG that takes its colours and fonts from the page around it. Imports matplotlib."""
+"""The figures of the report as SVG. Imports matplotlib."""
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import blended_transform_factory
 
-from mpp.study.report.palette import BAND, INK, MUTED, PAPER, RULE, STROKED, look_of
-from mpp.study.report.svg import inline
-from mpp.study.report.tables import signed
+from mpp.study.claims import OPEN, signed
+from mpp.study.results import Measure
 
 Runs = list[list[tuple[float, float]]]
 """A curve for each seed: points (x, y), ascending in x."""
 WIDTH = 4.0
-"""Inches; the page shows about 1.3 CSS pixels for each of its 72 points."""
+"""Inches."""
+INK, MUTED, RULE, BAND = "#101112", "#626364", "#d9dadb", "#f2f3f4"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mpp",
     "text.parse_math": False,
     "font.size": 10,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
     "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": RULE,
     "grid.linewidth": 0.6,
-    "lines.solid_capstyle": "round",
     "lines.scale_dashes": True,
 }
+
+
+class Look(NamedTuple):
+    """How an arm is drawn, the same in every figure of a page."""
+
+    color: str
+    marker: str
+    """By matplotlib's name."""
+    symbol: str
+    """The same marker as text, for legends."""
+    dashes: tuple[float, ...] = ()
+
+
+# After Okabe and Ito (2008), darkened until each has a contrast of 3 : 1 with white.
+LOOKS = (
+    Look("#767676", "X", "✖", (1, 1.2)),
+    Look("#8a6d00", "v", "▼", (5, 1.5, 1, 1.5)),
+    Look("#0072b2", "o", "●"),
+    Look("#008f68", "s", "■", (6, 1.5)),
+    Look("#b8568d", "^", "▲", (3, 1.2)),
+    Look("#d55e00", "P", "✚"),
+    Look("#2b8fc9", "D", "◆", (1.5, 1)),
+    Look("#6b5344", "p", "⬟", (1, 2.5)),
+    Look("#4f5d63", "d", "♦", (2, 2.5)),
+    Look("#5b5b8c", "*", "★", (4, 2)),
+)
 
 
 @dataclass(frozen=True)
@@ -59,21 +72,23 @@ class Panel:
     """A figure for the page."""
 
     title: str
-    svg: Markup
+    source: str
+    """SVG as a data URI."""
+    description: str
     arms: tuple[str, ...]
     """What the legend must explain."""
 
 
-@dataclass
 class Charts:
-    """Draws the figures of one page; the ids inside each are its own.
+    """Draws the figures of one page.
 
     Args:
-        titles: of the arms.
+        titles: of the arms, in their order.
     """
 
-    titles: Mapping[str, str]
-    _numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    def __init__(self, titles: Mapping[str, str]) -> None:
+        self.titles = titles
+        self.looks = {arm: LOOKS[number % len(LOOKS)] for number, arm in enumerate(titles)}
 
     def lines(
         self,
@@ -103,7 +118,7 @@ class Charts:
             return None
         with _style():
             figure, axes = _frame(2.9, left=0.68)
-            ends = [_draw_arm(axes, arm, runs) for arm, runs in curves.items()]
+            ends = [_draw_arm(axes, self.looks[arm], runs) for arm, runs in curves.items()]
             axes.set(xlabel=x, ylabel=y)
             if limits is not None:
                 axes.set_ylim(*limits)
@@ -111,7 +126,7 @@ class Charts:
             _draw_levels(axes, levels or {})
             axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             what = "; ".join(
-                f"{self._name(arm)} {end[1]:.3g} at {categories[int(end[0])] if categories else _short(end[0])}"
+                f"{self.titles[arm]} {end[1]:.3g} at {categories[int(end[0])] if categories else _short(end[0])}"
                 for arm, end in zip(curves, ends, strict=True)
             )
             return self._panel(figure, title, f"{y} against {x}. Last points: {what}.", tuple(curves))
@@ -121,13 +136,14 @@ class Charts:
 
         Args:
             title: which difference is shown.
-            claims: with `metric`, `mean`, `low`, `high`, `verdict`.
+            claims: of two arms, as JSON.
             arms: the one that each claim is about, and by which it is coloured.
         """
         shown = [(c, arm) for c, arm in zip(claims, arms, strict=True) if _is_number(c["mean"], c["low"], c["high"])]
         if not shown:
             return None
-        metrics = list(dict.fromkeys(claim["metric"] for claim, _ in shown))
+        named = [Measure(c["evaluator"], c["setting"], c["layer"]).title for c, _ in shown]
+        metrics = list(dict.fromkeys(named))
         kinds = [arm for arm in self.titles if any(arm == other for _, other in shown)]
         step = min(0.8 / len(kinds), 0.3)
         with _style():
@@ -138,30 +154,29 @@ class Charts:
             for row in range(0, len(metrics), 2):
                 axes.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
             axes.axvline(0, color=INK, linewidth=1, zorder=1)
-            for claim, arm in shown:
-                at = metrics.index(claim["metric"]) + step * (kinds.index(arm) - (len(kinds) - 1) / 2)
-                _draw_interval(axes, arm, at, claim, low, high)
+            for name, (claim, arm) in zip(named, shown, strict=True):
+                at = metrics.index(name) + step * (kinds.index(arm) - (len(kinds) - 1) / 2)
+                _draw_interval(axes, self.looks[arm], at, claim, low, high)
             axes.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
             axes.set_ylim(len(metrics) - 0.5, -0.5)
-            axes.set_yticks(range(len(metrics)), [_broken(metric) for metric in metrics])
+            axes.set_yticks(range(len(metrics)), [metric.replace(", ", ",\n") for metric in metrics])
             axes.tick_params(axis="y", length=0)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, "g")))
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             axes.set_xlabel("difference in accuracy, points")
             what = "; ".join(
-                f"{claim['metric']}, {self._name(arm)}: {signed(100 * claim['mean'])} "
+                f"{name}, {self.titles[arm]}: {signed(100 * claim['mean'])} "
                 f"[{signed(100 * claim['low'])}, {signed(100 * claim['high'])}]"
-                for claim, arm in shown
+                for name, (claim, arm) in zip(named, shown, strict=True)
             )
             return self._panel(figure, title, what, tuple(kinds))
 
-    def _name(self, arm: str) -> str:
-        return self.titles.get(arm, arm)
-
     def _panel(self, figure: Figure, title: str, description: str, arms: tuple[str, ...]) -> Panel:
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        return Panel(title, inline(text.getvalue(), f"f{next(self._numbers)}", title, description), arms)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return Panel(
+            title, f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}", description, arms
+        )
 
 
 @contextmanager
@@ -178,8 +193,6 @@ def _frame(height: float, left: float) -> tuple[Figure, Axes]:
     figure = Figure((WIDTH, height))
     margins = {"left": left / WIDTH, "right": 1 - 0.15 / WIDTH, "bottom": 0.5 / height, "top": 1 - 0.08 / height}
     axes = figure.subplots(gridspec_kw=margins)
-    sideways = blended_transform_factory(figure.transFigure, axes.transAxes)
-    axes.yaxis.set_label_coords(0.15 / WIDTH, 0.5, transform=sideways)
     return figure, axes
 
 
@@ -199,16 +212,14 @@ def _mean(runs: Runs) -> list[tuple[float, float]]:
     return [(x, float(np.mean([run[x] for run in by_seed if x in run]))) for x in sorted(places)]
 
 
-def _draw_arm(axes: Axes, arm: str, runs: Runs) -> tuple[float, float]:
+def _draw_arm(axes: Axes, look: Look, runs: Runs) -> tuple[float, float]:
     """Draw an arm's lines; the last point of its mean."""
-    look, mean = look_of(arm), _mean(runs)
+    mean = _mean(runs)
     for run in runs if len(runs) > 1 else ():
-        axes.plot(*zip(*run, strict=True), color=look.light, linewidth=0.7, alpha=0.45, zorder=2)
+        axes.plot(*zip(*run, strict=True), color=look.color, linewidth=0.7, alpha=0.45, zorder=2)
     (line,) = axes.plot(
-        *zip(*mean, strict=True), color=look.light, linewidth=1.7, marker=look.marker, zorder=3,
-        markersize=6.5 if look.marker == "P" else 5,
-        markeredgewidth=1.4 if look.marker in STROKED else 0.5, markevery=max(len(mean) // 8, 1),
-        markeredgecolor=look.light if look.marker in STROKED else PAPER,
+        *zip(*mean, strict=True), color=look.color, linewidth=1.7, marker=look.marker, markersize=5, zorder=3,
+        markeredgecolor="white", markeredgewidth=0.5, markevery=max(len(mean) // 8, 1),
     )  # fmt: skip
     if look.dashes:
         line.set_dashes(look.dashes)
@@ -220,15 +231,13 @@ def _x_axis(axes: Axes, curves: Mapping[str, Runs], log: bool, categories: Seque
     if categories:
         axes.set_xticks(range(len(categories)), [textwrap.shorten(name, 16) for name in categories])
         axes.set_xlim(-0.3, len(categories) - 0.7)
-    elif log and values[0] > 0:
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=all(x == int(x) for x in values)))
+    if log and values[0] > 0:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(FixedLocator(values) if len(values) <= 6 else LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    else:
-        whole = all(x == int(x) for x in values)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
 
 def _draw_levels(axes: Axes, levels: Mapping[str, float | None]) -> None:
@@ -257,23 +266,18 @@ def _edges(claims: Sequence[dict[str, Any]]) -> tuple[float, float]:
     return max(min(0.0, *lows), -most), min(max(0.0, *highs), most)
 
 
-def _draw_interval(axes: Axes, arm: str, at: float, claim: dict[str, Any], least: float, most: float) -> None:
+def _draw_interval(axes: Axes, look: Look, at: float, claim: dict[str, Any], least: float, most: float) -> None:
     """A point with whiskers; a whisker that leaves the axis ends in an arrow."""
-    look, (low, mean, high) = look_of(arm), [100 * claim[name] for name in ("low", "mean", "high")]
-    axes.plot([max(low, least), min(high, most)], [at, at], color=look.light, linewidth=1.5, zorder=2)
+    low, mean, high = (100 * claim[name] for name in ("low", "mean", "high"))
+    axes.plot([max(low, least), min(high, most)], [at, at], color=look.color, linewidth=1.5, zorder=2)
     if low < least:
-        axes.plot(least, at, "<", color=look.light, markersize=4.5, zorder=2)
+        axes.plot(least, at, "<", color=look.color, markersize=4.5, zorder=2)
     if high > most:
-        axes.plot(most, at, ">", color=look.light, markersize=4.5, zorder=2)
+        axes.plot(most, at, ">", color=look.color, markersize=4.5, zorder=2)
     axes.plot(
-        mean, at, look.marker, color=look.light, markersize=5.5, zorder=3, markeredgewidth=1.2,
-        markerfacecolor=PAPER if claim["verdict"] == "not resolved" else look.light,
+        mean, at, look.marker, color=look.color, markersize=5.5, zorder=3, markeredgewidth=1.2,
+        markerfacecolor="white" if claim["verdict"] == OPEN else look.color,
     )  # fmt: skip
-
-
-def _broken(name: str) -> str:
-    """The name of a metric on two lines, where it has a comma."""
-    return name.replace(", ", ",\n")
 
 
 def _short(value: float) -> str:

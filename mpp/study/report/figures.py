@@ -2,164 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from mpp.evaluation.controls import CONTROLS
-from mpp.study.arms import MPP
-from mpp.study.report import series
-from mpp.study.report.charts import Charts, Panel
-from mpp.study.report.palette import Key, key
-from mpp.study.report.series import Curves, Unit
-from mpp.study.report.tables import DEFAULT
+from mpp.study.claims import variant_title
+from mpp.study.report.charts import Charts, Look, Panel, Runs
+from mpp.study.results import Cells, Measure, Row, measures, select
+from mpp.study.units import Variant
 
 SEEN = "images seen in pre-training"
 ACCURACY = "accuracy, %"
+POOLS = {"token": "class token", "avg": "mean of patches", "both": "token and mean"}
+Curves = dict[str, Runs]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Panels beside each other under one legend."""
+    """Panels beside each other under one legend: the title and look of each arm."""
 
     panels: Sequence[Panel]
-    legend: Sequence[Key]
+    legend: Sequence[tuple[str, Look]]
 
 
 class Figures:
-    """The figures of one page.
+    """The figures of one variant of a study; every one is a query of its rows.
 
     Args:
-        titles: of the arms.
+        charts: of the page.
+        arms: `title` and `role` of each arm.
+        rows: of one variant.
+        chance: downstream accuracy by guessing, per cent.
     """
 
-    def __init__(self, titles: Mapping[str, str]) -> None:
-        self.titles, self._charts = titles, Charts(titles)
+    def __init__(
+        self, charts: Charts, arms: Mapping[str, Mapping[str, str]], rows: Sequence[Row], chance: float | None
+    ) -> None:
+        self.charts, self.arms, self.rows, self.chance = charts, arms, rows, chance
+        self.shares = sorted({row.setting or 0 for row in select(rows, evaluator="finetune", metric="accuracy")})
 
-    def by_labels(self, table: dict[str, Any], chance: float | None) -> Group | None:
+    def by_labels(self) -> Group | None:
         """Accuracy against the number of labels: few-shot, and fine-tuned."""
-        kinds = (
-            ("Few-shot, frozen features", r"(\d+)-shot", "labelled images of each class"),
-            ("Fine-tuned", r"fine-tuned, (\S+) % of labels", "labels used, %"),
+        few = self._curves(select(self.rows, evaluator="few_shot", layer="chosen", metric="accuracy"), _setting)
+        tuned = self._curves(select(self.rows, evaluator="finetune", metric="accuracy"), lambda r: 100 * _setting(r))
+        kinds = (("Few-shot, frozen features", few, "labelled images of each class"),
+                 ("Fine-tuned", tuned, "labels used, %"))  # fmt: skip
+        return self._group(
+            self._accuracy(title, curves, x=x, log=True) for title, curves, x in kinds if _has_lines(curves)
         )
-        panels = []
-        for title, pattern, x in kinds:
-            places = series.numbered(table, pattern)
-            if len(places) > 1:
-                panels.append(self._accuracy(title, series.along(places), x=x, chance=chance, log=True))
-        return self._group(panels)
 
     def forest(self, claims: Sequence[dict[str, Any]]) -> Group | None:
         """Each claim of two arms with its interval: what is gained over each floor, and what is missing."""
         kinds: dict[str, list[tuple[dict[str, Any], str]]] = {}
         for claim in claims:
-            if "mean" in claim and not claim["metric"].endswith(DEFAULT):
+            if "mean" in claim and claim["layer"] != "default":
                 title, arm = self._comparison(*claim["arms"])
                 kinds.setdefault(title, []).append((claim, arm))
-        first = sorted(kinds.items(), key=lambda item: not item[0].startswith("Supervised"))
-        return self._group(self._charts.forest(title, *zip(*pairs, strict=True)) for title, pairs in first)
+        return self._group(self.charts.forest(title, *zip(*pairs, strict=True)) for title, pairs in kinds.items())
 
     def _comparison(self, lower: str, higher: str) -> tuple[str, str]:
-        """The panel that a claim belongs to, and the arm that it is coloured by."""
-        if higher == "supervised":
-            return "Supervised − MPP", lower
-        if lower in CONTROLS or lower in MPP:
-            others = "controls" if lower in CONTROLS else "other MPP"
-            return f"{self.titles.get(higher, higher)} − {others}", lower
-        return f"MPP − {self.titles.get(lower, lower)}", higher
+        """The panel of a claim, and the arm whose colour it has."""
+        low, high = self.arms[lower], self.arms[higher]
+        if low["role"] in ("random", "scratch"):
+            return f"Self-supervised − {low['title']}", higher
+        others = {"control": "controls", "self-supervised": "others"}.get(low["role"], low["title"])
+        if high["role"] == "supervised":
+            others = "self-supervised"
+        return f"{high['title']} − {others}", lower
 
-    def losses(self, units: Sequence[Unit]) -> Group | None:
+    def losses(self) -> Group | None:
         """Held-out loss during pre-training, a panel for each arm: their losses are not comparable."""
         panels = []
-        for arm in self.titles:
-            own = [unit for unit in units if unit["arm"] == arm]
-            name = series.loss_name(arm, own)
-            kind = "squared error" if arm == "full_patch" else "loss in nats"
-            where = ", masked patches" if name.endswith("_mask") else ""
-            found = self._by_arm(own, lambda unit, name=name: series.looks(unit, name))
-            levels = series.baselines(own, arm)
-            title = self.titles[arm]
-            panels.append(self._charts.lines(title, found, x=SEEN, y=f"{kind}{where}", levels=levels))
+        for arm, about in self.arms.items():
+            own = select(self.rows, arm=arm, evaluator="pretrain")
+            masked = select(own, metric="validation_loss_mask")  # without kept patches, which leak their answer
+            names = {"baseline_histogram": "label frequencies", "baseline_neighbours": "visible neighbours"}
+            levels = {title: mean(row.value for row in select(own, metric=name)) for name, title in names.items()}
+            curves = self._curves(masked or select(own, metric="validation_loss"), _samples, factor=1)
+            y = "loss, masked patches" if masked else "loss"
+            panels.append(self.charts.lines(about["title"], curves, x=SEEN, y=y, levels=levels))
         return self._group(panels)
 
-    def in_training(self, units: Sequence[Unit], names: Sequence[str], *, compute: bool = False) -> Group | None:
-        """Accuracies on upstream images during pre-training, a panel for each name."""
-        x = "pre-training compute, FLOPs" if compute else SEEN
-        levels = series.upstream_chance(units)
+    def in_training(self, *, compute: bool = False) -> Group | None:
+        """Accuracies on upstream images during pre-training, a panel for each evaluator and pooling."""
+        found = select(self.rows, metric="upstream_accuracy")
+        cost = {(r.arm, r.seed): r.value for r in select(self.rows, metric="flops_per_image")}
+        panels = []
+        for evaluator, setting, pool in dict.fromkeys((r.evaluator, r.setting, r.pool) for r in found):
+            here = select(found, evaluator=evaluator, setting=setting, pool=pool)
+            at = (lambda r: cost.get((r.arm, r.seed), 0.0) * _samples(r)) if compute else _samples
+            title = f"{Measure(evaluator, setting).title}, {POOLS.get(pool or '', pool)}"
+            x = "pre-training compute, FLOPs" if compute else SEEN
+            panels.append(self._accuracy(title, self._curves(here, at), x=x, chance=None))
+        return self._group(panels)
+
+    def tuning(self) -> Group | None:
+        """Accuracy on the dev split while fine-tuning, where a search has one."""
+        found = select(self.rows, evaluator="finetune", metric="dev_accuracy")
         return self._group(
-            self._accuracy(
-                series.look_title(name),
-                self._by_arm(units, partial(series.looks, name=name, compute=compute, factor=100)),
-                x=x,
-                chance=levels,
-            )
-            for name in names
+            self._accuracy(_labels(share), self._curves(select(found, setting=share), _samples), x="images seen")
+            for share in self.shares
         )
 
-    def tuning(self, units: Sequence[Unit], chance: float | None) -> Group | None:
-        """Accuracy on the dev split while fine-tuning, a panel for each share of the labels."""
+    def spent(self) -> Group | None:
+        """Test accuracy after fine-tuning against the cost of all training, searches included."""
         panels = []
-        for share in series.fractions(units):
-            found = self._by_arm(units, partial(series.tuning, fraction=share))
-            ends = [run[-1][0] for runs in found.values() for run in runs]
-            log = bool(ends) and max(ends) > 3 * min(ends)
-            title, x = f"{100 * float(share):g} % of the labels", "images seen in fine-tuning"
-            panels.append(self._accuracy(title, found, x=x, chance=chance, log=log))
+        for share in self.shares:
+            for metric, x in (("images_seen", "images seen in all training"), ("flops", "FLOPs of all training")):
+                total: dict[tuple[str, int], float] = {}
+                for row in select(self.rows, metric=metric):
+                    if row.evaluator == "pretrain" or row.setting == share:
+                        total[row.arm, row.seed] = total.get((row.arm, row.seed), 0.0) + row.value
+                found = select(self.rows, evaluator="finetune", setting=share, metric="accuracy")
+                curves = self._curves(found, lambda r, total=total: total[r.arm, r.seed])
+                panels.append(self._accuracy(_labels(share), curves, x=x))
         return self._group(panels)
 
-    def spent(self, units: Sequence[Unit], chance: float | None) -> Group | None:
-        """Test accuracy after fine-tuning against everything that training took: images, and operations."""
+    def depth(self) -> Group | None:
+        """Accuracy on the dev split by block, a panel for each evaluator and pooling."""
+        found = [row for row in select(self.rows, metric="dev_accuracy") if row.block is not None]
         panels = []
-        for share in series.fractions(units):
-            for compute, x in ((False, "images seen in all training"), (True, "operations of all training, FLOPs")):
-                found = self._by_arm(units, partial(series.spent, fraction=share, compute=compute))
-                title = f"{100 * float(share):g} % of the labels"
-                panels.append(self._accuracy(title, found, x=x, chance=chance))
+        for evaluator, pool in dict.fromkeys((row.evaluator, row.pool) for row in found):
+            curves = self._curves(select(found, evaluator=evaluator, pool=pool), lambda r: float(r.block or 0))
+            if _has_lines(curves):
+                title = f"{evaluator.replace('_', ' ')}, {POOLS.get(pool or '', pool)}"
+                panels.append(self._accuracy(title, curves, x="block"))
         return self._group(panels)
 
-    def depth(self, units: Sequence[Unit], chance: float | None) -> Group | None:
-        """Accuracy on the dev split by block, a panel for each evaluator and pooling; poolings share their y axis."""
-        names = {"few_shot": "few-shot", "knn": "kNN", "linear_probe": "linear probe"}
-        found = {
-            (evaluator, pool): self._by_arm(units, partial(series.depth, evaluator=evaluator, pool=pool))
-            for evaluator, pool in series.depth_panels(units)
-        }
+    def axis(self, variants: Sequence[tuple[float, Variant, Cells]], x: str, *, named: bool) -> Group | None:
+        """Accuracy over variants of the study, a panel for each measure, of the arms that have variants."""
         panels = []
-        for (evaluator, pool), lines in found.items():
-            alike = [runs for (other, _), arms in found.items() if other == evaluator for runs in arms.values()]
-            values = [y for runs in alike for run in runs for _, y in run] + ([chance] if chance else [])
-            room = 0.06 * ((max(values) - min(values)) or 1.0)
-            title = f"{names.get(evaluator, evaluator)}, {series.pool_title(pool)}"
-            limits = (min(values) - room, max(values) + room)
-            panels.append(self._accuracy(title, lines, x="block", chance=chance, limits=limits))
+        known = dict.fromkeys(measure for _, _, cells in variants for measure in measures(cells))
+        categories = [variant_title(v) or "the study's" for _, v, _ in variants] if named else []
+        for measure in known:
+            curves: Curves = {}
+            for arm in self.arms:
+                points: dict[int, list[tuple[float, float]]] = {}
+                for place, _, cells in variants:
+                    for seed, value in cells.get(arm, {}).get(measure, {}).items():
+                        points.setdefault(seed, []).append((place, 100 * value))
+                if any(len(run) > 1 for run in points.values()):
+                    curves[arm] = list(points.values())
+            panels.append(self._accuracy(measure.title, curves, x=x, log=True, categories=categories))
         return self._group(panels)
 
-    def axis(
-        self,
-        tables: Mapping[float, dict[str, Any]],
-        metrics: Sequence[str],
-        chance: float | None,
-        x: str,
-        categories: Sequence[str] = (),
-    ) -> Group | None:
-        """Accuracy over variants of the study, a panel for each metric, of the arms that have variants."""
-        panels = []
-        for metric in metrics:
-            lines = series.along((place, table, metric) for place, table in tables.items())
-            lines = {arm: runs for arm, runs in lines.items() if any(len(run) > 1 for run in runs)}
-            panels.append(self._accuracy(metric, lines, x=x, chance=chance, log=True, categories=categories))
-        return self._group(panels)
+    def _curves(self, rows: Iterable[Row], x: Callable[[Row], float], factor: float = 100) -> Curves:
+        """The points (x, value) by arm and seed."""
+        found: dict[str, dict[int, list[tuple[float, float]]]] = {arm: {} for arm in self.arms}
+        for row in rows:
+            found[row.arm].setdefault(row.seed, []).append((x(row), factor * row.value))
+        return {arm: [sorted(run) for run in seeds.values()] for arm, seeds in found.items() if seeds}
 
-    def _accuracy(self, title: str, lines: Curves, *, x: str, chance: float | None, **more: Any) -> Panel | None:
-        return self._charts.lines(title, lines, x=x, y=ACCURACY, levels={"chance": chance}, **more)
+    def _accuracy(self, title: str, curves: Curves, *, x: str, **more: Any) -> Panel | None:
+        levels = {"chance": more.pop("chance", self.chance)}
+        return self.charts.lines(title, curves, x=x, y=ACCURACY, levels=levels, **more)
 
-    def _by_arm(self, units: Sequence[Unit], points: Callable[[Unit], list[tuple[float, float]]]) -> Curves:
-        return series.by_arm(units, self.titles, points)
-
-    def _group(self, panels: Any) -> Group | None:
+    def _group(self, panels: Iterable[Panel | None]) -> Group | None:
         kept = [panel for panel in panels if panel is not None]
-        arms = {arm for panel in kept for arm in panel.arms}
-        ordered = [*(arm for arm in self.titles if arm in arms), *sorted(arms - {*self.titles})]
-        legend = [key(arm, self.titles.get(arm, arm)) for arm in ordered]
+        shown = {arm for panel in kept for arm in panel.arms}
+        legend = [(about["title"], self.charts.looks[arm]) for arm, about in self.arms.items() if arm in shown]
         return Group(kept, legend) if kept else None
+
+
+def _setting(row: Row) -> float:
+    return row.setting or 0.0
+
+
+def _samples(row: Row) -> float:
+    return float(row.samples or 0)
+
+
+def _labels(share: float) -> str:
+    return f"{100 * share:g} % of the labels"
+
+
+def _has_lines(curves: Curves) -> bool:
+    return any(len(run) > 1 for runs in curves.values() for run in runs)
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """The mean; None of nothing."""
+    kept = list(values)
+    return sum(kept) / len(kept) if kept else None

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mpp.evaluation.controls import CONTROLS
-from mpp.study.arms import MPP
-from mpp.study.report.palette import Key, key
-from mpp.study.report.series import Unit, Variant, fractions, mean, pool_title, scores
+from mpp.study.claims import OPEN, REVERSE, SHOWN, signed, variant_title
+from mpp.study.report.figures import POOLS, mean
+from mpp.study.results import Cells, Measure, Row, measures, select
+from mpp.study.units import Variant
 
-DEFAULT = ", default"
-"""How the name of a metric at the encoder's own last feature ends."""
-VERDICTS = {"shown": "yes", "shown, the other way round": "reverse", "not resolved": "open"}
+Arms = Mapping[str, Mapping[str, str]]
+"""`title` and `role` of each arm by its name."""
+VERDICTS = {SHOWN: "yes", REVERSE: "reverse", OPEN: "open"}
 """A class name for each verdict."""
 
 
@@ -29,248 +30,209 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a table, and the look of the arm that it is about."""
+class Line:
+    """A row of a table; `arm` gives its colour."""
 
     title: str
     cells: Sequence[Cell]
-    key: Key | None = None
+    arm: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: groups of rows, each with a heading that may be empty; columns whose names break where they say."""
+    """A table: groups of lines, each with a heading that may be empty."""
 
     label: str
     corner: str
     columns: Sequence[str]
-    groups: Sequence[tuple[str, Sequence[Row]]]
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A claim in words, its verdict apart."""
-
-    text: str
-    verdict: str
-    kind: str
+    groups: Sequence[tuple[str, Sequence[Line]]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Claims about the same arms: a question, who is compared, the sum, each claim."""
+    """Headline claims about the same arms: a question, who is compared, the sum, each claim."""
 
     question: str
     arms: str
     summary: str
-    sentences: Sequence[Sentence]
+    claims: Sequence[Mapping[str, Any]]
 
 
-def signed(points: float, form: str = ".1f") -> str:
-    """A difference with its sign, a true minus; what rounds to 0 has none."""
-    text = f"{points:{form}}"
-    return text.lstrip("-") if float(text) == 0 else f"+{text}" if points > 0 else f"−{text[1:]}"
-
-
-def accuracies(
-    tables: Sequence[tuple[str, dict[str, Any]]], titles: Mapping[str, str], label: str, *, default: bool = False
-) -> Table | None:
-    """Arms × metrics, in per cent: mean ± standard deviation over the seeds; None where there is nothing.
+def accuracy_table(tables: Sequence[tuple[str, Cells]], arms: Arms, label: str, layer: str = "chosen") -> Table | None:
+    """Arms × measures, in per cent: mean ± standard deviation over the seeds; None where there is nothing.
 
     Args:
-        tables: with a heading each. Controls get one of their own.
-        titles: of the arms.
+        tables: accuracies with a heading each. Controls get a group of their own.
+        arms: of the study.
         label: what the table is.
-        default: the metrics at the encoder's last feature, and not those at the place that the dev split chose.
+        layer: of frozen features.
     """
-    metrics = [metric for _, table in tables for metric in table["metrics"] if metric.endswith(DEFAULT) == default]
-    metrics = list(dict.fromkeys(metrics))
-    groups: list[tuple[str, Sequence[Row]]] = []
-    for heading, table in tables:
-        rows = {
-            arm: _accuracy_row(arm, titles.get(arm, arm), cells, metrics)
-            for arm, cells in table["arms"].items()
-            if any(metric in cells for metric in metrics)
-        }
-        groups.append((heading, [row for arm, row in rows.items() if arm not in CONTROLS]))
-        groups.append(("controls: nothing is learnt", [row for arm, row in rows.items() if arm in CONTROLS]))
-    groups = [(heading, rows) for heading, rows in groups if rows]
-    columns = ["seeds", *(_broken(metric.removesuffix(DEFAULT)) for metric in metrics)]
-    return Table(label, "arm", columns, groups) if metrics and groups else None
+    shown = list(dict.fromkeys(measure for _, cells in tables for measure in measures(cells, layer)))
+    groups: list[tuple[str, Sequence[Line]]] = []
+    for heading, cells in tables:
+        here = [arm for arm in arms if any(measure in cells.get(arm, {}) for measure in shown)]
+        for title, wanted in ((heading, False), ("controls: nothing is learnt", True)):
+            lines = [
+                _accuracy_line(arm, arms, cells[arm], shown)
+                for arm in here
+                if (arms[arm]["role"] == "control") == wanted
+            ]
+            groups += [(title, lines)] if lines else []
+    columns = ["seeds", *(measure.title for measure in shown)]
+    return Table(label, "arm", columns, groups) if groups else None
 
 
-def _accuracy_row(arm: str, title: str, cells: dict[str, Any], metrics: Sequence[str]) -> Row:
-    counts = {metric: len(cells[metric]["seeds"]) for metric in metrics if metric in cells}
-    least, most = min(counts.values()), max(counts.values())
-    notes = {metric: f"{count} of {most} seeds" for metric, count in counts.items() if count < most}
-    shown = [Cell(accuracy(cells.get(metric)), notes.get(metric, "")) for metric in metrics]
-    return Row(title, [Cell(f"{least}–{most}" if least < most else f"{most}"), *shown], key(arm, title))
+def _accuracy_line(arm: str, arms: Arms, found: Mapping[Measure, Mapping[int, float]], shown: list[Measure]) -> Line:
+    counts = {measure: len(found[measure]) for measure in shown if measure in found}
+    most = max(counts.values())
+    cells = [
+        Cell(
+            accuracy([*found.get(m, {}).values()]), f"{counts[m]} of {most} seeds" if counts.get(m, most) < most else ""
+        )
+        for m in shown
+    ]
+    return Line(arms[arm]["title"], [Cell(f"{most}"), *cells], arm)
 
 
-def _broken(metric: str) -> str:
-    """The name of a metric on two lines: after its comma, else between its words."""
-    return metric.replace(", ", ",\n") if ", " in metric else metric.replace(" ", "\n")
-
-
-def accuracy(cell: dict[str, Any] | None) -> str:
-    """`45.3 ± 0.4`; without ± for one seed, a dash for nothing."""
-    if cell is None or not _finite(cell["mean"]):
+def accuracy(values: Sequence[float]) -> str:
+    """`45.3 ± 0.4` per cent; without ± for one seed, a dash for nothing."""
+    if not values:
         return "–"
-    spread = f" ± {100 * cell['std']:.1f}" if _finite(cell["std"]) else ""
-    return f"{100 * cell['mean']:.1f}{spread}"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{spread}"
 
 
-def places(units: Sequence[Unit], titles: Mapping[str, str]) -> Table | None:
-    """Where the dev split chose to measure, arm by evaluator."""
-    evaluators = list(dict.fromkeys(name for unit in units for name in scores(unit)))
-    rows: list[Row] = []
-    for arm in titles:
-        found = [scores(unit) for unit in units if unit["arm"] == arm and scores(unit)]
-        if found and arm not in CONTROLS:
-            rows.append(Row(titles[arm], [_places(found, name) for name in evaluators], key(arm, titles[arm])))
-    names = {"few_shot": "few-shot", "knn": "kNN", "linear_probe": "linear probe"}
-    label = "Block and pooling that the dev split chose"
-    return Table(label, "arm", [names.get(name, name) for name in evaluators], [("", rows)]) if rows else None
+def layer_table(rows: Sequence[Row], arms: Arms) -> Table | None:
+    """The layer that the dev split chose, arm by evaluator."""
+    found = {(r.arm, r.seed, r.evaluator): r for r in select(rows, metric="accuracy", layer="chosen")}
+    evaluators = list(dict.fromkeys(evaluator for _, _, evaluator in found))
+    lines = []
+    for arm, about in arms.items():
+        own = {name: [r for (a, _, e), r in found.items() if (a, e) == (arm, name)] for name in evaluators}
+        if any(own.values()) and about["role"] != "control":
+            texts = [
+                _counted(f"block {r.block}, {POOLS.get(r.pool or '', r.pool)}" for r in own[e]) for e in evaluators
+            ]
+            lines.append(Line(about["title"], [Cell(text) for text in texts], arm))
+    columns = [name.replace("_", " ") for name in evaluators]
+    return Table("Block and pooling that the dev split chose", "arm", columns, [("", lines)]) if lines else None
 
 
-def penalties(units: Sequence[Unit], titles: Mapping[str, str]) -> Table | None:
-    """The C that the linear probe chose, arm by place; and what makes an accuracy uncertain."""
-    rows: list[Row] = []
-    for arm in titles:
-        found = [s["linear_probe"] for unit in units if unit["arm"] == arm and "linear_probe" in (s := scores(unit))]
-        if found:
-            cells = [_penalties([entry[which] for entry in found]) for which in ("headline", "default")]
-            rows.append(Row(titles[arm], cells, key(arm, titles[arm])))
-    label = "C of the linear probe, the smaller the stiffer"
-    return Table(label, "arm", ["where the dev\nsplit chose", "last\nblock"], [("", rows)]) if rows else None
+def penalty_table(rows: Sequence[Row], arms: Arms) -> Table | None:
+    """The C of the linear probe, arm by layer; notes say where its accuracy is uncertain."""
+    lines = []
+    probe = select(rows, evaluator="linear_probe")
+    for arm, about in arms.items():
+        cells = []
+        for layer in ("chosen", "default"):
+            own = select(probe, arm=arm, layer=layer)
+            c = {row.seed: f"{row.value:g}" for row in select(own, metric="c")}
+            notes = sorted(
+                {
+                    f"{c[r.seed]} is the {'largest' if r.value > 0 else 'smallest'} tried"
+                    for r in select(own, metric="at_grid_end")
+                    if r.value
+                }
+            )
+            unfinished = sum(row.value == 0 for row in select(own, metric="converged"))
+            notes += [f"{unfinished} not converged"] if unfinished else []
+            cells.append(Cell(_counted(sorted(c.values(), key=float)), "; ".join(notes)))
+        if any(cell.text != "–" for cell in cells):
+            lines.append(Line(about["title"], cells, arm))
+    columns = ["chosen layer", "last block"]
+    return Table("C of the linear probe (the penalty is 1 / C)", "arm", columns, [("", lines)]) if lines else None
 
 
-def _penalties(found: Sequence[dict[str, Any]]) -> Cell:
-    """How often each C; the ends of the grid, beyond which others may be better, and fits that have not converged."""
-    chosen = Counter(f"{c:g}" for c in sorted(score["c"] for score in found))
-    ends = sorted({f"{score['c']:g} is the {end} tried" for score in found if (end := score.get("grid_end"))})
-    unfinished = sum(not score.get("converged", True) for score in found)
-    ends += [f"{unfinished} not converged"] if unfinished else []
-    text = "; ".join(f"{c} (×{times})" if times > 1 else c for c, times in chosen.items())
-    return Cell(text, "; ".join(ends))
+def _counted(texts: Iterable[str]) -> str:
+    counts = Counter(texts)
+    return "; ".join(f"{text} (×{count})" if count > 1 else text for text, count in counts.items()) or "–"
 
 
-def _places(found: Sequence[dict[str, Any]], evaluator: str) -> Cell:
-    chosen = Counter(
-        f"block {entry['block']}, {pool_title(entry['pool'])}"
-        for entry in (scores[evaluator]["headline"] for scores in found if evaluator in scores)
-    )
-    return Cell("; ".join(f"{place} (×{times})" if times > 1 else place for place, times in chosen.items()) or "–")
-
-
-def claims_table(claims: Sequence[dict[str, Any]], titles: Mapping[str, str], label: str) -> Table | None:
+def claims_table(claims: Sequence[dict[str, Any]], arms: Arms, label: str) -> Table | None:
     """Every claim with its interval, measure by measure."""
-    metrics = dict.fromkeys(claim["metric"] for claim in claims)
-    groups = [(metric, [_claim_row(c, titles) for c in claims if c["metric"] == metric]) for metric in metrics]
-    columns = ["difference,\npoints", "95 % interval", "seeds", "verdict"]
-    return Table(label, "comparison", columns, groups) if groups else None
+    groups: dict[str, list[Line]] = {}
+    for claim in claims:
+        measure = Measure(claim["evaluator"], claim["setting"], claim["layer"])
+        heading = measure.title + (", last block" if measure.layer == "default" else "")
+        groups.setdefault(heading, []).append(_claim_line(claim, arms))
+    columns = ["difference, points", "95 % interval", "seeds", "verdict"]
+    return Table(label, "comparison", columns, [*groups.items()]) if groups else None
 
 
-def _claim_row(claim: dict[str, Any], titles: Mapping[str, str]) -> Row:
-    names = [titles.get(arm, arm) for arm in claim["arms"]]
-    place = f" ({claim['variant']})" if claim["variant"] else ""
-    verdict = Cell(claim["verdict"], verdict=VERDICTS.get(claim["verdict"], "open"))
-    if len(names) > 2:
-        return Row(" < ".join(names) + place, [Cell("–"), Cell("–"), Cell(f"{claim['seeds']}"), verdict])
-    interval = f"[{signed(100 * claim['low'])}, {signed(100 * claim['high'])}]"
-    cells = [Cell(signed(100 * claim["mean"])), Cell(interval), Cell(f"{claim['seeds']}"), verdict]
-    return Row(f"{names[1]} − {names[0]}{place}", cells)
+def _claim_line(claim: dict[str, Any], arms: Arms) -> Line:
+    names = [arms[arm]["title"] for arm in claim["arms"]]
+    variant = Variant(claim["swapped"], claim["images"], claim["size"])
+    where = f" ({variant_title(variant)})" if variant_title(variant) else ""
+    verdict = [Cell(f"{len(claim['seeds'])}"), Cell(claim["verdict"], verdict=VERDICTS[claim["verdict"]])]
+    if "mean" not in claim:
+        return Line(" < ".join(names) + where, [Cell("–"), Cell("–"), *verdict])
+    mean, low, high = (signed(100 * claim[name]) for name in ("mean", "low", "high"))
+    return Line(f"{names[1]} − {names[0]}{where}", [Cell(mean), Cell(f"[{low}, {high}]"), *verdict])
 
 
-def answers(claims: Iterable[dict[str, Any]], titles: Mapping[str, str]) -> list[Answer]:
+def answers(claims: Iterable[dict[str, Any]], arms: Arms) -> list[Answer]:
     """The headline claims by the arms that they compare: the gap first, then the gains, then the orders."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for claim in claims:
         if claim["headline"]:
             groups.setdefault(tuple(claim["arms"]), []).append(claim)
-    return [_answer(arms, groups[arms], titles) for arms in sorted(groups, key=_rank)]
+
+    def rank(names: Sequence[str]) -> int:
+        return 2 if len(names) > 2 else 0 if arms[names[-1]]["role"] == "supervised" else 1
+
+    return [_answer(rank(names), names, groups[names], arms) for names in sorted(groups, key=rank)]
 
 
-def _rank(arms: Sequence[str]) -> int:
-    return 2 if len(arms) > 2 else 0 if arms[-1] == "supervised" and arms[0] in MPP else 1
-
-
-def _answer(arms: tuple[str, ...], claims: Sequence[dict[str, Any]], titles: Mapping[str, str]) -> Answer:
-    names = [titles.get(arm, arm) for arm in arms]
+def _answer(rank: int, names: tuple[str, ...], claims: Sequence[dict[str, Any]], arms: Arms) -> Answer:
+    titles = [arms[name]["title"] for name in names]
     question = (
-        f"How far ahead is {names[1]} pre-training?",
-        f"Is “{names[1]}” better than “{names[0]}”?",
-        f"Does “{names[1]}” lie in between?",
-    )[_rank(arms)]
+        f"How far ahead is {titles[1]} pre-training?",
+        f"Is “{titles[1]}” better than “{titles[0]}”?",
+        f"Is “{titles[1]}” in between?",
+    )[rank]
     counts = Counter(claim["verdict"] for claim in claims)
-    measures = f"{len(claims)} measure{'s' if len(claims) > 1 else ''}"
-    parts = [f"Shown by {counts['shown'] or 'none'} of {measures}"]
-    parts += [
-        f"{verdict.removeprefix('shown, ')} by {counts[verdict]}" for verdict in [*VERDICTS][1:] if counts[verdict]
-    ]
-    summary = f"{', '.join(parts)}."
+    parts = [f"{verdict} by {counts[verdict]}" for verdict in VERDICTS if counts[verdict]]
+    summary = f"Of {len(claims)} measures: {'; '.join(parts)}."
     means = [claim["mean"] for claim in claims if "mean" in claim]
     if means:
-        low, high = signed(100 * min(means)), signed(100 * max(means))
-        summary = f"{f'{low} to {high}' if low != high else low} points of accuracy. {summary}"
-    compared = " < ".join(names) if len(names) > 2 else f"{names[1]} − {names[0]}"
-    return Answer(question, compared, summary, [_sentence(c) for c in claims])
+        summary = f"{signed(100 * min(means))} to {signed(100 * max(means))} points of accuracy. {summary}"
+    marked = [{**claim, "kind": VERDICTS[claim["verdict"]]} for claim in claims]
+    return Answer(question, " < ".join(titles) if rank == 2 else f"{titles[1]} − {titles[0]}", summary, marked)
 
 
-def _sentence(claim: dict[str, Any]) -> Sentence:
-    text = claim["sentence"].removesuffix(f": {claim['verdict']}.")
-    return Sentence(text, claim["verdict"], VERDICTS.get(claim["verdict"], "open"))
-
-
-def costs(units: Sequence[Unit], titles: Mapping[str, str], label: str) -> Table | None:
-    """Images, floating-point operations and time of each arm, means over the seeds; variants under their headings."""
-    shares = fractions(units)
-    parts = ["pre-training", *(f"fine-tuning, {100 * float(share):g} %" for share in shares)]
-    columns = ["seeds", "rows", *(f"{part}:\n{what}" for part in parts for what in ("images", "FLOPs", "time"))]
-    groups: list[tuple[str, Sequence[Row]]] = []
-    for variant in dict.fromkeys(Variant.of_unit(unit) for unit in units):
-        here = [unit for unit in units if Variant.of_unit(unit) == variant]
-        rows = [
-            _cost_row([unit for unit in here if unit["arm"] == arm], titles[arm], shares)
-            for arm in titles
-            if arm not in CONTROLS and any(unit["arm"] == arm for unit in here)
-        ]
-        groups.append((variant_title(variant), rows))
-    groups = [(heading, rows) for heading, rows in groups if rows]
-    return Table(label, "arm", columns, groups) if groups else None
-
-
-def _cost_row(units: Sequence[Unit], title: str, shares: Sequence[str]) -> Row:
-    before = [unit["pretraining"] for unit in units if unit.get("pretraining")]
-    cells = [Cell(f"{len(units)}"), Cell(_count(mean(part.get("rows") for part in before)))]
-    seen = [(part.get("images_seen"), part.get("flops_per_image"), part.get("seconds")) for part in before]
-    cells += _cost([(images, (images or 0) * flops if flops else None, time) for images, flops, time in seen])
+def cost_table(rows: Sequence[Row], arms: Arms, label: str) -> Table | None:
+    """Images, floating-point operations and time of each arm, means over the seeds; searches count too."""
+    shares = sorted({row.setting or 0.0 for row in select(rows, evaluator="finetune")})
+    parts: list[tuple[str, str, float | None]] = [("pre-training", "pretrain", None)]
     for share in shares:
-        runs = [unit["finetuning"][share] for unit in units if share in unit.get("finetuning", {})]
-        cells += _cost([(run.get("images_seen"), run.get("flops"), run.get("seconds")) for run in runs])
-    return Row(title, cells, key(units[0]["arm"], title))
-
-
-def _cost(runs: Sequence[tuple[float | None, float | None, float | None]]) -> list[Cell]:
-    images, flops, seconds = (mean(run[place] for run in runs) for place in range(3))
-    return [Cell(_count(images)), Cell(power(flops)), Cell(_time(seconds))]
-
-
-def variant_title(variant: Variant) -> str:
-    """A variant in words; empty for the study itself."""
-    parts = ["the other way round"] if variant.back else []
-    parts += [f"{variant.images:,} pre-training images"] if variant.images else []
-    return ", ".join([*parts, *([f"size {variant.size}"] if variant.size else [])])
+        parts.append((f"fine-tuning, {100 * share:g} %", "finetune", share))
+        if select(rows, evaluator="search", setting=share):
+            parts.append((f"its search, {100 * share:g} %", "search", share))
+    formats = {"images_seen": ("images", _count), "flops": ("FLOPs", power), "seconds": ("time", _time)}
+    columns = ["seeds", *(f"{part}: {name}" for part, _, _ in parts for name, _ in formats.values())]
+    groups: list[tuple[str, Sequence[Line]]] = []
+    for variant in dict.fromkeys(row.variant for row in rows):
+        lines = []
+        for arm, about in arms.items():
+            own = select(rows, arm=arm, variant=variant)
+            if not own or about["role"] == "control":
+                continue
+            cells = [Cell(f"{len({row.seed for row in own})}")]
+            for _, evaluator, share in parts:
+                for metric, (_, written) in formats.items():
+                    found = select(own, evaluator=evaluator, setting=share, metric=metric, samples=None)
+                    cells.append(Cell(written(mean(row.value for row in found))))
+            lines.append(Line(about["title"], cells, arm))
+        groups += [(variant_title(variant), lines)] if lines else []
+    return Table(label, "arm", columns, groups) if groups else None
 
 
 def power(value: float | None) -> str:
     """`2.6 × 10¹¹`; a dash for nothing."""
     if not value:
         return "–"
-    exponent = math.floor(math.log10(value))
-    if round(value / 10**exponent, 1) >= 10:
-        exponent += 1
-    return f"{value / 10**exponent:.1f} × 10{str(exponent).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits} × 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def _count(value: float | None) -> str:
@@ -278,13 +240,9 @@ def _count(value: float | None) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "–"
     minutes, hours = round(seconds / 60), round(seconds / 60) // 60
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 90 else f"{hours} h {minutes % 60:02d} min"
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -42,7 +42,7 @@ from mpp.objective.settings import LinearProbeSettings
 from mpp.recipe import FinetuneRecipe, differences
 from mpp.run_folder import FolderLock, move_aside
 from mpp.training.augmentation import augmentation
-from mpp.training.checkpoint import Checkpoint
+from mpp.training.checkpoint import Checkpoint, Checkpoints
 from mpp.training.distributed import adopt_statistics, end_processes, on_main, start_processes
 from mpp.training.error_budget import NonFiniteError
 from mpp.training.metrics_log import read_metrics
@@ -314,8 +314,9 @@ class _FineTuning:
         on_main(self.accelerator, write)
 
     def _flops(self, job: Job) -> float:
-        checkpoint = on_main(self.accelerator, lambda: stands(job.recipe, job.folder))
-        return checkpoint.state["flops_per_image"] if checkpoint else 0.0
+        checkpoints = Checkpoints(job.folder / "checkpoints", job.recipe.checkpoint.keep)
+        state = on_main(self.accelerator, checkpoints.newest_state)
+        return state["flops_per_image"] if state else 0.0
 
     def say(self, text: str) -> None:
         """Tell the person who watches."""

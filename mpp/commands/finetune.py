@@ -36,7 +36,7 @@ from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe, differences
 from mpp.run_folder import FolderLock, move_aside
 from mpp.training.augmentation import augmentation
-from mpp.training.checkpoint import Checkpoint
+from mpp.training.checkpoint import Checkpoint, Checkpoints
 from mpp.training.distributed import adopt_statistics, end_processes, on_main, start_processes
 from mpp.training.error_budget import NonFiniteError
 from mpp.training.metrics_log import read_metrics
@@ -302,8 +302,9 @@ class _FineTuning:
         on_main(self.accelerator, write)
 
     def _flops(self, run: TrainRun) -> float:
-        checkpoint = on_main(self.accelerator, lambda: latest_checkpoint(run.recipe, run.folder))
-        return checkpoint.state["flops_per_image"] if checkpoint else 0.0
+        checkpoints = Checkpoints(run.folder / "checkpoints", run.recipe.checkpoint.keep)
+        state = on_main(self.accelerator, checkpoints.newest_state)
+        return state["flops_per_image"] if state else 0.0
 
     def say(self, text: str) -> None:
         """Tell the person who watches."""

@@ -214,8 +214,9 @@ class TrainRun:
 
 
 def on_each(accelerator: Accelerator, open_: Callable[[], Any]) -> Any:
-    """Open the data: first in one process, which may have to prepare it for all."""
-    on_main(accelerator, lambda: open_() and None)
+    """Open the data in every process: the main one first, since it may have to prepare the data for all."""
+    if accelerator.num_processes > 1:
+        on_main(accelerator, lambda: open_() and None)
     return open_()
 
 

@@ -1,4 +1,4 @@
-"""Decoded images by row number, read each time or kept in memory; damaged ones replaced by a neighbour."""
+"""Decoded images by row number, optionally cached in memory; a damaged image is replaced by the next good one."""
 
 from __future__ import annotations
 
@@ -9,58 +9,61 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mpp.data.decode import DamagedImageError, decode
+from mpp.data.decode import MAX_PIXELS, DamagedImageError, decode
 from mpp.data.table import ImageTable
 
 NEIGHBOURS = 16
-"""So many rows after a damaged one are tried in its place at least."""
+"""The smallest number of rows to try: a row, and the rows after it if it is damaged."""
 
 
 class TooManyDamagedError(RuntimeError):
-    """So many images cannot be decoded that going on makes no sense."""
+    """Too many images cannot be decoded."""
 
 
 class DecodedImage(NamedTuple):
-    """The pixels that stand for a row."""
+    """The pixels of a row, or of a good row after it."""
 
     pixels: Tensor
     """uint8 `(3, h, w)`."""
     row: int
-    """The row they come from: the one asked for, or the next good one."""
+    """The row of the pixels."""
     damaged: tuple[tuple[int, str], ...]
-    """Rows that could not be decoded on the way, and why."""
+    """The damaged rows before it, and the reason for each."""
 
 
 class DecodedImages:
-    """The decoded images of a split.
+    """The decoded images of a table.
 
     Args:
-        rows: the split.
-        cache: decode everything now, and keep it.
-        max_bad_share: so many of all may be damaged, in a row too.
+        rows: the table.
+        cache: decode all images now, and keep them in memory.
+        max_bad_share: the share of images that may be damaged, even if they are consecutive.
+        max_pixels: the largest image to decode.
     """
 
-    def __init__(self, rows: ImageTable, *, cache: bool = False, max_bad_share: float = 0.0) -> None:
-        self.rows = rows
+    def __init__(
+        self, rows: ImageTable, *, cache: bool = False, max_bad_share: float = 0.0, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.rows, self.max_pixels = rows, max_pixels
         self._tries = min(max(NEIGHBOURS, math.ceil(max_bad_share * len(rows)) + 1), len(rows))
-        self._kept: list[Tensor | DamagedImageError] | None = None
+        self._cached: list[Tensor | DamagedImageError] | None = None
         if cache:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self._kept = list(pool.map(self._attempt, range(len(rows))))
+                self._cached = list(pool.map(self._attempt, range(len(rows))))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def load(self, row: int) -> DecodedImage:
-        """The pixels of a row, or of the first good row after it.
+        """Decode a row, or the first good row after it.
 
         Raises:
-            TooManyDamagedError: if the next rows are all damaged.
+            TooManyDamagedError: if all rows that may be tried are damaged.
         """
         damaged: list[tuple[int, str]] = []
         for step in range(self._tries):
             candidate = (row + step) % len(self)
-            pixels = self._kept[candidate] if self._kept is not None else self._attempt(candidate)
+            pixels = self._cached[candidate] if self._cached is not None else self._attempt(candidate)
             if isinstance(pixels, Tensor):
                 return DecodedImage(pixels, candidate, tuple(damaged))
             damaged.append((candidate, str(pixels)))
@@ -69,6 +72,6 @@ class DecodedImages:
 
     def _attempt(self, row: int) -> Tensor | DamagedImageError:
         try:
-            return decode(self.rows.encoded(row))
+            return decode(self.rows.encoded(row), self.max_pixels)
         except (DamagedImageError, OSError, ValueError) as error:
             return DamagedImageError(str(error))

@@ -44,7 +44,7 @@ class TrainingCrops(Dataset[Batch]):
     """Random crops; one item is a whole micro-batch, asked for by its sample numbers."""
 
     def __init__(self, rows: ImageTable, settings: DataSettings, seed: int) -> None:
-        self.images = DecodedImages(rows, max_bad_share=settings.max_bad_share, cache=settings.cache)
+        self.images = _decoded(rows, settings, cache=settings.cache)
         self.settings = settings
         self.order = Order(len(rows), seed)
         self.key = randomness.key(seed, "crop")
@@ -71,7 +71,7 @@ class EvaluationCrops(Dataset[Batch]):
     """
 
     def __init__(self, rows: ImageTable, settings: DataSettings, *, cache_bytes: int = 0) -> None:
-        self.images = DecodedImages(rows, max_bad_share=settings.max_bad_share)
+        self.images = _decoded(rows, settings)
         self.settings, self.cache_bytes = settings, cache_bytes
         self._bytes_left, self._cached = cache_bytes, dict[int, DecodedImage]()
 
@@ -94,6 +94,10 @@ class EvaluationCrops(Dataset[Batch]):
             self._bytes_left -= size
             self._cached[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
         return image
+
+
+def _decoded(rows: ImageTable, settings: DataSettings, *, cache: bool = False) -> DecodedImages:
+    return DecodedImages(rows, cache=cache, max_bad_share=settings.max_bad_share, max_pixels=settings.max_pixels)
 
 
 def _labels(images: DecodedImages, loaded: list[DecodedImage]) -> Tensor | None:

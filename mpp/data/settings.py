@@ -62,6 +62,9 @@ class DataSettings(Settings):
     cache: bool = False
     """Decode every image once and keep the pixels in memory: for small data sets."""
 
+    max_pixels: int = Field(default=2**27, ge=1)
+    """Larger images are not decoded, but counted as damaged: a small file can declare a huge image."""
+
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """The run stops when more than this share of the images cannot be decoded."""
 

@@ -118,6 +118,20 @@ class Checkpoints:
             )
         return None
 
+    def newest_state(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint, or None. Its weights are neither read nor checked.
+
+        Raises:
+            CheckpointError: if the state cannot be read.
+        """
+        if self.is_empty():
+            return None
+        path = self._folders()[0] / STATE
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+
     def is_empty(self) -> bool:
         """Whether there is none, whole or not."""
         return not self._folders()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe, placed
+from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe, report
 from mpp.settings import SettingError
 
 MISTAKE = 2
@@ -50,7 +50,7 @@ def run_command(
         try:
             return work(recipe)
         except SettingError as error:
-            raise placed(error, document) from error
+            raise report(error, document) from error
 
     return guarded(run)
 

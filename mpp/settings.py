@@ -1,25 +1,80 @@
-"""The base class of every settings class, and the one way to state how long something lasts."""
+"""The base class of all settings, which know where in a recipe they are; errors about them; durations."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 
+@dataclass(frozen=True)
+class Location:
+    """The dotted path of a section in its recipe. Settings are equal wherever they are."""
+
+    path: str = field(default="", compare=False)
+
+
 class Settings(BaseModel):
-    """Immutable, typed settings of one room; unknown keys are refused, docstrings become the help."""
+    """Immutable, typed settings of one room; unknown keys are refused, docstrings become the help.
+
+    Settings that were loaded from a recipe know their dotted path, and so do copies (`model_copy`) of them.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
+    _location: Location = PrivateAttr(Location())
+
     shorthand: ClassVar[str | None] = None
     """The setting that is meant where a recipe gives plain text for the whole section: `encoder=runs/mine`."""
+
+    def at(self, path: str) -> Self:
+        """A copy of these settings that has this dotted path in a recipe; all sections in it follow."""
+        copy = self.model_copy(update={name: _at(value, f"{path}.{name}".lstrip(".")) for name, value in self})
+        copy._location = Location(path)
+        return copy
+
+    @property
+    def location(self) -> str:
+        """The dotted path of this section in its recipe; empty for a whole recipe, and for settings of no recipe."""
+        return self._location.path
+
+    def error(self, **complaints: str) -> SettingError:
+        """The error to raise: what is wrong with each of these settings, by its name in this section."""
+        return SettingError({f"{self.location}.{name}".lstrip("."): said for name, said in complaints.items()})
+
+    @contextmanager
+    def blamed(self, default: str, **elsewhere: Settings) -> Iterator[None]:
+        """Report errors of a function that takes plain arguments as errors of the settings that these came from.
+
+        Args:
+            default: the setting to name where the error names no argument.
+            elsewhere: by argument, other settings that it came from.
+
+        Raises:
+            SettingError: for any ValueError.
+        """
+        try:
+            yield
+        except SettingError as error:
+            raise SettingError(
+                {
+                    setting: said
+                    for name, complaint in error.complaints.items()
+                    for setting, said in elsewhere.get(name, self).error(**{name: complaint}).complaints.items()
+                }
+            ) from error
+        except ValueError as error:
+            raise self.error(**{default: str(error)}) from error
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -33,15 +88,49 @@ class Settings(BaseModel):
 
 
 class SettingError(ValueError):
-    """Values that are well-formed, and refused by what uses them: which settings they are, and why."""
+    """Settings whose values do not fit: what is wrong with each, by its dotted path."""
 
     def __init__(self, complaints: dict[str, str]) -> None:
-        """`complaints` says what is wrong with each setting, by its name in the room that refuses it, or dotted."""
         super().__init__(complaints)
         self.complaints = complaints
 
     def __str__(self) -> str:
-        return "\n".join(self.complaints.values())
+        return "\n".join(
+            f"{path}: {said}" if said == (rest := without_name(path, said)) else f"{path} {rest}"
+            for path, said in self.complaints.items()
+        )
+
+
+def without_name(path: str, complaint: str) -> str:
+    """A complaint without the name of its setting, where it begins with that."""
+    return re.sub(rf"^(\w+\.)*{re.escape(path.rpartition('.')[2])} ", "", complaint)
+
+
+def together(*checks: Callable[[], object]) -> None:
+    """Make every check, even if others fail.
+
+    Raises:
+        SettingError: with the complaints of all.
+    """
+    complaints: dict[str, str] = {}
+    for check in checks:
+        try:
+            check()
+        except SettingError as error:
+            complaints |= error.complaints
+    if complaints:
+        raise SettingError(complaints)
+
+
+def _at(value: Any, path: str) -> Any:
+    """The sections in a value, each at its dotted path."""
+    if isinstance(value, Settings):
+        return value.at(path)
+    if isinstance(value, dict):
+        return {key: _at(below, f"{path}.{key}") for key, below in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_at(below, f"{path}[{number}]") for number, below in enumerate(value))
+    return value
 
 
 class Duration(Settings):

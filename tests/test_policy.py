@@ -16,7 +16,7 @@ import mpp
 PACKAGE = Path(mpp.__file__).parent
 # Each floor may import from those below it, never from above, and from its own rooms only downward in this list.
 FLOORS = [
-    {"files", "settings", "randomness"},
+    {"files", "redact", "run_folder", "settings", "randomness"},
     {"data"},
     {"encoder"},
     {"objective"},

@@ -9,18 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mpp.commands.preflight import check_training
 from mpp.commands.pretrain import make_objective, prepare_data
 from mpp.commands.train_run import count_flops, uses_fused_attention
-from mpp.data.decode_cache import Images
 from mpp.data.loader import TrainingCrops, batches
-from mpp.data.sampler import share
-from mpp.objective.masked_patch import MaskedPatchPrediction
-from mpp.objective.settings import MaskedPatchSettings
+from mpp.data.sampler import plan_batches
 from mpp.recipe import PretrainRecipe
 from mpp.training.distributed import precision, start_processes
 from mpp.training.flops import peak_flops
@@ -34,58 +30,36 @@ LOADED = 2000
 """Images over which the loader is measured."""
 
 
-class BareEncoder(nn.Module):
-    """The same training step without this package: timm's model on ready pixels, a head on K tokens, a loss.
-
-    K is the number of corrupted patches; the head is as wide as the objective's; nothing is corrupted, no label is
-    computed from pixels, the tokens are the first K.
-    """
-
-    def __init__(self, objective: MaskedPatchPrediction) -> None:
-        super().__init__()
-        copied = copy.deepcopy(objective)
-        self.vit, self.head, self.target = copied.encoder.vit, copied.head, copied.target
-        self.first = copied.encoder.layout.num_prefix_tokens
-        self.count = copied.corruption.count(copied.encoder.num_patches)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Loss of float images `(b, 3, h, w)`, already normalised, with labels that are already known."""
-        tokens = self.vit.forward_features(images)[:, self.first : self.first + self.count]
-        logits = self.target.shape(self.head(tokens)).float()
-        if labels.is_floating_point():
-            return F.mse_loss(logits, labels)
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
-
-
 def benchmark(recipe: PretrainRecipe) -> int:
     """Print what a recipe reaches on this machine."""
     accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir), trackers=())
-    check_training(recipe, accelerator, patches=isinstance(recipe.objective, MaskedPatchSettings))
+    check_training(recipe, accelerator)
     splits = prepare_data(recipe, accelerator)
     objective = make_objective(recipe, splits.train).to(accelerator.device)
     encoder = objective.encoder
-    part = share(recipe.training.batch_size, recipe.training.micro_batch_size)
-    crops = TrainingCrops(Images(splits.train, cache=recipe.data.cache), recipe.data, recipe.seed)
+    plan = plan_batches(recipe.training.batch_size, recipe.training.micro_batch_size)
+    crops = TrainingCrops(splits.train, recipe.data, recipe.seed)
     dtype = precision(recipe.training)
-    print(f"{encoder.summary}\nmicro-batch {part.micro_batch_size}, "
+    print(f"{encoder.summary}\nmicro-batch {plan.micro_batch_size}, "
           f"{accelerator.device.type}, {dtype}, {torch.get_num_threads()} threads")  # fmt: skip
 
-    loader_rate = _loader_rate(crops, part.micro_batch_size, recipe.data.workers)
+    loader_rate = _loader_rate(crops, plan.micro_batch_size, recipe.data.workers)
     print(f"loader, {recipe.data.workers} workers:  {loader_rate:8.0f} images/s")
 
     encoder.use_fused_attention(uses_fused_attention(recipe.encoder.attention, accelerator))
     flops = count_flops(objective, accelerator)
-    steps = [_objective_step(recipe, objective, crops, part.micro_batch_size, accelerator)]
-    if isinstance(objective, MaskedPatchPrediction):
-        steps.append(_bare_step(recipe, objective, part.micro_batch_size, accelerator))
+    steps = [_objective_step(recipe, objective, crops, plan.micro_batch_size, accelerator)]
+    if (bare := objective.bare()) is not None:
+        images, labels = (tensor.to(accelerator.device) for tensor in bare.inputs(plan.micro_batch_size))
+        steps.append(_step(recipe, bare, lambda module: module(images, labels), accelerator))
     seconds = _in_turn(steps, accelerator.device)
-    rate = part.micro_batch_size / seconds[0]
+    rate = plan.micro_batch_size / seconds[0]
     peak = peak_flops(accelerator.device, getattr(torch, dtype))
     print(f"training step:      {rate:8.1f} images/s, {1000 * seconds[0]:.1f} ms")
     print(f"                    {rate * flops / 1e12:8.3f} TFLOP/s, {rate * flops / peak:.0%} of the "
           f"{peak / 1e12:.2f} that a large matrix product reaches here")  # fmt: skip
     if len(seconds) > 1:
-        print(f"bare timm step:     {part.micro_batch_size / seconds[1]:8.1f} images/s, {1000 * seconds[1]:.1f} ms")
+        print(f"bare timm step:     {plan.micro_batch_size / seconds[1]:8.1f} images/s, {1000 * seconds[1]:.1f} ms")
         print(f"objective overhead: {seconds[0] / seconds[1] - 1:+8.1%}")
     return 0
 
@@ -93,7 +67,7 @@ def benchmark(recipe: PretrainRecipe) -> int:
 def _loader_rate(crops: TrainingCrops, batch_size: int, workers: int) -> float:
     """Images a second out of the loader when nothing else runs; the first batch, which starts it, apart."""
     count = max(-(-LOADED // batch_size), 4)
-    loader = batches(crops, share(batch_size, None).micro_batches(0, count + 1), workers=workers)
+    loader = batches(crops, plan_batches(batch_size, None).micro_batches(0, count + 1), workers=workers)
     next(loader)
     begun = time.perf_counter()
     for _ in range(count):
@@ -104,23 +78,12 @@ def _loader_rate(crops: TrainingCrops, batch_size: int, workers: int) -> float:
 def _objective_step(
     recipe: PretrainRecipe, objective: nn.Module, crops: TrainingCrops, batch_size: int, accelerator: Accelerator
 ) -> Callable[[], None]:
-    numbers = next(share(batch_size, None).micro_batches(0, 1))
+    numbers = next(plan_batches(batch_size, None).micro_batches(0, 1))
     batch = crops[numbers]
     pixels, samples = batch.pixels.to(accelerator.device), batch.samples.to(accelerator.device)
     labels = None if batch.labels is None else batch.labels.to(accelerator.device)
     step = copy.deepcopy(objective)
     return _step(recipe, step, lambda module: module(pixels, samples, labels).loss, accelerator)
-
-
-def _bare_step(
-    recipe: PretrainRecipe, objective: MaskedPatchPrediction, batch_size: int, accelerator: Accelerator
-) -> Callable[[], None]:
-    bare = BareEncoder(objective)
-    size, patch_size = objective.encoder.layout.image_size, objective.encoder.patch_size
-    images = torch.randn(batch_size, 3, size, size, device=accelerator.device)
-    noise = torch.randint(0, 256, (batch_size, bare.count, patch_size, patch_size, 3), dtype=torch.uint8)
-    labels = objective.target.labels(noise).to(accelerator.device)
-    return _step(recipe, bare, lambda module: module(images, labels), accelerator)
 
 
 def _step(

@@ -13,21 +13,24 @@ import torch
 from accelerate import Accelerator
 
 from mpp import randomness
-from mpp.commands.preflight import about, about_network, check_network
+from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
-from mpp.data.decode_cache import Images, TooManyDamagedError
+from mpp.data.decode_cache import TooManyDamagedError
 from mpp.data.loader import EvaluationCrops
-from mpp.data.sources import ImageRows, Splits, open_splits, public_name
+from mpp.data.sources import ImageRows, Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
 from mpp.encoder.create import build_backbone
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.encoder.settings import EncoderSettings
-from mpp.evaluation.controls import CONTROLS, Control
-from mpp.evaluation.evaluators import EvaluatorSettings, check_feasible, scores
-from mpp.evaluation.features import EncoderReader, Features, Place, Reader, cache_key, extract, keep, kept
+from mpp.evaluation.controls import Control
+from mpp.evaluation.evaluators import EvaluatorSettings, Options, check_feasible, scores
+from mpp.evaluation.features import EncoderReader, FeatureLayer, Features, Reader, cache_key, extract, keep, kept
+from mpp.evaluation.settings import CONTROLS
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
-from mpp.training.distributed import FolderLock, end_processes, on_main, precision, start_processes
+from mpp.redact import public_name
+from mpp.run_folder import FolderLock
+from mpp.training.distributed import end_processes, on_main, precision, start_processes
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
 """Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""
@@ -47,9 +50,8 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     locks: list[FolderLock] = []  # held until this returns
     on_main(accelerator, lambda: locks.append(FolderLock(folder)))
     if recipe.encoder.source not in CONTROLS:
-        check_network(recipe.encoder, recipe.data.image_size, "data.image_size", patches=False)
-    with about("data", "source"):
-        splits = on_each(accelerator, lambda: open_labelled(recipe))
+        check_network(recipe.encoder, recipe.data, patches=False)
+    splits = on_each(accelerator, lambda: open_labelled(recipe))
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     reader = make_reader(recipe, accelerator)
     if isinstance(reader, EncoderReader) and accelerator.is_main_process:
@@ -89,7 +91,7 @@ def evaluate_reader(
         if accelerator.is_main_process:
             print(text, flush=True)
 
-    places = reader.places(recipe.features)
+    layers = reader.layers(recipe.features)
     labels = splits.train.labels
     assert labels is not None
     rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
@@ -99,10 +101,10 @@ def evaluate_reader(
     )
     dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
     evaluators = asked_for(recipe)
-    check_feasible(evaluators, labels[rows], dev if len(places) > 1 else None, recipe.by_depth)
-    train = _features(recipe, reader, splits.train, rows, places, folder, accelerator)
+    check_feasible(evaluators, labels[rows], dev if len(layers) > 1 else None, recipe.by_depth)
+    train = _features(recipe, reader, splits.train, rows, layers, folder, accelerator)
     everything = np.arange(len(splits.validation))
-    test = _features(recipe, reader, splits.validation, everything, places, folder, accelerator)
+    test = _features(recipe, reader, splits.validation, everything, layers, folder, accelerator)
 
     def work() -> dict[str, Any]:
         assert train is not None
@@ -131,7 +133,14 @@ def evaluate_reader(
             "classes": len(splits.train.class_names or ()),
             "recipe": recipe.model_dump(mode="json"),
             "scores": scores(
-                evaluators, train, test, reader.default, dev=dev, by_depth=recipe.by_depth, pieces=folder / "scores"
+                evaluators,
+                train,
+                test,
+                reader.default,
+                dev=dev,
+                by_depth=recipe.by_depth,
+                options=Options(recipe.labels.seed, reader.centre_for_knn, accelerator.device),
+                pieces=folder / "scores",
             ),
         }
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
@@ -204,8 +213,7 @@ def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
         return Control(str(settings.source), recipe.data.image_size, settings.patch_size)
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
-    with about_network(settings):
-        encoder = build_backbone(settings, recipe.data.image_size)
+    encoder = build_backbone(settings, recipe.data.image_size, recipe.data)
     encoder.use_fused_attention(uses_fused_attention(settings.attention, accelerator))
     return EncoderReader(encoder.to(accelerator.device).eval())
 
@@ -215,7 +223,7 @@ def _features(
     reader: Reader,
     images: ImageRows,
     rows: Any,
-    places: list[Place],
+    layers: list[FeatureLayer],
     folder: Path,
     accelerator: Accelerator,
 ) -> Features | None:
@@ -223,7 +231,7 @@ def _features(
 
     Kept ones are used if they are of the same weights, images and settings.
     """
-    crops = EvaluationCrops(Images(images, max_bad_share=recipe.data.max_bad_share), recipe.data)
+    crops = EvaluationCrops(images, recipe.data)
     attention = "fused" if uses_fused_attention(recipe.encoder.attention, accelerator) else "plain"
     arithmetic = [precision(recipe.compute), accelerator.device.type, f"{attention} attention"]
     key = on_main(accelerator, lambda: cache_key(reader, crops, rows, arithmetic))
@@ -231,7 +239,7 @@ def _features(
     found: list[Features | None] = [None]
 
     def look() -> bool:
-        found[0] = kept(store, key, places)
+        found[0] = kept(store, key, layers)
         return found[0] is not None
 
     if on_main(accelerator, look):
@@ -240,7 +248,7 @@ def _features(
         reader,
         crops,
         rows,
-        places,
+        layers,
         accelerator,
         batch_size=recipe.features.batch_size,
         workers=recipe.data.workers,
@@ -251,11 +259,11 @@ def _features(
 
 
 def table(results: dict[str, Any]) -> str:
-    """The scores in at most 80 columns: at the default place, and at the one that the dev split chose."""
+    """The scores in at most 80 columns: at the default layer, and at the one chosen on the dev split."""
     lines = [f"{'':34}{'default':>20}{'chosen on dev':>24}"]
     for name, entry in results["scores"].items():
         both = [entry["default"], entry["headline"]]
-        at = [str(Place(score["block"], score["pool"])) for score in both]
+        at = [str(FeatureLayer(score["block"], score["pool"])) for score in both]
         lines.append(f"{TITLES[name]:34}{at[0]:>20}{at[1]:>24}")
         for row in ("shots", "k"):
             for count in both[0].get(row, {}):

@@ -11,38 +11,32 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from mpp import randomness
-from mpp.commands.preflight import about, about_network, check_training
-from mpp.commands.train_run import (
-    Job,
+from mpp.commands.preflight import check_training
+from mpp.commands.resume import (
     check_same_images,
     check_same_weights,
     is_finished,
-    on_each,
+    latest_checkpoint,
     refuse_changes,
-    run_job,
-    stands,
-    stopped,
-    uses_fused_attention,
 )
-from mpp.data.decode_cache import Images
-from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
+from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
-from mpp.encoder.create import build_backbone, cut_after
+from mpp.encoder.create import build_backbone
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.files import replacing, write_text
-from mpp.objective.classification import LinearProbe, SupervisedClassification
-from mpp.objective.settings import LinearProbeSettings
+from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe, differences
+from mpp.run_folder import FolderLock, move_aside
 from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint
-from mpp.training.distributed import FolderLock, adopt_statistics, end_processes, move_aside, on_main, start_processes
+from mpp.training.distributed import adopt_statistics, end_processes, on_main, start_processes
 from mpp.training.error_budget import NonFiniteError
 from mpp.training.metrics_log import read_metrics
 from mpp.training.settings import SearchSettings
@@ -68,7 +62,7 @@ class Candidate(NamedTuple):
 
 
 def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
-    """Run a recipe from wherever its folder stands; the exit code is 0, or that of the signal that stopped it.
+    """Run a recipe, or resume it; the exit code is 0, or that of the signal that stopped it.
 
     Args:
         recipe: of `mpp.finetune`.
@@ -89,11 +83,10 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
                   "For another run choose another output_dir, or checkpoint.resume=false.")  # fmt: skip
         end_processes(accelerator)
         return 0
-    check_training(recipe, accelerator, patches=False)
-    with about("data", "source"):
-        data = on_each(
-            accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
-        )
+    check_training(recipe, accelerator)
+    data = on_each(
+        accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
+    )
     study = _FineTuning(recipe, data, accelerator, stop)
     recipe = study.fresh_start(folder)
     code = study.run(folder, recipe)
@@ -168,11 +161,11 @@ class _FineTuning:
             best = max(good, key=lambda each: (each.dev_accuracy, -(each.dev_loss or 0.0)))
             self.say(f"\nchosen on the dev split: {best}, {best.dev_accuracy:.1%}; now on all of train")
             recipe = _with(recipe, best)
-        checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
-        job, code, progress = self.train(recipe, folder, checkpoint, dev=not candidates)
+        checkpoint = on_main(self.accelerator, lambda: latest_checkpoint(recipe, folder))
+        run, code, progress = self.train(recipe, folder, checkpoint, dev=not candidates)
         if code is not None:
             return code
-        self.test(job, progress, recipe, candidates)
+        self.test(run, progress, recipe, candidates)
         return 0
 
     def search(self, candidate: Candidate, recipe: FinetuneRecipe, folder: Path) -> tuple[int | None, Candidate]:
@@ -180,7 +173,7 @@ class _FineTuning:
         quiet = recipe.journal.model_copy(update={"trackers": ()})
         recipe = _with(recipe, candidate, output_dir=str(folder), journal=quiet)
         on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
-        checkpoint = on_main(self.accelerator, lambda: stands(recipe, folder))
+        checkpoint = on_main(self.accelerator, lambda: latest_checkpoint(recipe, folder))
         if on_main(self.accelerator, lambda: _diverged(recipe, folder)):
             return None, candidate
         if checkpoint is None or not is_finished(checkpoint):
@@ -202,22 +195,20 @@ class _FineTuning:
 
     def train(
         self, recipe: FinetuneRecipe, folder: Path, checkpoint: Checkpoint | None, *, dev: bool
-    ) -> tuple[Job, int | None, Progress]:
+    ) -> tuple[TrainRun, int | None, Progress]:
         """One run: without the dev split and watched by it, or on everything."""
         rows = self.fitted if dev else self.rows
         images = self.splits.train.select(rows, f"{recipe.data.source}, training split")
         objective = self.objective(recipe)
         if checkpoint is not None:
             check_same_images(checkpoint, images, recipe.data.source)
-        held_out = held_out_rows = stopping = None
+        held_out = stopping = None
+        held_out_rows: Numbers = np.arange(0)
         if dev and self.dev is not None:
             held_out = EvaluationCrops(
-                Images(
-                    self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
-                    max_bad_share=recipe.data.max_bad_share,
-                ),
+                self.splits.train.select(self.dev, f"{recipe.data.source}, dev split"),
                 recipe.data,
-                keep=LOOKED_AT,
+                cache_bytes=CACHE_BYTES,
             )
             held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
             if recipe.early_stopping.patience:
@@ -227,9 +218,11 @@ class _FineTuning:
                     keep=lambda step: _keep(objective, _best(folder, step)),
                     settle=lambda step: _settle(folder, step),
                 )
-        job = Job(
+        run = TrainRun(
             recipe=recipe,
             folder=folder,
+            accelerator=self.accelerator,
+            stop=self.stop,
             objective=objective,
             rows=images,
             held_out=held_out,
@@ -238,39 +231,31 @@ class _FineTuning:
                 recipe.augmentation, objective.encoder, len(self.classes), self.accelerator.device
             ),
             early_stopping=stopping,
-            about=f"{recipe.data.source}, {len(self.classes)} classes",
+            data_title=f"{recipe.data.source}, {len(self.classes)} classes",
             source_weights=self.source_weights,
         )
         if checkpoint is not None and is_finished(checkpoint):  # killed between the last step and the test
             objective.load_state_dict(load_file(checkpoint.folder / "weights.safetensors"))
-            return job, None, Progress.from_json(checkpoint.state["progress"])
-        run, progress = run_job(job, self.accelerator, self.stop, checkpoint)
-        return job, stopped(run, progress), progress
+            return run, None, Progress.from_json(checkpoint.state["progress"])
+        progress = run.train(checkpoint)
+        return run, run.exit_code(progress), progress
 
-    def objective(self, recipe: FinetuneRecipe) -> SupervisedClassification:
+    def objective(self, recipe: FinetuneRecipe) -> Objective:
         """The classifier to train; its random weights are decided by the seed."""
         low, high = randomness.key(recipe.seed, "weights")
         torch.manual_seed(low | high << 32)
-        with about_network(recipe.encoder):
-            backbone = build_backbone(recipe.encoder, recipe.data.image_size)
+        backbone = build_backbone(recipe.encoder, recipe.data.image_size, recipe.data)
         on_main(self.accelerator, lambda: check_same_weights(self.source_weights, recipe, Path(recipe.output_dir)))
         backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
-        settings = recipe.objective
-        if isinstance(settings, LinearProbeSettings):
-            if settings.block is not None:
-                with about("objective", "block"):
-                    cut_after(backbone, settings.block)
-            return LinearProbe(backbone, len(self.classes)).to(self.accelerator.device)
-        return SupervisedClassification(
-            backbone, len(self.classes), settings.head, settings.label_smoothing, settings.head_init
-        ).to(self.accelerator.device)
+        objective = recipe.objective.build(backbone, num_classes=len(self.classes), seed=recipe.seed)
+        return objective.to(self.accelerator.device)
 
-    def test(self, job: Job, progress: Progress, recipe: FinetuneRecipe, candidates: list[Candidate]) -> None:
+    def test(self, run: TrainRun, progress: Progress, recipe: FinetuneRecipe, candidates: list[Candidate]) -> None:
         """Read the test split, once; write down results, encoder and classifier."""
-        if job.early_stopping is not None:
-            job.objective.load_state_dict(load_file(_best(job.folder, progress.best_step)))
-        adopt_statistics(self.accelerator, job.objective)
-        crops = EvaluationCrops(Images(self.splits.validation, max_bad_share=recipe.data.max_bad_share), recipe.data)
+        if run.early_stopping is not None:
+            run.objective.load_state_dict(load_file(_best(run.folder, progress.best_step)))
+        adopt_statistics(self.accelerator, run.objective)
+        crops = EvaluationCrops(self.splits.validation, recipe.data)
         batch = recipe.training.micro_batch_size or 256
         look = validation(
             self.accelerator,
@@ -281,7 +266,7 @@ class _FineTuning:
             baselines={},
             every=0,
         )
-        seen = {name.removeprefix("validation/"): value for name, value in look.call(progress.step, job.objective)}
+        seen = {name.removeprefix("validation/"): value for name, value in look.call(progress.step, run.objective)}
         images = progress.step * recipe.training.batch_size
         results = {
             "encoder": recipe.encoder.source
@@ -290,33 +275,33 @@ class _FineTuning:
             "source_weights": self.source_weights,
             "data": recipe.data.source,
             "test": {**seen, "images": len(crops.images)},
-            "best_on_dev": {"accuracy": progress.best, "step": progress.best_step} if job.early_stopping else None,
+            "best_on_dev": {"accuracy": progress.best, "step": progress.best_step} if run.early_stopping else None,
             "chosen": {"lr": recipe.optimizer.lr, "pool": recipe.encoder.pool},
             "search": [candidate._asdict() for candidate in candidates],
-            "train_images": len(job.rows),
+            "train_images": len(run.rows),
             "steps": progress.step,
             "ended_early": progress.ended,
             "images_seen": images,
-            "flops": images * self._flops(job),
+            "flops": images * self._flops(run),
             "seconds": progress.seconds,
             "recipe": self.recipe.model_dump(mode="json"),
         }
 
         def write() -> None:
-            encoder, crop = job.encoder, recipe.data
+            encoder, crop = run.objective.encoder, recipe.data
             look: dict[str, Any] = {"interpolation": crop.interpolation, "crop_pct": crop.crop_pct}
-            export_encoder(encoder, job.folder / "encoder", **look)
-            linear: tuple[Tensor, Tensor] | None = job.objective.linear()  # pyright: ignore
+            export_encoder(encoder, run.folder / "encoder", **look)
+            linear = run.objective.linear()
             if linear is not None:
                 weight, bias = linear
-                export_classifier(encoder, weight, bias, self.classes, job.folder / "classifier", **look)
-            write_text(job.folder / "results.json", json.dumps(results, indent=2) + "\n")
-            print(f"\n{_sentence(results, job.folder)}")
+                export_classifier(encoder, weight, bias, self.classes, run.folder / "classifier", **look)
+            write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
+            print(f"\n{_sentence(results, run.folder)}")
 
         on_main(self.accelerator, write)
 
-    def _flops(self, job: Job) -> float:
-        checkpoint = on_main(self.accelerator, lambda: stands(job.recipe, job.folder))
+    def _flops(self, run: TrainRun) -> float:
+        checkpoint = on_main(self.accelerator, lambda: latest_checkpoint(run.recipe, run.folder))
         return checkpoint.state["flops_per_image"] if checkpoint else 0.0
 
     def say(self, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mpp.data.pixels import DamagedImageError, decode
+from mpp.data.decode import DamagedImageError, decode
 from mpp.data.sources import ImageRows
 
 NEIGHBOURS = 16
@@ -20,7 +20,7 @@ class TooManyDamagedError(RuntimeError):
     """So many images cannot be decoded that going on makes no sense."""
 
 
-class Loaded(NamedTuple):
+class DecodedImage(NamedTuple):
     """The pixels that stand for a row."""
 
     pixels: Tensor
@@ -31,7 +31,7 @@ class Loaded(NamedTuple):
     """Rows that could not be decoded on the way, and why."""
 
 
-class Images:
+class DecodedImages:
     """The decoded images of a split.
 
     Args:
@@ -51,7 +51,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def load(self, row: int) -> Loaded:
+    def load(self, row: int) -> DecodedImage:
         """The pixels of a row, or of the first good row after it.
 
         Raises:
@@ -62,7 +62,7 @@ class Images:
             candidate = (row + step) % len(self)
             pixels = self._kept[candidate] if self._kept is not None else self._attempt(candidate)
             if isinstance(pixels, Tensor):
-                return Loaded(pixels, candidate, tuple(damaged))
+                return DecodedImage(pixels, candidate, tuple(damaged))
             damaged.append((candidate, str(pixels)))
         examples = "\n".join(f"  {self.rows.where(bad)}: {reason}" for bad, reason in damaged[:5])
         raise TooManyDamagedError(f"{self.rows.name}: {len(damaged)} images in a row cannot be decoded:\n{examples}")

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
-from mpp.data.decode_cache import Images, Loaded, TooManyDamagedError
-from mpp.data.pixels import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.decode_cache import DecodedImage, DecodedImages, TooManyDamagedError
 from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
+from mpp.data.sources import ImageRows
 
-LOOKED_AT = 2**28
-"""Bytes of held-out crops that a run keeps in memory: 1,700 images of 224 px."""
+CACHE_BYTES = 2**28
+"""Held-out crops that a run keeps in memory, in bytes: 1,700 images of 224 px."""
 
 
 class Batch(NamedTuple):
@@ -42,9 +43,10 @@ class Batch(NamedTuple):
 class TrainingCrops(Dataset[Batch]):
     """Random crops; one item is a whole micro-batch, asked for by its sample numbers."""
 
-    def __init__(self, images: Images, settings: DataSettings, seed: int) -> None:
-        self.images, self.settings = images, settings
-        self.order = Order(len(images), seed)
+    def __init__(self, rows: ImageRows, settings: DataSettings, seed: int) -> None:
+        self.images = DecodedImages(rows, max_bad_share=settings.max_bad_share, cache=settings.cache)
+        self.settings = settings
+        self.order = Order(len(rows), seed)
         self.key = randomness.key(seed, "crop")
 
     def __getitem__(self, samples: Numbers) -> Batch:
@@ -63,18 +65,19 @@ class EvaluationCrops(Dataset[Batch]):
     """Centre crops; one item is a batch, asked for by row numbers, which are its sample numbers too.
 
     Args:
-        images: the split.
+        rows: the images.
         settings: size and crop.
-        keep: bytes of crops that stay in memory, for those who look at the same rows again and again.
+        cache_bytes: size of the cache of crops, for callers that read the same rows many times.
     """
 
-    def __init__(self, images: Images, settings: DataSettings, *, keep: int = 0) -> None:
-        self.images, self.settings, self.keep = images, settings, keep
-        self._left, self._kept = keep, dict[int, Loaded]()
+    def __init__(self, rows: ImageRows, settings: DataSettings, *, cache_bytes: int = 0) -> None:
+        self.images = DecodedImages(rows, max_bad_share=settings.max_bad_share)
+        self.settings, self.cache_bytes = settings, cache_bytes
+        self._bytes_left, self._cached = cache_bytes, dict[int, DecodedImage]()
 
-    def stay(self, rows: int) -> bool:
-        """Whether the crops of so many rows stay in memory once they were looked at."""
-        return 3 * self.settings.image_size**2 * rows <= self.keep
+    def fits_in_cache(self, rows: int) -> bool:
+        """Whether the crops of so many rows fit in the cache together."""
+        return 3 * self.settings.image_size**2 * rows <= self.cache_bytes
 
     def __getitem__(self, rows: Numbers) -> Batch:
         loaded = [self._crop(int(row)) for row in rows]
@@ -82,18 +85,18 @@ class EvaluationCrops(Dataset[Batch]):
         crops = torch.stack([image.pixels for image in loaded])
         return Batch(crops, torch.from_numpy(rows), _labels(self.images, loaded), damaged)
 
-    def _crop(self, row: int) -> Loaded:
-        if row in self._kept:
-            return self._kept[row]
+    def _crop(self, row: int) -> DecodedImage:
+        if row in self._cached:
+            return self._cached[row]
         image = self.images.load(row)
         image = image._replace(pixels=centre(image.pixels, self.settings))
-        if get_worker_info() is None and (size := image.pixels.numel()) <= self._left:
-            self._left -= size
-            self._kept[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
+        if get_worker_info() is None and (size := image.pixels.numel()) <= self._bytes_left:
+            self._bytes_left -= size
+            self._cached[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
         return image
 
 
-def _labels(images: Images, loaded: list[Loaded]) -> Tensor | None:
+def _labels(images: DecodedImages, loaded: list[DecodedImage]) -> Tensor | None:
     labels = images.rows.labels
     return None if labels is None else torch.from_numpy(labels[[image.row for image in loaded]])
 

@@ -1,4 +1,4 @@
-"""Which row each sample number stands for, and which samples make a step."""
+"""The order of training: the row of each sample number, and the sample numbers of each step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Order:
-    """The order of training: sample number → row, a pure function of the seed.
+    """The row of each sample number, a pure function of the seed.
 
-    Every epoch is a permutation of all rows; sample `s` is place `s % rows` of epoch `s // rows`. Nothing is
-    dropped at the end of an epoch: batches run across.
+    Every epoch is a permutation of all rows. Sample `s` is at position `s % rows` of epoch `s // rows`. Nothing is
+    dropped at the end of an epoch: a batch may span two epochs.
     """
 
     def __init__(self, rows: int, seed: int) -> None:
@@ -26,23 +26,26 @@ class Order:
 
     def rows(self, samples: Numbers) -> Numbers:
         """int64 `(n,)` sample numbers → int64 `(n,)` row numbers."""
-        epochs, places = np.divmod(samples, self.size)
-        rows = np.empty_like(places)
+        epochs, positions = np.divmod(samples, self.size)
+        rows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self._permutation(int(epoch))[places[here]]
+            rows[here] = self._permutation(int(epoch))[positions[here]]
         return rows
 
     def _permutation(self, epoch: int) -> Numbers:
-        """The permutation of an epoch; the last two are kept, since batches run across their border."""
+        """The permutation of an epoch. The last two are cached, since a batch may span both."""
         if epoch not in self._epochs:
             self._epochs = {old: self._epochs[old] for old in list(self._epochs)[-1:]}
             self._epochs[epoch] = randomness.permutation(self._key, epoch, self.size)
         return self._epochs[epoch]
 
 
-class Share(NamedTuple):
-    """One process's part of every step: step `s` holds the samples `[s · batch_size, (s + 1) · batch_size)`."""
+class BatchPlan(NamedTuple):
+    """How each step is divided among processes and micro-batches.
+
+    Step `s` holds the samples `[s · batch_size, (s + 1) · batch_size)`.
+    """
 
     batch_size: int
     micro_batch_size: int
@@ -51,22 +54,26 @@ class Share(NamedTuple):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one step in this process."""
+        """The number of micro-batches of one step in this process."""
         return self.batch_size // (self.micro_batch_size * self.processes)
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[Numbers]:
-        """The sample numbers of this process's micro-batches, from one step to before another."""
+        """The sample numbers of this process's micro-batches: int64 `(micro_batch_size,)` each.
+
+        Args:
+            first_step, last_step: the steps from the first up to, but not including, the last.
+        """
         for step in range(first_step, last_step):
-            for part in range(self.accumulation):
-                start = step * self.batch_size + (part * self.processes + self.rank) * self.micro_batch_size
+            for index in range(self.accumulation):
+                start = step * self.batch_size + (index * self.processes + self.rank) * self.micro_batch_size
                 yield np.arange(start, start + self.micro_batch_size, dtype=np.int64)
 
 
-def share(batch_size: int, micro_batch_size: int | None, *, rank: int = 0, processes: int = 1) -> Share:
+def plan_batches(batch_size: int, micro_batch_size: int | None, *, rank: int = 0, processes: int = 1) -> BatchPlan:
     """Divide the global batch among processes and micro-batches.
 
     Raises:
-        ValueError: if it does not divide.
+        ValueError: if the batch cannot be divided evenly.
     """
     if batch_size % processes:
         raise ValueError(f"training.batch_size {batch_size} is not a multiple of the {processes} processes")
@@ -76,4 +83,4 @@ def share(batch_size: int, micro_batch_size: int | None, *, rank: int = 0, proce
             f"training.batch_size {batch_size} is not a multiple of micro_batch_size {micro} × {processes} processes "
             f"= {micro * processes}"
         )
-    return Share(batch_size, micro, rank, processes)
+    return BatchPlan(batch_size, micro, rank, processes)

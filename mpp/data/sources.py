@@ -12,7 +12,6 @@ import datasets
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
 from datasets.utils.file_utils import xopen
-from huggingface_hub import get_token
 
 from mpp import randomness
 from mpp.data import synthetic
@@ -20,6 +19,7 @@ from mpp.data.dead_leaves import VARIANTS
 from mpp.data.image_folder import image_splits
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
+from mpp.redact import reason_of
 from mpp.settings import SettingError
 
 MOST_CLASSES = 10**6
@@ -155,8 +155,14 @@ def open_splits(
         held_out: what the second split may be called where the settings do not say, the best name first.
 
     Raises:
-        ValueError: for a source, split, column or label that is not there, or an empty split.
+        SettingError: for a source, split, column or label that is not there, or an empty split.
     """
+    with settings.blamed("source"):
+        return _open_splits(settings, seed, labelled, held_out)
+
+
+def _open_splits(settings: DataSettings, seed: int, labelled: bool, held_out: tuple[str, ...]) -> Splits:
+    """Raises ValueError, and SettingError by the names of settings."""
     tables = _tables(settings)
     train = _slice(tables, settings.split, "split")
     image = _image_column(train.table, settings)
@@ -187,28 +193,6 @@ def open_splits(
         _rows(train, image, label, classes, f"{settings.source}, training split", settings.split),
         _rows(validation, image, label, classes, f"{settings.source}, validation split", held),
     )
-
-
-def public_name(source: str, *, local: bool = False) -> str:
-    """A data set or encoder without the folders of this machine: `~/clients/scans` → `scans`, a Hub id as it is.
-
-    Args:
-        source: as a recipe has it.
-        local: whether it is known to be a path, though it looks like a Hub id.
-    """
-    local = local or source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
-    return Path(source).name if local else source
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of another library's error, or its kind; never the token for the Hub, which some of them show."""
-    if getattr(getattr(error, "response", None), "status_code", None) == 401:
-        return "it is not there, is private, or the token is wrong or expired: see 'hf auth login' (401)"
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
-    if token := get_token():
-        for form in (token, repr(token)[1:-1]):
-            reason = reason.replace(form, "…")
-    return reason
 
 
 def _tables(settings: DataSettings) -> datasets.DatasetDict:

@@ -10,6 +10,7 @@ import timm
 from safetensors import SafetensorError
 from torch import nn
 
+from mpp.data.settings import DataSettings
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import export_encoder
@@ -193,32 +194,51 @@ def load_encoder(
     return encoder
 
 
-def build_encoder(settings: EncoderSettings, image_size: int) -> Encoder:
+def build_encoder(settings: EncoderSettings, image_size: int, data: DataSettings | None = None) -> Encoder:
     """The encoder that a recipe asks for, from random weights or from a source.
 
+    Args:
+        settings: of the encoder.
+        image_size: pixels a side.
+        data: the settings to name in errors about the image size.
+
     Raises:
-        ValueError: if it cannot be built, has no patches, or `arguments` say what a setting of its own says.
+        SettingError: if it cannot be built, has no patches, or `arguments` say what a setting of its own says.
     """
-    if settings.source is None:
-        check_name(settings.name)
-        if not has_patches(settings.name, settings.arguments):
-            layout_of(settings.name, skeleton(settings.name))  # says what is missing, before anything else is wrong
-    encoder = build_backbone(settings, image_size)
+    with settings.blamed("name" if settings.source is None else "source"):
+        if settings.source is None:
+            check_name(settings.name)
+            if not has_patches(settings.name, settings.arguments):
+                layout_of(settings.name, skeleton(settings.name))  # says what is missing, before anything else
+    encoder = build_backbone(settings, image_size, data)
     if not isinstance(encoder, Encoder):
-        layout_of(encoder.name, skeleton(encoder.name))
+        with settings.blamed("source"):
+            layout_of(encoder.name, skeleton(encoder.name))
     assert isinstance(encoder, Encoder)
     return encoder
 
 
-def build_backbone(settings: EncoderSettings, image_size: int) -> Backbone:
+def build_backbone(settings: EncoderSettings, image_size: int, data: DataSettings | None = None) -> Backbone:
     """The network that a recipe asks for, for classification: an `Encoder` where it has patches, else without.
 
+    Args:
+        settings: of the network.
+        image_size: pixels a side.
+        data: the settings to name in errors about the image size.
+
     Raises:
-        ValueError: if it cannot be built, or `arguments` say what a setting of its own says.
+        SettingError: if it cannot be built, or `arguments` say what a setting of its own says.
     """
+    elsewhere = {} if data is None else {"image_size": data}
+    with settings.blamed("name" if settings.source is None else "source", **elsewhere):
+        return _build(settings, image_size)
+
+
+def _build(settings: EncoderSettings, image_size: int) -> Backbone:
+    """Raises ValueError, and SettingError by the names of arguments."""
     if taken := (SETTINGS_OF_THEIR_OWN | NOT_THE_MODEL_S) & set(settings.arguments):
         said = (
-            f"encoder.arguments cannot hold {', '.join(sorted(taken))}: images have 3 channels, the encoder has no "
+            f"arguments cannot hold {', '.join(sorted(taken))}: images have 3 channels, the encoder has no "
             "classes, and the rest is set by data.image_size, encoder.name, encoder.source, encoder.patch_size, "
             "encoder.pool, encoder.resize, encoder.mean and encoder.std"
         )

@@ -12,10 +12,10 @@ import timm
 from huggingface_hub import file_exists, try_to_load_from_cache
 from timm.models import is_model, load_model_config_from_hf
 
-from mpp.data.sources import reason_of
 from mpp.encoder.inspect import check_name
 from mpp.encoder.settings import DROPOUT, EncoderSettings
 from mpp.encoder.weights_file import NEVER, PICKLES
+from mpp.redact import reason_of
 
 NOT_THE_MODEL_S = frozenset(
     ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes",

@@ -1,4 +1,4 @@
-"""What every evaluator asks of features and labels before it begins."""
+"""Checks of features and labels that every evaluator makes first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Labelled(NamedTuple):
-    """Checked features and labels, on the processor."""
+    """Checked features and labels, all on one device."""
 
     train: Tensor
     """`(N, D)`."""
@@ -26,16 +26,20 @@ class Labelled(NamedTuple):
 def checked(
     train_features: Any, train_labels: Any, test_features: Any, test_labels: Any, dtype: torch.dtype
 ) -> Labelled:
-    """Arrays or tensors as tensors of `dtype` in main memory.
+    """Arrays or tensors as tensors of `dtype` on the device of `train_features` (arrays: on the CPU).
 
     Raises:
         ValueError: for shapes that do not fit, values that are not finite, a single class, or labels out of range.
     """
-    train, test = _features(train_features, "train", dtype), _features(test_features, "test", dtype)
+    device = train_features.device if isinstance(train_features, Tensor) else torch.device("cpu")
+    if device.type == "mps" and dtype == torch.float64:  # which Apple's GPUs do not have
+        device = torch.device("cpu")
+    train = _features(train_features, "train", device, dtype)
+    test = _features(test_features, "test", device, dtype)
     if train.shape[1] != test.shape[1]:
         raise ValueError(f"features have {train.shape[1]} dimensions in train and {test.shape[1]} in test")
-    known = _labels(train_labels, len(train), "train")
-    asked = _labels(test_labels, len(test), "test")
+    known = _labels(train_labels, len(train), "train", device)
+    asked = _labels(test_labels, len(test), "test", device)
     classes = int(known.max()) + 1
     if bool((known == known[0]).all()):
         raise ValueError("all train labels are of one class: there is nothing to tell apart")
@@ -51,9 +55,9 @@ def _tensor(values: Any) -> Tensor:
     if isinstance(values, Tensor):
         if values.is_complex():
             raise ValueError(f"features and labels must be real numbers, found {values.dtype}")
-        return values.detach().cpu()
+        return values.detach()
     if isinstance(values, list | tuple) and values and isinstance(values[0], Tensor):
-        return torch.stack([value.detach().cpu() for value in values])
+        return torch.stack([value.detach() for value in values])
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"features and labels must be numbers, found {array.dtype}")
@@ -61,8 +65,8 @@ def _tensor(values: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=width, order="C"))  # a copy that is ours: torch warns of read-only
 
 
-def _features(values: Any, name: str, dtype: torch.dtype) -> Tensor:
-    features = _tensor(values).to(dtype)
+def _features(values: Any, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    features = _tensor(values).to(device, dtype)
     if features.ndim != 2 or not features.numel():
         raise ValueError(f"{name} features must have the shape (rows, dimensions), found {tuple(features.shape)}")
     if not torch.isfinite(features).all():
@@ -76,8 +80,8 @@ def _features(values: Any, name: str, dtype: torch.dtype) -> Tensor:
     return features
 
 
-def _labels(values: Any, rows: int, name: str) -> Tensor:
-    labels = _tensor(values)
+def _labels(values: Any, rows: int, name: str, device: torch.device) -> Tensor:
+    labels = _tensor(values).to(device)
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"{name} labels must be integers, found {labels.dtype}")
     if tuple(labels.shape) != (rows,):

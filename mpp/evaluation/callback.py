@@ -8,20 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
-from mpp.data.decode_cache import Images
-from mpp.data.loader import LOOKED_AT, EvaluationCrops
+from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
 from mpp.data.sources import ImageRows
 from mpp.data.splits import dev_split, fraction_rows
-from mpp.encoder.backbone import Backbone
 from mpp.evaluation.features import EncoderReader, extract
 from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.knn import nearest_neighbours
 from mpp.evaluation.settings import FeatureSettings, InTrainingSettings
-from mpp.settings import SettingError
+from mpp.objective.base import Objective
 from mpp.training.distributed import adopt_statistics
 from mpp.training.state import Callback
 
@@ -37,32 +34,31 @@ def in_training(
         SettingError: if the images have no labels, or too few for what is asked.
     """
     rows, known, asked = divided(settings, images)
-    crops = EvaluationCrops(Images(images, max_bad_share=data.max_bad_share), data, keep=LOOKED_AT)
+    crops = EvaluationCrops(images, data, cache_bytes=CACHE_BYTES)
 
-    def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
+    def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
         encoder = objective.encoder
-        assert isinstance(encoder, Backbone)
         adopt_statistics(accelerator, objective)
         reader = EncoderReader(encoder)
-        places = reader.places(FeatureSettings(blocks="last", pools=("token", "avg")))
+        layers = reader.layers(FeatureSettings(blocks="last", pools=("token", "avg")))
         was_training = objective.training
         objective.eval()
-        workers = 0 if crops.stay(len(rows)) else data.workers
-        features = extract(reader, crops, rows, places, accelerator, batch_size=256, workers=workers)
+        workers = 0 if crops.fits_in_cache(len(rows)) else data.workers
+        features = extract(reader, crops, rows, layers, accelerator, batch_size=256, workers=workers)
         objective.train(was_training)
         if features is None:
             return  # the main process scores, and writes the journal
         train, test = features.take(known), features.take(asked)
-        for place in places:
-            if not torch.isfinite(features.values[place]).all():
+        for layer in layers:
+            if not torch.isfinite(features.values[layer]).all():
                 continue  # the loop has its own word on weights that have gone astray
-            given = (train.values[place], train.labels, test.values[place], test.labels)
+            given = (train.values[layer], train.labels, test.values[layer], test.labels)
             if "few_shot" in settings.evaluators:
                 for shots, score in few_shot(*given, shots=settings.shots).items():
-                    yield f"evaluation/few_shot_{shots}_{place.pool}", score.mean
+                    yield f"evaluation/few_shot_{shots}_{layer.pool}", score.mean
             if "knn" in settings.evaluators:
                 for k, accuracy in nearest_neighbours(*given, k=settings.k).items():
-                    yield f"evaluation/knn_{k}_{place.pool}", accuracy
+                    yield f"evaluation/knn_{k}_{layer.pool}", accuracy
 
     return Callback(every, call)
 
@@ -74,7 +70,7 @@ def divided(settings: InTrainingSettings, images: ImageRows) -> tuple[Numbers, N
         SettingError: if the images have no labels, or too few for what is asked.
     """
     if images.labels is None:
-        raise SettingError({"evaluation.evaluators": f"labels are needed, and {images.name} has none"})
+        raise settings.error(evaluators=f"labels are needed, and {images.name} has none")
     rows = fraction_rows(images.labels, min(settings.images / len(images), 1.0), seed=0)
     known, asked = dev_split(images.labels[rows], settings.dev, seed=0)
     _check(settings, images.labels[rows][known])
@@ -89,11 +85,11 @@ def _check(settings: InTrainingSettings, labels: Any) -> None:
     """
     if len(np.unique(labels)) < 2:
         said = "all training images are of one class; there is nothing to tell apart"
-        raise SettingError({"evaluation.evaluators": said})
+        raise settings.error(evaluators=said)
     fewest = min(int((labels == label).sum()) for label in range(int(labels.max()) + 1))
     if "few_shot" in settings.evaluators and fewest < max(settings.shots):
         said = f"{max(settings.shots)} are more than the {fewest} images that a class has among evaluation.images"
-        raise SettingError({"evaluation.shots": f"{said}; ask for fewer, or allow more images"})
+        raise settings.error(shots=f"{said}; ask for fewer, or allow more images")
     if "knn" in settings.evaluators and len(labels) < max(settings.k):
         said = f"{max(settings.k)} is more than the {len(labels)} images to choose from"
-        raise SettingError({"evaluation.k": said})
+        raise settings.error(k=said)

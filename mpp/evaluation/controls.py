@@ -1,4 +1,4 @@
-"""Two controls for frozen features, which have learnt nothing: the pixels themselves, and the colours of patches."""
+"""Two controls for frozen features that have learnt nothing: the pixels themselves, and the colours of patches."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpp.evaluation.features import Place
+from mpp.evaluation.features import FeatureLayer
+from mpp.evaluation.settings import CONTROLS as CONTROLS
 from mpp.evaluation.settings import FeatureSettings
 
-CONTROLS = ("raw_pixels", "patch_colors")
-"""Frozen features that have learnt nothing, by name."""
 MOST_PIXELS = 32
 """Raw pixels are averaged to at most this many a side: 3,072 numbers, and no average at all at CIFAR-10's size."""
 DEFAULT_GRID = 8
 
 
 class Control:
-    """Features by averaging pixels over squares.
+    """Features that are means of pixels over squares. All are positive: kNN centres them.
 
     Args:
         name: `raw_pixels` or `patch_colors`.
@@ -29,6 +28,8 @@ class Control:
     Raises:
         ValueError: if the patches do not divide the image.
     """
+
+    centre_for_knn = True
 
     def __init__(self, name: str, image_size: int, patch_size: int | None) -> None:
         self.name = name
@@ -40,13 +41,13 @@ class Control:
             self.side = image_size // patch_size if patch_size is not None else min(DEFAULT_GRID, image_size)
         else:
             self.side = min(image_size, MOST_PIXELS)
-        self.default = Place(0, "avg")
+        self.default = FeatureLayer(0, "avg")
 
-    def places(self, settings: FeatureSettings) -> list[Place]:
-        """There is but one."""
+    def layers(self, settings: FeatureSettings) -> list[FeatureLayer]:
+        """The only one."""
         return [self.default]
 
-    def read(self, pixels: Tensor, places: Sequence[Place]) -> dict[Place, Tensor]:
+    def read(self, pixels: Tensor, layers: Sequence[FeatureLayer]) -> dict[FeatureLayer, Tensor]:
         """uint8 `(b, 3, h, w)` → float32 `(b, 3 · side²)` in [0, 1]."""
         return {self.default: F.adaptive_avg_pool2d(pixels.float() / 255, self.side).flatten(1)}
 

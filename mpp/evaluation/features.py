@@ -1,7 +1,8 @@
-"""Frozen features: read off an encoder once, block by block, and kept."""
+"""Frozen features: extract them once, at every layer, and cache them on disk."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from mpp.data.loader import EvaluationCrops, batches
 from mpp.data.sampler import Numbers
+from mpp.data.sources import ImageRows
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import weights_digest
@@ -27,8 +29,8 @@ from mpp.evaluation.settings import FeatureSettings
 from mpp.files import replacing
 
 
-class Place(NamedTuple):
-    """Where a feature is read: after which block, counted from 1, and how its tokens are pooled."""
+class FeatureLayer(NamedTuple):
+    """Which feature of an encoder: after which block, counted from 1, and how the tokens are pooled."""
 
     block: int
     pool: str
@@ -40,8 +42,8 @@ class Place(NamedTuple):
 class Features(NamedTuple):
     """The features of some images."""
 
-    values: dict[Place, Tensor]
-    """float32 `(n, d)` for each place."""
+    values: dict[FeatureLayer, Tensor]
+    """float32 `(n, d)` for each layer."""
     labels: Tensor
     """int64 `(n,)`."""
     damaged: int
@@ -50,43 +52,47 @@ class Features(NamedTuple):
     def take(self, rows: Numbers) -> Features:
         """The features of some of the images."""
         index = torch.from_numpy(rows)
-        return Features({place: value[index] for place, value in self.values.items()}, self.labels[index], self.damaged)
+        return Features({layer: value[index] for layer, value in self.values.items()}, self.labels[index], self.damaged)
 
 
 class Reader(Protocol):
-    """What features can be read off: an encoder, or one of the controls."""
+    """What gives features: an encoder, or one of the controls."""
 
-    default: Place
-    """What is looked at where nothing is chosen."""
+    default: FeatureLayer
+    """The layer that is always evaluated."""
+    centre_for_knn: bool
+    """Whether kNN subtracts the mean of train first."""
 
-    def places(self, settings: FeatureSettings) -> list[Place]:
-        """The places that the settings ask for; the default is always one."""
+    def layers(self, settings: FeatureSettings) -> list[FeatureLayer]:
+        """The layers of the settings, and the default layer."""
         ...
 
-    def read(self, pixels: Tensor, places: Sequence[Place]) -> dict[Place, Tensor]:
-        """uint8 `(b, 3, h, w)` → `(b, d)` for each place."""
+    def read(self, pixels: Tensor, layers: Sequence[FeatureLayer]) -> dict[FeatureLayer, Tensor]:
+        """uint8 `(b, 3, h, w)` → `(b, d)` for each layer."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What the features depend on besides the images."""
+        """JSON that names everything the features depend on besides the images."""
         ...
 
 
 class EncoderReader:
-    """Reads features off the blocks of an encoder; of a network without patches, its last feature alone.
+    """The features of an encoder's blocks; of a network without patches, its last feature alone.
 
-    The tokens of an earlier block go through the encoder's final norm, as the last block's do. The default place
+    The tokens of an earlier block go through the encoder's final norm, as the last block's do. The default layer
     gives what the timm model itself gives.
     """
+
+    centre_for_knn = False
 
     def __init__(self, encoder: Backbone) -> None:
         self.encoder = encoder
         blocks = getattr(encoder.model, "blocks", None) if isinstance(encoder, Encoder) else None
         self._blocks = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
-        self.default = Place(max(len(self._blocks), 1), encoder.pool or "avg")
+        self.default = FeatureLayer(max(len(self._blocks), 1), encoder.pool or "avg")
 
-    def places(self, settings: FeatureSettings) -> list[Place]:
-        """The places that the settings ask for; the default is always one.
+    def layers(self, settings: FeatureSettings) -> list[FeatureLayer]:
+        """The layers of the settings, and the default layer.
 
         Raises:
             ValueError: for a block that the encoder does not have, or a class token that it does not have.
@@ -100,11 +106,11 @@ class EncoderReader:
         pools = list(dict.fromkeys(settings.pools))
         if getattr(self.encoder.vit, "cls_token", None) is None:  # registers are no class token
             pools = ["avg"]
-        asked = [Place(int(block), pool) for block in sorted({*blocks, last}) for pool in pools]
+        asked = [FeatureLayer(int(block), pool) for block in sorted({*blocks, last}) for pool in pools]
         return asked if self.default in asked else [*asked, self.default]
 
-    def read(self, pixels: Tensor, places: Sequence[Place]) -> dict[Place, Tensor]:
-        """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each place.
+    def read(self, pixels: Tensor, layers: Sequence[FeatureLayer]) -> dict[FeatureLayer, Tensor]:
+        """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each layer.
 
         Raises:
             ValueError: if a block in the middle has no class token, which joins later in some architectures.
@@ -117,7 +123,7 @@ class EncoderReader:
 
             return self._blocks[block - 1].register_forward_hook(hook)
 
-        handles = [tap(block) for block in {place.block for place in places} - {self.default.block}]
+        handles = [tap(block) for block in {layer.block for layer in layers} - {self.default.block}]
         try:
             tokens = self.encoder(pixels)
         finally:
@@ -126,21 +132,23 @@ class EncoderReader:
         norm = getattr(self.encoder.model, "norm", nn.Identity())
         normed = {block: norm(output) for block, output in outputs.items()}
         normed[self.default.block] = tokens
-        return {place: self._pooled(normed[place.block], place).float() for place in places}
+        return {layer: self._pooled(normed[layer.block], layer).float() for layer in layers}
 
-    def _pooled(self, tokens: Tensor, place: Place) -> Tensor:
-        if place == self.default:
+    def _pooled(self, tokens: Tensor, layer: FeatureLayer) -> Tensor:
+        if layer == self.default:
             return self.encoder.pooled(tokens)
         assert isinstance(self.encoder, Encoder)
-        if place.pool == "both":
-            return torch.cat([self._pooled(tokens, Place(place.block, pool)) for pool in ("token", "avg")], dim=-1)
+        if layer.pool == "both":
+            return torch.cat(
+                [self._pooled(tokens, FeatureLayer(layer.block, pool)) for pool in ("token", "avg")], dim=-1
+            )
         prefix = tokens.shape[1] - self.encoder.num_patches
-        if place.pool == "token" and not prefix:
+        if layer.pool == "token" and not prefix:
             raise ValueError(
-                f"after block {place.block} of {self.encoder.name} there is no class token yet; "
+                f"after block {layer.block} of {self.encoder.name} there is no class token yet; "
                 "use features.pools=[avg] or features.blocks=last"
             )
-        pooled = tokens[:, 0] if place.pool == "token" else tokens[:, prefix:].mean(1)
+        pooled = tokens[:, 0] if layer.pool == "token" else tokens[:, prefix:].mean(1)
         return self.encoder.vit.fc_norm(pooled) if hasattr(self.encoder.vit, "fc_norm") else pooled
 
     def identity(self) -> dict[str, Any]:
@@ -158,7 +166,7 @@ def extract(
     reader: Reader,
     crops: EvaluationCrops,
     rows: Numbers,
-    places: Sequence[Place],
+    layers: Sequence[FeatureLayer],
     accelerator: Accelerator,
     *,
     batch_size: int,
@@ -171,7 +179,7 @@ def extract(
         reader: an encoder, or a control.
         crops: of labelled images.
         rows: int64 `(n,)`.
-        places: what to read.
+        layers: what to read.
         accelerator: device, processes and precision.
         batch_size: images that one process takes at once.
         workers: loader processes.
@@ -187,7 +195,7 @@ def extract(
     each = -(-len(rows) // processes)
     mine = np.resize(rows, each * processes)[accelerator.process_index :: processes]  # the last may be repeated
     parts = [mine[start : start + batch_size] for start in range(0, each, batch_size)]
-    collected: dict[Place, list[Tensor]] = {place: [] for place in places}
+    collected: dict[FeatureLayer, list[Tensor]] = {layer: [] for layer in layers}
     labels: list[Tensor] = []
     damaged: set[int] = set()
     silent = not (title and accelerator.is_main_process and sys.stderr.isatty())
@@ -198,18 +206,18 @@ def extract(
         assert batch.labels is not None
         damaged |= {row for row, _ in batch.damaged}
         with torch.no_grad(), accelerator.autocast():
-            found = reader.read(batch.pixels.to(accelerator.device, non_blocking=pin), places)
-        parts_of_all = {place: _gathered(accelerator, value.float()) for place, value in found.items()}
+            found = reader.read(batch.pixels.to(accelerator.device, non_blocking=pin), layers)
+        parts_of_all = {layer: _gathered(accelerator, value.float()) for layer, value in found.items()}
         labels_of_all = _gathered(accelerator, batch.labels.to(accelerator.device))
         if accelerator.is_main_process:
             labels.append(labels_of_all.cpu())
-            for place, value in parts_of_all.items():
-                collected[place].append(value.cpu())
+            for layer, value in parts_of_all.items():
+                collected[layer].append(value.cpu())
     if processes > 1:
         damaged = set(gather_object(list(damaged)))
     if not accelerator.is_main_process:
         return None
-    values = {place: torch.cat(parts)[: len(rows)] for place, parts in collected.items()}
+    values = {layer: torch.cat(parts)[: len(rows)] for layer, parts in collected.items()}
     return Features(values, torch.cat(labels)[: len(rows)], len(damaged))
 
 
@@ -222,30 +230,31 @@ def _gathered(accelerator: Accelerator, values: Tensor) -> Tensor:
     return values
 
 
+def _content(images: ImageRows, rows: Numbers) -> str:
+    """A digest of which rows, all their labels, and four of the images: reading every image would take too long."""
+    digest = hashlib.sha256(f"{len(images)}".encode() + rows.tobytes())
+    if images.labels is not None:
+        digest.update(images.labels[rows].tobytes())
+    for number in sorted({0, len(rows) // 3, len(rows) // 2, len(rows) - 1}):
+        with contextlib.suppress(ValueError, OSError):
+            digest.update(images.encoded(int(rows[number])))
+    return digest.hexdigest()
+
+
 def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, arithmetic: list[str]) -> dict[str, Any]:
-    """Everything that decides the features of some rows: weights, images, crops, arithmetic."""
+    """What the features of some rows depend on: weights, images, crops, arithmetic."""
     settings = crops.settings
-    digest = hashlib.sha256()
-    for row in rows.tolist():
-        try:
-            content = crops.images.rows.encoded(row)
-        except (ValueError, OSError):
-            content = b""
-        digest.update(f"{row} {len(content)} ".encode())
-        digest.update(content)
-    if (labels := crops.images.rows.labels) is not None:
-        digest.update(labels[rows].tobytes())
     return {
         "encoder": reader.identity(),
-        "images": digest.hexdigest(),
+        "images": _content(crops.images.rows, rows),
         "crop": [settings.image_size, settings.crop_pct, settings.interpolation],
         "arithmetic": arithmetic,
         "torch": torch.__version__,
     }
 
 
-def kept(folder: Path, key: dict[str, Any], places: Sequence[Place]) -> Features | None:
-    """The features that were kept under this key, if all places are there and the file is whole."""
+def kept(folder: Path, key: dict[str, Any], layers: Sequence[FeatureLayer]) -> Features | None:
+    """The cached features of this key; None if a layer is missing or the file is damaged."""
     path = _path(folder, key)
     try:
         with safe_open(path, "pt") as file:
@@ -255,16 +264,16 @@ def kept(folder: Path, key: dict[str, Any], places: Sequence[Place]) -> Features
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             if weights_digest(tensors) != metadata["sha256"]:  # a flipped bit loads silently
                 return None
-            values = {place: tensors[str(place)] for place in places}
+            values = {layer: tensors[str(layer)] for layer in layers}
             return Features(values, tensors["labels"], int(metadata["damaged"]))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
 
 
 def keep(folder: Path, key: dict[str, Any], features: Features) -> None:
-    """Write features down for `kept`."""
+    """Cache features for `kept`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {str(place): value.contiguous() for place, value in features.values.items()}
+    tensors = {str(layer): value.contiguous() for layer, value in features.values.items()}
     tensors["labels"] = features.labels
     metadata = {"key": json.dumps(key), "damaged": str(features.damaged), "sha256": weights_digest(tensors)}
     with replacing(_path(folder, key)) as path:

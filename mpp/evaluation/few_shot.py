@@ -42,6 +42,9 @@ class Score:
         """The standard deviation over the seeds, with n − 1; 0 for a single one."""
         return float(np.std(self.per_seed, ddof=1)) if len(self.per_seed) > 1 else 0.0
 
+    def __repr__(self) -> str:
+        return f"Score(mean={self.mean:.4f}, std={self.std:.4f}, per_seed={self.per_seed})"
+
 
 def few_shot(
     train_features: Any,
@@ -77,14 +80,14 @@ def few_shot(
         raise ValueError(f"l2 must be a number above 0, or auto; found {l2!r}")
     per_seed: dict[int, list[float]] = {count: [] for count in shots}
     for seed in seeds:
-        rows = shot_rows(data.train_labels, max(shots), seed)
+        rows = torch.from_numpy(shot_rows(data.train_labels.cpu(), max(shots), seed)).to(data.train.device)
         for count in shots:
-            chosen = torch.from_numpy(rows[:, :count].reshape(-1))
+            chosen = rows[:, :count].reshape(-1)
             design = _Design(data.train[chosen])
             targets = _targets(data.train_labels[chosen], data.classes)
             value = _chosen(design, targets, count, L2_GRID) if l2 == "auto" else l2
-            predicted = Ridge(design, design.weights(targets, float(value))).predict(data.test)
-            per_seed[count].append(float((predicted == data.test_labels.numpy()).mean()))
+            predicted = (design.standardize(data.test) @ design.weights(targets, float(value))).argmax(-1)
+            per_seed[count].append(int((predicted == data.test_labels).sum()) / len(predicted))
     return {count: Score(tuple(values)) for count, values in per_seed.items()}
 
 
@@ -188,7 +191,7 @@ class _Design:
     def standardize(self, features: Tensor) -> Tensor:
         """float64 `(n, D)` → `(n, D′ + 1)`."""
         scaled = (features[:, self.varies] - self.mean) / (self.std + EPSILON)
-        return torch.cat([scaled, torch.full((len(scaled), 1), BIAS, dtype=torch.float64)], dim=1)
+        return torch.cat([scaled, scaled.new_full((len(scaled), 1), BIAS)], dim=1)
 
     def weights(self, targets: Tensor, l2: float) -> Tensor:
         """W: float64 `(D′ + 1, classes)`."""
@@ -210,9 +213,9 @@ def _leave_one_out(design: _Design, targets: Tensor, shots: int, l2s: Sequence[f
         hits = 0
         for rows, labels in zip(by_shot, wanted, strict=True):
             misses = labels - rows @ (scale[:, None] * turned)
-            kept = torch.eye(classes, dtype=torch.float64) - (rows * scale) @ rows.T
+            kept = torch.eye(classes).to(rows) - (rows * scale) @ rows.T
             left_out = labels - torch.linalg.solve(kept, misses)
-            hits += int((left_out.argmax(-1) == torch.arange(classes)).sum())
+            hits += int((left_out.argmax(-1) == torch.arange(classes, device=rows.device)).sum())
         accuracies.append(hits / (classes * shots))
     return accuracies
 

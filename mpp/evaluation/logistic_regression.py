@@ -77,7 +77,7 @@ def linear_probe(
     data = checked(train_features, train_labels, test_features, test_labels, torch.float64)
     if not grid or min(grid) <= 0:
         raise ValueError(f"the linear probe needs values of C above 0; found {tuple(grid)}")
-    features, labels = data.train.numpy(), data.train_labels.numpy()
+    features, labels = data.train.cpu().numpy(), data.train_labels.cpu().numpy()  # scikit-learn's device
     dev: dict[float, float] = {}
     converged = []
     if len(grid) > 1:
@@ -90,7 +90,7 @@ def linear_probe(
     best = max(dev, key=lambda c: (dev[c], -c)) if dev else grid[0]
     scale, model = _Scale(features), regression()
     converged.append(_fit(model, best, scale(features), labels))
-    accuracy = float((model.predict(scale(data.test.numpy())) == data.test_labels.numpy()).mean())
+    accuracy = float((model.predict(scale(data.test.cpu().numpy())) == data.test_labels.cpu().numpy()).mean())
     return Probe(accuracy, best, dev, all(converged))
 
 

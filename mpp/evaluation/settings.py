@@ -1,4 +1,4 @@
-"""What evaluation can be asked for."""
+"""Settings of evaluation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pydantic import Field
 from mpp.settings import Duration, Settings
 
 Pool = Literal["token", "avg", "both"]
+CONTROLS = ("raw_pixels", "patch_colors")
+"""Values of `encoder.source` that are no encoders: frozen features that have learnt nothing."""
 Evaluator = Literal["few_shot", "knn", "linear_probe"]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
 class FeatureSettings(Settings):
-    """Which features of the frozen encoder are looked at."""
+    """Which features of the frozen encoder are evaluated."""
 
     blocks: Literal["last", "all"] | tuple[Count, ...] = "all"
     """Blocks whose tokens are taken, counted from 1; the last one is always among them."""
@@ -42,20 +44,24 @@ class FewShotSettings(Settings):
 
 
 class NeighbourSettings(Settings):
-    """Nearest neighbours by cosine, weighted by exp(cosine / temperature)."""
+    """kNN: the k nearest neighbours by cosine, their votes weighted by exp(cosine / temperature)."""
 
     k: tuple[Count, ...] = Field(default=(20, 10, 100, 200), min_length=1)
-    """Numbers of neighbours; the first is the headline, by which block and pool are chosen."""
+    """Numbers of neighbours; block and pool are chosen by the accuracy of the first."""
 
     temperature: float = Field(default=0.07, gt=0)
     """The smaller, the more the nearest count."""
 
 
 class ProbeSettings(Settings):
-    """Linear probe: logistic regression on standardised features, to convergence."""
+    """Linear probe: L2-regularised multinomial logistic regression on standardised features, to its optimum."""
 
     grid: tuple[Positive, ...] = Field(default=(1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3), min_length=1)
-    """Values of C (the penalty is 1 / C), chosen from on a tenth of train."""
+    """Values of C (the penalty is 1 / C). One is chosen on a held-out tenth of train that follows `labels.seed`."""
+
+    depth_c: float = Field(default=0.01, gt=0)
+    """The C of all fits that choose block and pool on the dev split: one fit a layer instead of one for every C. The
+    chosen layer is then evaluated with the whole grid."""
 
 
 class InTrainingSettings(Settings):

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from torch import nn
 from tqdm import tqdm
 
 from mpp.hub.settings import HubSettings
-from mpp.settings import SettingError
+from mpp.objective.base import Objective
 
 LOG = "push.log"
 """In the run's folder: what the pushes said."""
@@ -31,7 +30,7 @@ def check_token(settings: HubSettings) -> None:
     """
     if settings.push_to is not None and get_token() is None:
         said = "there is no token for the Hugging Face Hub: run 'hf auth login', set HF_TOKEN, or leave push_to out"
-        raise SettingError({"hub.push_to": said})
+        raise settings.error(push_to=said)
 
 
 class BackgroundPush:
@@ -55,7 +54,7 @@ class BackgroundPush:
                 self.command += [f"--{name}", value]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, step: int, module: nn.Module) -> Iterator[tuple[str, Any]]:
+    def __call__(self, step: int, objective: Objective) -> Iterator[tuple[str, Any]]:
         """Push the newest checkpoint, unless a push is under way; yields how the one before ended, for the journal."""
         if (ended := self._ended()) is not None:
             yield "hub/push_failed", ended

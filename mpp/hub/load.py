@@ -9,18 +9,16 @@ from huggingface_hub import snapshot_download
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from mpp.data.sources import reason_of
 from mpp.encoder.create import load_encoder
-from mpp.objective.masked_patch import MaskedPatchPrediction
-from mpp.objective.settings import MaskedPatchSettings, ObjectiveSettings
+from mpp.objective.base import Objective
+from mpp.objective.settings import ObjectiveSettings
+from mpp.redact import reason_of
 from mpp.training.checkpoint import WEIGHTS, Checkpoints
 
 FILES = ("config.json", "model.safetensors", "objective.safetensors", "recipe.yaml")
 
 
-def load_objective(
-    source: str | Path, *, revision: str | None = None, seed: int | None = None
-) -> MaskedPatchPrediction:
+def load_objective(source: str | Path, *, revision: str | None = None, seed: int | None = None) -> Objective:
     """Masked patch prediction as it was trained, ready for reconstructions.
 
     Args:
@@ -39,19 +37,17 @@ def load_objective(
         raise ValueError(f"{source} holds no objective: {', '.join(missing)} is missing")
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     settings = TypeAdapter(ObjectiveSettings).validate_python(recipe["objective"])
-    if not isinstance(settings, MaskedPatchSettings):
+    if settings.needs_labels:
         raise ValueError(f"{source} was trained by {settings.kind}, not by masked patch prediction")
     seed = int(recipe["seed"]) if seed is None else seed
+    objective = settings.build(load_encoder(folder), num_classes=None, seed=seed)
     if (folder / "objective.safetensors").is_file():
-        weights, encoder = load_file(folder / "objective.safetensors"), load_encoder(folder)
-        objective = MaskedPatchPrediction(encoder, settings.target, settings.corruption, seed, settings.head)
-        _, unexpected = objective.load_state_dict(weights, strict=False)
+        _, unexpected = objective.load_state_dict(load_file(folder / "objective.safetensors"), strict=False)
         assert not unexpected, unexpected
         return objective
     checkpoint = Checkpoints(folder / "checkpoints", 2).newest(print)
     if checkpoint is None:
         raise ValueError(f"{source} holds no objective: there is no finished checkpoint in it")
-    objective = MaskedPatchPrediction(load_encoder(folder), settings.target, settings.corruption, seed, settings.head)
     objective.load_state_dict(load_file(checkpoint.folder / WEIGHTS))
     return objective
 

@@ -8,8 +8,17 @@ from typing import Any
 from mpp.files import replacing
 
 
-def write_loss(metrics: list[dict[str, Any]], baselines: dict[str, float], path: Path) -> None:
+def write_loss(
+    metrics: list[dict[str, Any]], baselines: dict[str, float], path: Path, *, headline: str, title: str
+) -> None:
     """Draw the losses of a `metrics.jsonl`, those on held-out images and the baselines among them.
+
+    Args:
+        metrics: its lines.
+        baselines: by name.
+        path: of the picture.
+        headline: the score that the baselines are compared with.
+        title: the headline in words.
 
     Raises:
         RuntimeError: if matplotlib is not installed.
@@ -18,8 +27,7 @@ def write_loss(metrics: list[dict[str, Any]], baselines: dict[str, float], path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RuntimeError('the picture of the loss needs matplotlib: pip install "mpp[study]"') from error
-    masked = any("loss_mask" in line for line in metrics)
-    names = ("loss_mask", "validation/loss_mask") if masked else ("loss", "validation/loss")
+    names = (headline, f"validation/{headline}")
     figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
     axes = figure.subplots()
     for name, label, style in zip(names, ("training", "held out"), ("-", "o-"), strict=True):
@@ -29,7 +37,7 @@ def write_loss(metrics: list[dict[str, Any]], baselines: dict[str, float], path:
     for (name, value), dash in zip(baselines.items(), ("--", ":"), strict=False):
         axes.axhline(value, linestyle=dash, color="0.4", linewidth=1, label=name)
     axes.set_xlabel("images seen")
-    axes.set_ylabel("loss on masked patches" if masked else "loss")
+    axes.set_ylabel(title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     with replacing(path) as draft:

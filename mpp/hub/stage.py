@@ -15,7 +15,6 @@ from typing import Any
 from huggingface_hub import get_token
 from safetensors.torch import load_file, save_file
 
-from mpp.data.sources import public_name
 from mpp.encoder.export import weights_digest
 from mpp.encoder.pretrained import architecture_arguments
 from mpp.files import replacing, write_text
@@ -24,6 +23,7 @@ from mpp.hub.loss_plot import write_loss
 from mpp.recipe import PretrainRecipe
 from mpp.recipe.dump import plain
 from mpp.recipe.yaml import in_block
+from mpp.redact import public_name
 from mpp.training.checkpoint import WEIGHTS, Checkpoint, Checkpoints
 from mpp.training.metrics_log import read_metrics
 
@@ -91,7 +91,11 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     pictures = [line["reconstructions"] for line in metrics if "reconstructions" in line]
     if pictures and (run / pictures[-1]).is_file():
         shutil.copyfile(run / pictures[-1], folder / "reconstructions.png")
-    write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png")
+    masked = any("loss_mask" in line for line in metrics)  # older runs do not name their headline
+    headline, title = checkpoint.state.get("headline") or (
+        ("loss_mask", "loss on masked patches") if masked else ("loss", "loss")
+    )
+    write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png", headline=headline, title=title)
     write_card(_facts(run, checkpoint, recipe, metrics, repo_id, licence, folder), folder / "README.md")
     staged = Staged(folder, checkpoint.step)
     _check_nothing_local(staged, run)

@@ -8,33 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mpp.objective.patches import bins_of_sums, pack, patchify
-from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
 
-if TYPE_CHECKING:
-    from mpp.objective.masked_patch import MaskedPatchPrediction
-
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Batches of uint8 pixels `(b, 3, h, w)` and int64 sample numbers `(b,)`."""
-
-
-def masked_patch_baselines(objective: MaskedPatchPrediction, train: Batches, validation: Batches) -> dict[str, float]:
-    """The losses of both baselines over the corrupted patches of `validation`, counted on those of `train`.
-
-    For colours: cross-entropies in nats, counts add-one, each cell of a downsized patch with a table of its own.
-    For full patches: the squared error of the mean training patch, and of the neighbours' colour; with
-    per-patch normalisation the latter carries no information and is left out.
-    """
-    target = objective.target
-    if isinstance(target, FullPatch):
-        return _of_pixels(objective, target, train, validation)
-    return _of_colours(objective, target, train, validation)
+Corrupted = Iterable[tuple[Tensor, Tensor, Tensor]]
+"""Batches of uint8 pixels `(b, 3, h, w)`, corrupted positions int64 `(b, K)`, and their labels."""
 
 
 def neighbour_colours(pixels: Tensor, positions: Tensor, patch_size: int, bits: int) -> tuple[Tensor, Tensor]:
@@ -65,23 +47,17 @@ def neighbour_colours(pixels: Tensor, positions: Tensor, patch_size: int, bits: 
     return pack(bins_of_sums(chosen[..., :3], count, bits), bits), chosen[..., :3].double() / count
 
 
-def _batches(objective: MaskedPatchPrediction, images: Batches) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    for pixels, samples in images:
-        positions = objective.corruption.draw(objective.key, samples, objective.encoder.num_patches).positions
-        yield pixels, positions, objective.target.labels(objective.patches(pixels, positions))
-
-
-def _of_colours(
-    objective: MaskedPatchPrediction, target: MeanColor | DownsizedPatch, train: Batches, validation: Batches
+def colour_baselines(
+    train: Corrupted, validation: Corrupted, *, patch_size: int, bits: int, cells: int
 ) -> dict[str, float]:
-    classes = target.classes
-    cells = target.cells**2
+    """Cross-entropies in nats, counted add-one, each of `cells` cells of a patch with a table of its own."""
+    classes = 1 << (3 * bits)
 
-    def columns(images: Batches) -> tuple[Tensor, Tensor]:
+    def columns(batches: Corrupted) -> tuple[Tensor, Tensor]:
         """Labels and neighbour colours, each with its cell packed on top: int64 `(n,)`."""
         labels, pairs = [], []
-        for pixels, positions, truth in _batches(objective, images):
-            colour, _ = neighbour_colours(pixels, positions, objective.encoder.patch_size, target.bits)
+        for pixels, positions, truth in batches:
+            colour, _ = neighbour_colours(pixels, positions, patch_size, bits)
             cell = torch.arange(cells)
             labels.append((cell * classes + truth.unflatten(1, (-1, 1)).flatten(2)).flatten())
             pairs.append((cell * classes + colour[..., None]).flatten())
@@ -109,31 +85,32 @@ def _cross_entropy(seen_context: Tensor, seen_label: Tensor, context: Tensor, la
 
 def _count(keys: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
     """How often each wanted key was counted, 0 for those never seen: float64, of the shape of `wanted`."""
-    place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-    return torch.where(keys[place] == wanted, counts[place], 0).double()
+    index = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return torch.where(keys[index] == wanted, counts[index], 0).double()
 
 
-def _of_pixels(
-    objective: MaskedPatchPrediction, target: FullPatch, train: Batches, validation: Batches
+def pixel_baselines(
+    train: Corrupted, validation: Corrupted, *, patch_size: int, neighbours: bool = True
 ) -> dict[str, float]:
-    total, count = torch.zeros(target.outputs(objective.encoder.patch_size), dtype=torch.float64), 0
-    for _, _, labels in _batches(objective, train):
+    """Squared errors of the mean training patch and, with `neighbours`, of the colour of the visible neighbours."""
+    total, count = torch.zeros(3 * patch_size**2, dtype=torch.float64), 0
+    for _, _, labels in train:
         total += labels.double().sum((0, 1))
         count += labels.shape[0] * labels.shape[1]
     mean = total / count
     errors, neighbour_errors, patches = 0.0, 0.0, 0
-    for pixels, positions, labels in _batches(objective, validation):
-        _, colour = neighbour_colours(pixels, positions, objective.encoder.patch_size, bits=1)
-        guess = (colour / 255).tile(objective.encoder.patch_size**2)
+    for pixels, positions, labels in validation:
+        _, colour = neighbour_colours(pixels, positions, patch_size, bits=1)
+        guess = (colour / 255).tile(patch_size**2)
         errors += float((labels.double() - mean).square().mean(-1).sum())
         neighbour_errors += float((labels.double() - guess).square().mean(-1).sum())
         patches += labels.shape[0] * labels.shape[1]
-    baselines = {"histogram": errors / patches}
-    return baselines if target.normalize else {**baselines, "neighbours": neighbour_errors / patches}
+    found = {"histogram": errors / patches}
+    return {**found, "neighbours": neighbour_errors / patches} if neighbours else found
 
 
-def label_baseline(train: Tensor, validation: Tensor, num_classes: int) -> dict[str, float]:
-    """For classification: the cross-entropy of the label frequencies of train on validation, add-one."""
+def label_baselines(train: Tensor, validation: Tensor, num_classes: int) -> dict[str, float]:
+    """For classification: the cross-entropy of the label frequencies of train on validation, add-one; and chance."""
     counts = torch.bincount(train, minlength=num_classes).double() + 1
     frequency = counts / (len(train) + num_classes)
     return {"histogram": float(-frequency[validation].log().mean()), "chance": math.log(num_classes)}

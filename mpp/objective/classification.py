@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.layers import layers_of
+from mpp.objective.base import Objective, Sample
+from mpp.objective.baselines import label_baselines
 from mpp.objective.heads import make_head
 from mpp.objective.scores import Scores, total
 
@@ -25,7 +27,7 @@ class Classification(NamedTuple):
     """int64 `(b,)`, or where images were mixed their probabilities `(b, classes)`."""
 
 
-class SupervisedClassification(nn.Module):
+class SupervisedClassification(Objective):
     """A classifier on the encoder's pooled feature.
 
     Args:
@@ -36,6 +38,9 @@ class SupervisedClassification(nn.Module):
         head_init: `normal`, or `zero`, with which training begins at uniform predictions.
     """
 
+    trains_class_token: ClassVar[bool] = True
+    line = {"loss": "loss {:.3f}", "accuracy": "acc {:.1%}"}
+
     def __init__(
         self,
         encoder: Backbone,
@@ -45,7 +50,7 @@ class SupervisedClassification(nn.Module):
         head_init: str = "normal",
     ) -> None:
         super().__init__()
-        self.encoder, self.label_smoothing = encoder, label_smoothing
+        self.encoder, self.num_classes, self.label_smoothing = encoder, num_classes, label_smoothing
         self.head = make_head(head, encoder.width, num_classes)
         if head_init == "zero":
             last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
@@ -79,17 +84,15 @@ class SupervisedClassification(nn.Module):
         labels = prediction.labels.argmax(-1) if prediction.labels.ndim > 1 else prediction.labels
         return {"loss": total(losses), "accuracy": total(prediction.logits.argmax(-1) == labels)}
 
-    def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """Means of the scores as the journal shows them."""
-        return means
+    def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
+        """The label frequencies of `train`, and chance."""
+        assert train.labels is not None
+        assert validation.labels is not None
+        return label_baselines(train.labels, validation.labels, self.num_classes)
 
     def linear(self) -> tuple[Tensor, Tensor] | None:
         """The head as one linear layer: weight `(classes, d)` and bias `(classes,)`; None for one of two layers."""
         return (self.head.weight, self.head.bias) if isinstance(self.head, nn.Linear) else None
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that must not decay: positions and tokens."""
-        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def layers(self) -> dict[str, int]:
         """The layer of each parameter by its name, from the embedding, 0, to the head.

@@ -63,15 +63,13 @@ class Corruption(Settings):
         """Refuse images in which this corruption makes no sense.
 
         Raises:
-            ValueError: if a swap is asked for in images of a single patch, or there are too many patches.
+            SettingError: if a swap is asked for in images of a single patch, or there are too many patches.
         """
         if self.swap > 0 and num_patches < 2:
-            raise ValueError(
-                f"objective.corruption.swap is {self.swap:g}, but these images have a single patch: "
-                "there is no other patch to take; set swap to 0 or use smaller patches"
-            )
+            said = f"swap is {self.swap:g}, but these images have a single patch: there is no other patch to take"
+            raise self.error(swap=f"{said}; set swap to 0 or use smaller patches")
         if num_patches > MOST_PATCHES:
-            raise ValueError(f"images of {num_patches} patches are more than the {MOST_PATCHES} supported")
+            raise self.error(fraction=f"images have {num_patches} patches; at most {MOST_PATCHES} are supported")
 
     def draw(self, key: randomness.Key, samples: Tensor, num_patches: int) -> Draw:
         """The corruption of each sample, a pure function of (key, sample number).

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from torch import nn
 
+HIDDEN: dict[str, type[nn.Module] | None] = {"linear": None, "mlp": nn.GELU, "pre_logits": nn.Tanh}
+"""The activation after the hidden layer, as wide as the token; `linear` has no such layer."""
+
 
 def make_head(kind: str, width: int, outputs: int) -> nn.Module:
-    """`linear`: one layer. `mlp`: two, with a GELU between them, the hidden one as wide as the token."""
-    if kind not in ("linear", "mlp"):
-        raise ValueError(f"head must be linear or mlp, found {kind!r}")
+    """One linear layer, or two with an activation between them.
+
+    Args:
+        kind: `linear`; `mlp` with a GELU; `pre_logits` with a tanh, as in the ViT paper (section 3.1).
+        width: of the token.
+        outputs: numbers predicted.
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if kind not in HIDDEN:
+        raise ValueError(f"head must be {', '.join(HIDDEN)}; found {kind!r}")
+    activation = HIDDEN[kind]
     layers: list[nn.Module] = [nn.Linear(width, outputs)]
-    if kind == "mlp":
-        layers = [nn.Linear(width, width), nn.GELU(), *layers]
+    if activation is not None:
+        layers = [nn.Linear(width, width), activation(), *layers]
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +13,40 @@ from torch import Tensor, nn
 from mpp import randomness
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.encoder import Encoder
-from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, corrupt
+from mpp.objective.base import BareStep, Objective, Sample
+from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, Draw, corrupt
 from mpp.objective.heads import make_head
-from mpp.objective.patches import patchify
+from mpp.objective.patches import patchify, unpatchify
 from mpp.objective.scores import Scores, total
-from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor, Target
+from mpp.objective.targets import MeanColor, PatchTarget, Target
+
+GREY = 0.5
+"""Grey level of a masked patch in pictures."""
 
 
 class Prediction(NamedTuple):
-    """What masked patch prediction gives for a batch."""
+    """What masked patch prediction returns for a batch of b images with K corrupted patches each.
+
+    Attributes:
+        loss: scalar float32, the mean over all corrupted patches.
+        logits: `(b, K, 8^bits)` for mean colours, `(b, K, cells², 8^bits)` downsized, `(b, K, 3·P²)` for full patches.
+        labels: int64 `(b, K)` or `(b, K, cells²)`; for full patches float32 `(b, K, 3·P²)`.
+        positions: int64 `(b, K)`, ascending: the corrupted patches.
+        kinds: int64 `(b, K)`: 0 mask, 1 swap, 2 keep.
+    """
 
     loss: Tensor
-    """Scalar float32: the mean over all corrupted patches."""
     logits: Tensor
-    """`(b, K, 8^bits)` for mean colours, `(b, K, cells², 8^bits)` downsized, `(b, K, 3·P²)` for full patches."""
     labels: Tensor
-    """`(b, K)`, `(b, K, cells²)` int64, or `(b, K, 3·P²)` float32."""
     positions: Tensor
-    """int64 `(b, K)`, ascending: the corrupted patches."""
     kinds: Tensor
-    """int64 `(b, K)`: 0 mask, 1 swap, 2 keep."""
+
+    def __repr__(self) -> str:
+        rest = (f"{name}={str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in self._asdict().items())
+        return f"Prediction(loss={self.loss.item():.4f}, {', '.join(list(rest)[1:])})"
 
 
-class MaskedPatchPrediction(nn.Module):
+class MaskedPatchPrediction(Objective):
     """Corrupt half of the patch embeddings; predict each corrupted patch from its own final token.
 
     Args:
@@ -46,6 +59,12 @@ class MaskedPatchPrediction(nn.Module):
     Raises:
         ValueError: if the encoder has no patches, or target or corruption do not fit them.
     """
+
+    trains_class_token: ClassVar[bool] = False
+    headline: ClassVar[str] = "loss_mask"
+    headline_title: ClassVar[str] = "loss on masked patches"
+    line = {"loss": "loss {:.3f}", "loss_mask": "masked {:.3f}", "accuracy": "acc {:.1%}", "psnr": "{:.1f} dB"}
+    encoder: Encoder  # pyright: ignore[reportIncompatibleVariableOverride]  its patches are needed
 
     def __init__(
         self,
@@ -65,10 +84,10 @@ class MaskedPatchPrediction(nn.Module):
                 f"masked patch prediction needs patches, and {encoder.name} has none; "
                 "use a Vision Transformer, e.g. vit_tiny_patch16_224"
             )
-        self.encoder = encoder
+        self.encoder = encoder  # pyright: ignore[reportIncompatibleVariableOverride]
         self.target = MeanColor() if target is None else target
         self.corruption = Corruption() if corruption is None else corruption
-        if not isinstance(self.target, MeanColor | DownsizedPatch | FullPatch):
+        if not isinstance(self.target, PatchTarget):
             raise ValueError(f"target must be MeanColor(), DownsizedPatch() or FullPatch(), found {target!r}")
         if not isinstance(self.corruption, Corruption):
             raise ValueError(f"corruption must be a Corruption(), found {corruption!r}")
@@ -98,11 +117,14 @@ class MaskedPatchPrediction(nn.Module):
             raise ValueError(f"{len(pixels)} images need as many sample numbers, found {tuple(samples.shape)}")
         if samples is None:
             samples = torch.randint(2**62, pixels.shape[:1], device=pixels.device)
-        draw = self.corruption.draw(self.key, samples, self.encoder.num_patches)
+        draw = self._draw(samples)
         tokens = self.encoder(pixels, edit=partial(corrupt, mask_token=self.mask_token, draw=draw))
         logits = self.target.shape(self.head(self.encoder.patch_tokens(tokens, draw.positions)))
         truth = self.target.labels(self.patches(pixels, draw.positions))
         return Prediction(self.target.loss(logits, truth), logits, truth, draw.positions, draw.kinds)
+
+    def _draw(self, samples: Tensor) -> Draw:
+        return self.corruption.draw(self.key, samples, self.encoder.num_patches)
 
     def patches(self, pixels: Tensor, positions: Tensor) -> Tensor:
         """The pixels of some patches: uint8 `(b, K, P, P, 3)`."""
@@ -124,6 +146,66 @@ class MaskedPatchPrediction(nn.Module):
         rest = {name: value for name, value in means.items() if name != "error"}
         return {**rest, self.target.metric: self.target.summary(means["error"])}
 
+    def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
+        """Histogram and visible neighbours: see `baselines.py`."""
+        return self.target.baselines(
+            self._corrupted(train), self._corrupted(validation), patch_size=self.encoder.patch_size
+        )
+
+    def _corrupted(self, sample: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Pixels, corrupted positions and their labels, batch by batch."""
+        for pixels, samples in sample.batches:
+            positions = self._draw(samples).positions
+            yield pixels, positions, self.target.labels(self.patches(pixels, positions))
+
+    def picture(self, pixels: Tensor, samples: Tensor) -> dict[str, Tensor]:
+        """Original, seen, predicted: each float32 `(b, 3, h, w)` in [0, 1].
+
+        Seen: masked patches grey, swapped ones with the pixels of the patch whose embedding they got. Predicted: the
+        predictions at the corrupted positions, the visible patches as they are.
+        """
+        prediction, draw = self.forward(pixels, samples), self._draw(samples)
+        patches = patchify(pixels, self.encoder.patch_size).float() / 255
+        index = draw.positions[..., None, None, None].expand(-1, -1, *patches.shape[2:])
+        own = patches.gather(1, index)
+        other = patches.gather(1, draw.others[..., None, None, None].expand_as(index))
+        kinds = draw.kinds[..., None, None, None]
+        instead = own.where(kinds == KEEP, other.where(kinds == SWAP, torch.full_like(own, GREY)))
+        guesses = self.target.picture(prediction.logits, self.patches(pixels, draw.positions)).to(patches.dtype)
+        rows = self.encoder.layout.grid
+        return {
+            "original": pixels.float() / 255,
+            "seen": unpatchify(patches.scatter(1, index, instead), rows),
+            "predicted": unpatchify(patches.scatter(1, index, guesses), rows),
+        }
+
+    def bare(self) -> BareStep:
+        """timm's model on ready-made pixels, the same head on as many tokens, the same loss."""
+        return _BareMaskedPatch(self)
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that must not decay: positions and tokens."""
-        return {"mask_token"} | {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+        return {"mask_token"} | super().no_weight_decay()
+
+
+class _BareMaskedPatch(BareStep):
+    """Nothing is corrupted, no label is computed from pixels, the predicted tokens are the first K."""
+
+    def __init__(self, objective: MaskedPatchPrediction) -> None:
+        super().__init__()
+        copied = copy.deepcopy(objective)
+        self.vit, self.head, self.target = copied.encoder.vit, copied.head, copied.target
+        self.layout = copied.encoder.layout
+        self.count = copied.corruption.count(copied.encoder.num_patches)
+
+    def inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Normalised float images `(b, 3, h, w)` and the labels of K random patches an image."""
+        size, side = self.layout.image_size, self.layout.patch_size
+        noise = torch.randint(0, 256, (batch_size, self.count, side, side, 3), dtype=torch.uint8)
+        return torch.randn(batch_size, 3, size, size), self.target.labels(noise)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss of images that are normalised already, with labels that are already known."""
+        first = self.layout.num_prefix_tokens
+        tokens = self.vit.forward_features(images)[:, first : first + self.count]
+        return self.target.loss(self.target.shape(self.head(tokens)), labels)

@@ -30,7 +30,7 @@ def cell_edges(patch_size: int, cells: int) -> list[tuple[int, int]]:
     """
     if cells > patch_size:
         raise ValueError(
-            f"objective.target.cells is {cells}, but a patch is only {patch_size} pixels a side; "
+            f"cells is {cells}, but a patch is only {patch_size} pixels a side; "
             f"use at most {patch_size} cells or a larger patch size"
         )
     return [(i * patch_size // cells, -(-(i + 1) * patch_size // cells)) for i in range(cells)]

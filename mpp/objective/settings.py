@@ -1,17 +1,52 @@
-"""What the `objective:` part of a recipe can say."""
+"""What the `objective:` part of a recipe can say, and the module that each of it builds.
+
+A new objective is a module in a file of this room, a settings class here, and its name in the union below. Torch is
+imported when something is built: recipes are read, and help is shown, without it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from mpp.objective.corruption import Corruption
 from mpp.objective.targets import MeanColor, Target
-from mpp.settings import Settings
+from mpp.settings import Settings, together
+
+if TYPE_CHECKING:
+    from mpp.encoder.backbone import Backbone
+    from mpp.objective.base import Objective
 
 
-class MaskedPatchSettings(Settings):
+class BaseObjectiveSettings(Settings):
+    """What the rest of the package asks of any objective before it is built."""
+
+    needs_labels: ClassVar[bool] = False
+    needs_patches: ClassVar[bool] = True
+    """Whether the encoder has to have patches; where not, a convolutional network will do."""
+    has_layers: ClassVar[bool] = False
+    """Whether all layers lead up to one head, so that learning rates can decay layer by layer."""
+
+    def check(self, encoder: Backbone) -> None:
+        """Refuse an encoder that this objective does not fit.
+
+        Raises:
+            SettingError: with all complaints.
+        """
+
+    def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
+        """The module; its head is drawn from torch's generator.
+
+        Args:
+            encoder: its network.
+            num_classes: of the labels; None where there are none.
+            seed: of the run, which decides corruptions together with the sample numbers.
+        """
+        raise NotImplementedError
+
+
+class MaskedPatchSettings(BaseObjectiveSettings):
     """Masked patch prediction: corrupt patch embeddings, predict what was there."""
 
     kind: Literal["masked_patch"] = "masked_patch"
@@ -26,21 +61,50 @@ class MaskedPatchSettings(Settings):
     target: Target = MeanColor()
     """What is predicted for each corrupted patch."""
 
+    def check(self, encoder: Backbone) -> None:
+        """Refuse patches that the target or the corruption does not fit.
 
-class SupervisedSettings(Settings):
+        Raises:
+            SettingError: with all complaints.
+        """
+        from mpp.encoder.encoder import Encoder
+
+        assert isinstance(encoder, Encoder)
+        together(lambda: self.target.outputs(encoder.patch_size), lambda: self.corruption.check(encoder.num_patches))
+
+    def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
+        """Masked patch prediction on this encoder."""
+        from mpp.objective.masked_patch import MaskedPatchPrediction
+
+        return MaskedPatchPrediction(encoder, self.target, self.corruption, seed, self.head)
+
+
+class SupervisedSettings(BaseObjectiveSettings):
     """Classification with labels, for comparison."""
 
     kind: Literal["supervised"] = "supervised"
     """Classification of the data set's labels."""
 
-    head: Literal["linear", "mlp"] = "linear"
-    """From the pooled feature to the classes: one linear layer, or two with a GELU between them."""
+    head: Literal["linear", "mlp", "pre_logits"] = "linear"
+    """From the pooled feature to the classes: one linear layer; `mlp`, two with a GELU between them; `pre_logits`, two
+    with a tanh, as the ViT paper pre-trains."""
 
     head_init: Literal["normal", "zero"] = "normal"
     """How the weights of the last layer begin; `zero` starts at uniform predictions."""
 
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the probability that is spread over all classes."""
+
+    needs_labels: ClassVar[bool] = True
+    needs_patches: ClassVar[bool] = False
+    has_layers: ClassVar[bool] = True
+
+    def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
+        """A classifier on this encoder's pooled feature."""
+        from mpp.objective.classification import SupervisedClassification
+
+        assert num_classes is not None
+        return SupervisedClassification(encoder, num_classes, self.head, self.label_smoothing, self.head_init)
 
 
 ObjectiveSettings = Annotated[MaskedPatchSettings | SupervisedSettings, Field(discriminator="kind")]
@@ -53,7 +117,7 @@ class FineTuningSettings(SupervisedSettings):
     """How the weights of the last layer begin; `zero` starts at uniform predictions, as in the ViT paper."""
 
 
-class LinearProbeSettings(Settings):
+class LinearProbeSettings(BaseObjectiveSettings):
     """Linear probe: batch norm and one linear layer on features that do not learn, as in MAE."""
 
     kind: Literal["linear_probe"] = "linear_probe"
@@ -62,6 +126,24 @@ class LinearProbeSettings(Settings):
     block: int | None = Field(default=None, ge=1)
     """After which block features are taken, counted from 1: the blocks behind it are cut off, and its tokens go
     through the final norm. null takes the last one."""
+
+    needs_labels: ClassVar[bool] = True
+    needs_patches: ClassVar[bool] = False
+
+    def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
+        """A linear layer on this encoder, whose blocks behind `block` are cut off.
+
+        Raises:
+            SettingError: if there is no such block.
+        """
+        from mpp.encoder.create import cut_after
+        from mpp.objective.classification import LinearProbe
+
+        assert num_classes is not None
+        if self.block is not None:
+            with self.blamed("block"):
+                cut_after(encoder, self.block)
+        return LinearProbe(encoder, num_classes)
 
 
 ClassificationSettings = Annotated[FineTuningSettings | LinearProbeSettings, Field(discriminator="kind")]

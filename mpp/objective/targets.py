@@ -4,12 +4,14 @@ Each class is at once what a recipe says (`target: {kind: mean_color, bits: 3}`)
 All labels come from the uint8 pixels that the encoder sees, before any normalisation.
 
 Every target offers the same: `outputs` (numbers predicted a patch), `shape` (head outputs → logits), `labels`,
-`losses` and `loss`, `errors` with the `metric` they add up to, and `picture` (what a prediction looks like).
+`losses` and `loss`, `errors` with the `metric` they add up to, `baselines`, and `picture` (a prediction as pixels). A
+new target is a class here and its name in `Target`.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from einops import rearrange, repeat
@@ -21,20 +23,30 @@ from mpp.settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mpp.objective.baselines import Corrupted
 
-class _Target(Settings):
+
+class PatchTarget(Settings):
     """What all targets share: the loss is the mean of the losses of the patches."""
+
+    def outputs(self, patch_size: int) -> int:
+        """Numbers predicted for a patch of `patch_size` pixels a side.
+
+        Raises:
+            ValueError: if the target does not fit the patch.
+        """
+        raise NotImplementedError
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each patch, float32 `(b, K)`."""
-        raise AssertionError
+        raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean over all corrupted patches, a float32 scalar."""
         return self.losses(logits, labels).mean()
 
 
-class _Colours(_Target):
+class _Colours(PatchTarget):
     """What the two targets of quantised colours share: each cell is one of `8**bits` classes."""
 
     bits: int = Field(default=3, ge=1, le=4)
@@ -62,6 +74,13 @@ class _Colours(_Target):
         """Accuracy (per cell) from a mean error."""
         return 1 - error
 
+    def baselines(self, train: Corrupted, validation: Corrupted, patch_size: int) -> dict[str, float]:
+        """Cross-entropies in nats of the label frequencies, and of those given the visible neighbours' colour."""
+        from mpp.objective.baselines import colour_baselines
+
+        cells = self.outputs(patch_size) // self.classes
+        return colour_baselines(train, validation, patch_size=patch_size, bits=self.bits, cells=cells)
+
 
 class MeanColor(_Colours):
     """The mean colour of the patch: one of 512 classes at 3 bits a channel."""
@@ -69,10 +88,7 @@ class MeanColor(_Colours):
     kind: Literal["mean_color"] = "mean_color"
     """Predict the mean colour of each corrupted patch."""
 
-    @property
-    def cells(self) -> int:
-        """Cells along a side: the patch is one cell."""
-        return 1
+    cells: ClassVar[int] = 1
 
     def outputs(self, patch_size: int) -> int:
         """Numbers predicted for a patch."""
@@ -105,9 +121,16 @@ class DownsizedPatch(_Colours):
         """Numbers predicted for a patch.
 
         Raises:
-            ValueError: if there are more cells than pixels.
+            SettingError: if there are more cells than pixels.
         """
-        return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
+        if self.cells == patch_size:
+            warnings.warn(
+                f"objective.target.cells is {self.cells} and a patch has {patch_size} pixels a side: every pixel is "
+                "predicted and nothing is downsized; use fewer cells or a larger patch size",
+                stacklevel=2,
+            )
+        with self.blamed("cells"):
+            return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
 
     def shape(self, outputs: Tensor) -> Tensor:
         """Head outputs `(b, K, cells²·8^bits)` → logits `(b, K, cells², 8^bits)`."""
@@ -127,7 +150,7 @@ class DownsizedPatch(_Colours):
         return colours[:, :, nearest][:, :, :, nearest]
 
 
-class FullPatch(_Target):
+class FullPatch(PatchTarget):
     """The pixels of the patch, by L2 regression on the 3 RGB channels."""
 
     kind: Literal["full_patch"] = "full_patch"
@@ -169,6 +192,12 @@ class FullPatch(_Target):
     def summary(self, error: float) -> float:
         """PSNR in dB from a mean squared error of values in [0, 1]."""
         return -10 * math.log10(max(error, 1e-12))
+
+    def baselines(self, train: Corrupted, validation: Corrupted, patch_size: int) -> dict[str, float]:
+        """Squared errors of the mean training patch and of the visible neighbours' colour; normalised, of the first."""
+        from mpp.objective.baselines import pixel_baselines
+
+        return pixel_baselines(train, validation, patch_size=patch_size, neighbours=not self.normalize)
 
     def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
         """The predicted pixels, clipped: float32 `(b, K, P, P, 3)`.

@@ -16,7 +16,7 @@ Nothing here imports torch: help and errors come at once.
 from mpp.recipe.dump import differences, recipe_text, write_recipe
 from mpp.recipe.errors import RecipeError
 from mpp.recipe.help import help_text
-from mpp.recipe.load import load_recipe, load_settings, open_recipe, placed
+from mpp.recipe.load import load_recipe, load_settings, open_recipe, report
 from mpp.recipe.tree import (
     COMMANDS,
     EvaluateRecipe,
@@ -40,8 +40,8 @@ __all__ = [
     "load_recipe",
     "load_settings",
     "open_recipe",
-    "placed",
     "recipe_text",
+    "report",
     "same_data",
     "write_recipe",
 ]

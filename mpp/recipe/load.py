@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpp.recipe.errors import Keys, Problem, RecipeError, listed, nearest, shown
+from mpp.recipe.errors import Problem, RecipeError, dotted, listed, nearest, shown
 from mpp.recipe.overrides import apply_overrides, complete
 from mpp.recipe.parse import Document, read_document
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.validate import check
-from mpp.settings import SettingError, Settings
+from mpp.settings import SettingError, Settings, without_name
 
 S = TypeVar("S", bound=Settings)
 
@@ -33,15 +32,13 @@ def open_recipe(path: str | Path, overrides: Iterable[str], command: str) -> tup
     return document, _load(document, _schema(document, command), overrides)
 
 
-def placed(error: SettingError, document: Document) -> RecipeError:
-    """What was refused when the settings were used, told as the mistakes that show at once are."""
+def report(error: SettingError, document: Document) -> RecipeError:
+    """An error about settings, with the line of each and its value."""
     problems = []
-    for setting, said in error.complaints.items():
-        *above, last = setting.split(".")
-        keys: Keys = (*above, last)
-        value = document.value(keys)
-        said = re.sub(rf"^(\w+\.)*{re.escape(last)} ", "", said)  # which stands above it
-        problems.append(Problem(document.place(keys), setting, said, "" if value is None else shown(value)))
+    for path, complaint in error.complaints.items():
+        keys = document.find(path)
+        found = shown(document.value(keys)) if dotted(keys) == path else ""
+        problems.append(Problem(document.place(keys), path, without_name(path, complaint), found))
     return RecipeError(problems, document.name)
 
 
@@ -53,7 +50,7 @@ def load_settings(model: type[S], path: str | Path, overrides: Iterable[str] = (
 def _load(document: Document, model: type[S], overrides: Iterable[str]) -> S:
     complete(model, document.values)
     apply_overrides(document, model, overrides)
-    return check(document, model)
+    return check(document, model).at("")
 
 
 def _schema(document: Document, wanted: str | None) -> type[Settings]:

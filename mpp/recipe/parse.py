@@ -37,6 +37,13 @@ class Document:
                 return None
         return value
 
+    def find(self, path: str) -> Keys:
+        """The keys of a dotted path, or of the section above that was written."""
+        known = {dotted(keys): keys for keys in self.places}
+        while path and path not in known:
+            path = path.rpartition(".")[0]
+        return known.get(path, ())
+
     def forget(self, keys: Keys) -> None:
         """Drop the places at and below `keys`, whose values are being replaced or removed."""
         for known in [known for known in self.places if known[: len(keys)] == keys]:

@@ -63,7 +63,7 @@ class PretrainRecipe(Settings):
 
     @model_validator(mode="after")
     def _layers_lead_to_one_head(self) -> PretrainRecipe:
-        if self.optimizer.layer_decay is not None and self.objective.kind == "masked_patch":
+        if self.optimizer.layer_decay is not None and not self.objective.has_layers:
             raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
         return self
 
@@ -133,7 +133,7 @@ class EvaluateRecipe(Settings):
     linear_probe: ProbeSettings | None = ProbeSettings()
     """null leaves it out."""
 
-    by_depth: tuple[Evaluator, ...] = ("few_shot", "knn")
+    by_depth: tuple[Evaluator, ...] = ("few_shot", "knn", "linear_probe")
     """Evaluators that are run at every block and pool on the dev split, and choose the best place by themselves;
     the others take the place that the last of these chose."""
 
@@ -193,7 +193,7 @@ class EvaluationPart(Settings):
     linear_probe: ProbeSettings | None = ProbeSettings()
     """null leaves it out."""
 
-    by_depth: tuple[Evaluator, ...] = ("few_shot", "knn")
+    by_depth: tuple[Evaluator, ...] = ("few_shot", "knn", "linear_probe")
     """Evaluators that choose block and pool by themselves, on the dev split."""
 
 

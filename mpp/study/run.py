@@ -20,7 +20,7 @@ import numpy as np
 
 from mpp.commands.evaluate import DATA_ORDER, asked_for, evaluate, is_evaluated
 from mpp.commands.finetune import Candidate, finetune
-from mpp.commands.preflight import about, check_network, check_objective, check_optimizer, of_study, together
+from mpp.commands.preflight import check_network, check_objective, check_optimizer
 from mpp.commands.pretrain import pretrain
 from mpp.data.sampler import Numbers
 from mpp.data.sources import ImageRows, Splits, open_splits
@@ -32,14 +32,14 @@ from mpp.evaluation.controls import CONTROLS
 from mpp.evaluation.evaluators import check_feasible
 from mpp.files import write_text
 from mpp.objective.settings import MaskedPatchSettings
-from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, same_data, write_recipe
-from mpp.settings import SettingError
+from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, same_data, write_recipe
+from mpp.run_folder import FolderLock
+from mpp.settings import SettingError, together
 from mpp.study.claims import summarize
 from mpp.study.processes import OUTCOME, PATIENCE, run_all
 from mpp.study.report.page import write_page
 from mpp.study.units import Unit, recipes_of, unit_named, units_of
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.distributed import FolderLock
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code
 
@@ -105,7 +105,6 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
     """
     found: dict[tuple[str | None, bool], EncoderSettings] = {}
     objectives: dict[tuple[str | None, str], Callable[[], None]] = {}
-    size = recipe.upstream.image_size
     for unit in units:
         recipes = recipes_of(recipe, unit)
         first = next(iter(recipes.named().values()), None)  # from scratch without fine-tuning there is none
@@ -113,32 +112,26 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
             patches = recipes.pretrain is not None and isinstance(recipes.pretrain.objective, MaskedPatchSettings)
             found[unit.size, patches] = first.encoder  # pyright: ignore[reportAttributeAccessIssue]
         if recipes.pretrain is not None:
-            given = recipes.pretrain.objective, recipes.pretrain.encoder, size
-            objectives[unit.size, unit.arm] = partial(_check_objective, *given, unit)
+            objectives[unit.size, unit.arm] = partial(_check_objective, recipe, recipes.pretrain, unit)
     together(
-        *(partial(_check_network, encoder, size, name, patches) for (name, patches), encoder in found.items()),
+        *(partial(check_network, each, recipe.upstream, patches=patches) for (_, patches), each in found.items()),
         *objectives.values(),
-        lambda: check_optimizer(recipe.pretraining.optimizer, "pretraining.optimizer"),
-        lambda: check_optimizer(recipe.finetuning.optimizer, "finetuning.optimizer"),
+        lambda: check_optimizer(recipe.pretraining.optimizer),
+        lambda: check_optimizer(recipe.finetuning.optimizer),
     )
 
 
-def _check_network(encoder: EncoderSettings, image_size: int, size: str | None, patches: bool) -> None:
-    section = "encoder" if size is None else f"study.sizes.{size}"
-    check_network(encoder, image_size, "upstream.image_size", patches=patches, section=section)
-
-
-def _check_objective(objective: Any, encoder: EncoderSettings, image_size: int, unit: Unit) -> None:
+def _check_objective(recipe: GapRecipe, pretraining: PretrainRecipe, unit: Unit) -> None:
     """Refuse an arm whose target or corruption does not fit the patches.
 
     Raises:
         SettingError: of the arm, with all complaints.
     """
     try:
-        check_objective(objective, encoder, image_size)
+        check_objective(pretraining.objective, pretraining.encoder, pretraining.data.image_size)
     except SettingError as error:
-        where = "study.arms" if unit.size is None else f"study.sizes.{unit.size}.arms"
-        raise SettingError({where: f"{unit.arm}: {'; '.join(error.complaints.values())}"}) from error
+        where = recipe.study if unit.size is None else recipe.study.sizes[unit.size]
+        raise where.error(arms=f"{unit.arm}: {'; '.join(error.complaints.values())}") from error
 
 
 def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
@@ -151,23 +144,19 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
         upstream, downstream = (recipe.downstream, recipe.upstream) if back else (recipe.upstream, recipe.downstream)
         here = [unit for unit in units if unit.back == back]
         labelled = bool(recipe.pretraining.evaluation.evaluators) or any(unit.arm == "supervised" for unit in here)
-        with about("downstream" if back else "upstream", "source"):
-            rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
+        rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
         if recipe.pretraining.evaluation.evaluators:
-            with of_study("pretraining", "upstream"):
-                divided(recipe.pretraining.evaluation, rows)
+            divided(recipe.pretraining.evaluation, rows)
         if (most := max((unit.images or 0 for unit in here), default=0)) > len(rows):
-            raise SettingError({"study.images": f"{most} are more than the {len(rows)} images of {upstream.source}"})
-        with about("upstream" if back else "downstream", "source"):
-            judged = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER)
+            raise recipe.study.error(images=f"{most} are more than the {len(rows)} images of {upstream.source}")
+        judged = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER)
         if same_data(upstream, downstream):
             _check_apart(rows, judged)
         labels = judged.train.labels
         assert labels is not None
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{downstream.source} holds images of a single class: there is nothing to tell apart")
-        with of_study("evaluation", "downstream"):
-            _check_evaluation(recipe, labels)
+        _check_evaluation(recipe, labels)
 
 
 def _check_apart(rows: ImageRows, judged: Splits) -> None:
@@ -210,17 +199,14 @@ def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
             print(f"{unit}: done before")
             continue
         recipes = recipes_of(recipe, unit)
-        upstream, downstream = ("downstream", "upstream") if unit.back else ("upstream", "downstream")
-        stages: list[tuple[str, str, Callable[[], int]]] = []
+        stages: list[Callable[[], int]] = []
         if recipes.pretrain is not None:
-            stages.append(("pretraining", upstream, partial(pretrain, recipes.pretrain, stop)))
+            stages.append(partial(pretrain, recipes.pretrain, stop))
         if recipes.evaluate is not None:
-            stages.append(("evaluation", downstream, partial(_evaluate, recipes.evaluate, stop)))
-        stages += [("finetuning", downstream, partial(finetune, each, stop)) for each in recipes.finetune.values()]
-        for part, data, run in stages:
-            with of_study(part, data):
-                code = run()
-            if code:
+            stages.append(partial(_evaluate, recipes.evaluate, stop))
+        stages += [partial(finetune, each, stop) for each in recipes.finetune.values()]
+        for run in stages:
+            if code := run():
                 return code
             if (number := stop.asked()) is not None:
                 return exit_code(number)

@@ -232,9 +232,11 @@ def _other(encoder: EncoderSettings, other: OtherEncoder) -> EncoderSettings:
     """The study's encoder in another size, or another network in its place."""
     pool = other.pool or encoder.pool
     if other.name is not None:
-        return _changed(encoder, name=other.name, patch_size=other.patch_size, arguments=other.arguments, pool=pool)
-    arguments = {**encoder.arguments, **other.arguments}
-    return _changed(encoder, patch_size=other.patch_size or encoder.patch_size, arguments=arguments, pool=pool)
+        own = {"name": other.name, "patch_size": other.patch_size, "arguments": other.arguments}
+    else:
+        arguments = {**encoder.arguments, **other.arguments}
+        own = {"patch_size": other.patch_size or encoder.patch_size, "arguments": arguments}
+    return _changed(encoder, pool=pool, **own).at(other.location)
 
 
 def _changed(settings: Any, **changes: Any) -> Any:

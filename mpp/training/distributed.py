@@ -1,12 +1,9 @@
-"""The processes of a run: how many, on what, in which precision; and who may use a folder."""
+"""The processes of a run: how many, on which device, in which precision."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import inspect
 import os
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -25,11 +22,8 @@ from mpp.settings import SettingError
 from mpp.training.settings import ComputeSettings
 
 T = TypeVar("T")
-LOCK = ".lock"
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 """Set in the environment by `accelerate launch`, and by nothing else."""
-LOCK_PATIENCE = 2.0
-"""Seconds to wait for a folder: a process that was just killed takes a moment to vanish."""
 
 
 def start_processes(settings: ComputeSettings, *, folder: Path, trackers: tuple[str, ...] = ()) -> Accelerator:
@@ -169,68 +163,3 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
         value.told_elsewhere = not accelerator.is_main_process
         raise value
     return value
-
-
-class FolderLock:
-    """The right to write to a run's folder, held until the process ends, however it ends."""
-
-    def __init__(self, folder: Path, patience: float = LOCK_PATIENCE) -> None:
-        """Take it, and make the folder if there is none; wait for it so many seconds.
-
-        Raises:
-            ValueError: if another process holds it, or there can be no such folder.
-        """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / LOCK).open("a+", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"output_dir {folder} cannot be written to: {error.strerror}") from error
-        deadline = time.monotonic() + patience
-        while not self._taken():
-            if time.monotonic() > deadline:
-                self._file.seek(0)
-                raise ValueError(
-                    f"{folder} is in use by another run (process {self._file.read().strip() or 'unknown'}): wait until "
-                    "it has ended (a run that was asked to stop is still saving), or choose another output_dir"
-                )
-            time.sleep(0.1)
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
-
-    def _taken(self) -> bool:
-        try:
-            # A record lock: unlike flock's, loader processes that outlive a killed run do not inherit it.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(f"{self._file.name} cannot be locked: {error.strerror}") from error
-            return False
-        return True
-
-
-OF_A_RUN = {"recipe.yaml", "metrics.jsonl", "checkpoints", "encoder", "results.json"}
-
-
-def move_aside(folder: Path) -> Path | None:
-    """Move all of a run, the lock apart, to a numbered folder beside it, and say where; None if there is nothing.
-
-    Raises:
-        ValueError: if the folder holds things, but no run.
-    """
-    folder = folder.resolve()
-    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
-    if not entries:
-        return None
-    if not OF_A_RUN & {entry.name for entry in entries}:
-        raise ValueError(
-            f"checkpoint.resume=false would move {folder} aside, but it holds things that no run made, e.g. "
-            f"{min(entry.name for entry in entries)}; choose another output_dir"
-        )
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    aside.mkdir()
-    for entry in entries:
-        entry.rename(aside / entry.name)
-    return aside

@@ -39,7 +39,7 @@ def stop_if_hopeless(run: Run, progress: Progress) -> None:
         NonFiniteError: if too many steps in a row had no finite loss.
         TooManyDamagedError: if too many images cannot be decoded.
     """
-    if progress.skipped_in_a_row >= run.max_skipped:
+    if progress.skipped_in_a_row >= run.settings.max_skipped:
         raise NonFiniteError(
             f"{progress.skipped_in_a_row} steps in a row, up to step {progress.step}, had a loss or gradient that is "
             f"not finite. {_kept(run)} "
@@ -47,14 +47,16 @@ def stop_if_hopeless(run: Run, progress: Progress) -> None:
             "output_dir or with checkpoint.resume=false"
         )
     rows = len(run.crops.images)
-    judged = max(min(progress.step * run.share.batch_size, rows), min(rows, FEWEST_JUDGED))
-    allowed = max(run.max_bad_share * judged, 1 if run.max_bad_share else 0)  # a single one stops no small data set
+    judged = max(min(progress.step * run.batch_plan.batch_size, rows), min(rows, FEWEST_JUDGED))
+    allowed = max(
+        run.crops.settings.max_bad_share * judged, 1 if run.crops.settings.max_bad_share else 0
+    )  # a single one stops no small data set
     if len(progress.damaged) > allowed:
         where = run.crops.images.rows.where
         examples = "\n".join(f"  {where(row)}: {reason}" for row, reason in list(progress.damaged.items())[:5])
         raise TooManyDamagedError(
             f"{len(progress.damaged)} of {judged} images cannot be decoded, more than the share of "
-            f"{run.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}\n"
+            f"{run.crops.settings.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}\n"
             "mend the files, or allow more in another output_dir or with checkpoint.resume=false"
         )
 

@@ -23,9 +23,21 @@ class Journal:
         accelerator: its trackers are written to; only the main process writes.
         steps: of the whole run.
         step: where it starts; lines later than that are cut, since those steps are run again.
+        line: formats of the scores in a line of the terminal, as an objective has them.
+        headline: the score that is compared with the baselines.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, *, steps: int, step: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        *,
+        steps: int,
+        step: int,
+        line: Mapping[str, str],
+        headline: str = "loss",
+    ) -> None:
+        self._line, self._headline = line, headline
         self.path, self.accelerator, self.steps = path, accelerator, steps
         self._writes = accelerator.is_main_process
         self._bar: tqdm | None = None
@@ -62,7 +74,7 @@ class Journal:
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self.accelerator.trackers:
             self.accelerator.log(numbers, step=step)
-        self.say(_sentence(step, self.steps, numbers))
+        self.say(self._sentence(step, numbers))
 
     def say(self, text: str) -> None:
         """Tell the person who watches, without disturbing the progress bar."""
@@ -72,6 +84,22 @@ class Journal:
             self._bar.write(text, file=sys.stdout)
         else:
             print(text, flush=True)
+
+    def _sentence(self, step: int, values: Mapping[str, float]) -> str:
+        """The step in one line of at most 80 columns; the held-out images in a second."""
+        parts = [f"step {step:>{len(str(self.steps))}}/{self.steps}"]
+        shown = {**self._line, "images_per_second": "{:.0f} img/s"}
+        parts += [form.format(values[name]) for name, form in shown.items() if name in values]
+        if "seconds_left" in values:
+            parts.append(f"{tqdm.format_interval(values['seconds_left'])} left")
+        line = "  ".join(parts)
+        held_out = {n.removeprefix("validation/"): v for n, v in values.items() if n.startswith("validation/")}
+        if held_out:
+            shown = {name: form for name, form in self._line.items() if name != "loss" or self._headline == "loss"}
+            shown |= {name: f"({name} {{:.3f}})" for name in ("histogram", "neighbours")}
+            found = [form.format(held_out[name]) for name, form in shown.items() if name in held_out]
+            line += f"\n  held out: {'  '.join(found)}"
+        return line
 
     def close(self) -> None:
         """Finish the bar."""
@@ -103,25 +131,3 @@ def _short(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.9g}") if math.isfinite(value) else None
-
-
-def _sentence(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """The step in one line of at most 80 columns."""
-    parts = [f"step {step:>{len(str(steps))}}/{steps}"]
-    shown = (
-        ("loss", "loss {:.3f}"), ("loss_mask", "masked {:.3f}"), ("accuracy", "acc {:.1%}"), ("psnr", "{:.1f} dB"),
-        ("images_per_second", "{:.0f} img/s"),
-    )  # fmt: skip
-    parts += [form.format(values[name]) for name, form in shown if name in values]
-    if "seconds_left" in values:
-        parts.append(f"{tqdm.format_interval(values['seconds_left'])} left")
-    line = "  ".join(parts)
-    held_out = {n.removeprefix("validation/"): v for n, v in values.items() if n.startswith("validation/")}
-    shown = (
-        ("loss_mask", "masked {:.3f}"), ("accuracy", "acc {:.1%}"), ("psnr", "{:.1f} dB"),
-        ("histogram", "(histogram {:.3f})"), ("neighbours", "(neighbours {:.3f})"),
-    )  # fmt: skip
-    if held_out:
-        shown = shown if "loss_mask" in held_out else (("loss", "loss {:.3f}"), *shown)
-        line += "\n  held out: " + "  ".join(form.format(held_out[name]) for name, form in shown if name in held_out)
-    return line

@@ -11,7 +11,6 @@ import torch
 from timm import optim
 from torch import nn
 
-from mpp.settings import SettingError
 from mpp.training.settings import OptimizerSettings
 
 LearningRate = Callable[[int], float]
@@ -28,22 +27,21 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
     Biases, norms and whatever the module's `no_weight_decay()` names (positions, tokens) do not decay.
 
     Raises:
-        SettingError: for an unknown name, or arguments that it does not take.
-        ValueError: for a layer-wise decay without layers.
+        SettingError: for an unknown name, arguments that it does not take, or a layer-wise decay without layers.
     """
     known = [str(name) for name in optim.list_optimizers()]  # pyright: ignore[reportPrivateImportUsage]
     if settings.name not in known:
         near = difflib.get_close_matches(settings.name, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(known)}"
-        raise SettingError({"name": f"{settings.name!r} is not one of timm's optimisers{hint}"})
+        raise settings.error(name=f"{settings.name!r} is not one of timm's optimisers{hint}")
     if optim.get_optimizer_info(settings.name).second_order:  # pyright: ignore[reportPrivateImportUsage]
         said = f"{settings.name} needs gradients of gradients, which this loop does not take; choose a first-order one"
-        raise SettingError({"name": said})
+        raise settings.error(name=said)
     groups = _groups(module, settings)
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.betas is not None:
         if not optim.get_optimizer_info(settings.name).has_betas:  # pyright: ignore[reportPrivateImportUsage]
-            raise SettingError({"betas": f"betas {list(settings.betas)} do not fit {settings.name}; leave them out"})
+            raise settings.error(betas=f"betas {list(settings.betas)} do not fit {settings.name}; leave them out")
         arguments.setdefault("betas", settings.betas)
     if settings.name in FUSED:
         arguments.setdefault("fused", True)
@@ -55,21 +53,21 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
         said = (
             f"{settings.name} cannot be made: {error}; see its arguments in timm, and leave betas out for an optimiser"
         )
-        raise SettingError({"arguments": f"{said} without moments"}) from error
+        raise settings.error(arguments=f"{said} without moments") from error
 
 
 def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """The trainable parameters by weight decay, and by layer where the learning rate decays with depth.
 
     Raises:
-        ValueError: if there is layer-wise decay, and the module does not know its layers.
+        SettingError: if there is layer-wise decay, and the module does not know its layers.
     """
     exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # pyright: ignore
     if settings.layer_decay is None:
         groups = optim.param_groups_weight_decay(module, settings.weight_decay, no_weight_decay_list=exempt)  # pyright: ignore
     else:
         if not hasattr(module, "layers"):
-            raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
+            raise settings.error(layer_decay="layer_decay is for classification, whose layers lead up to one head")
         layers: dict[str, int] = module.layers()  # pyright: ignore[reportCallIssue]
         last = max(layers.values())
         by_layer: dict[tuple[int, bool], dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Pictures of masked patch prediction: the image, what the model sees of it, what it predicts."""
+"""Pictures of held-out images: what the model sees of them, and what it predicts."""
 
 from __future__ import annotations
 
@@ -9,43 +9,17 @@ import torch
 from accelerate import Accelerator
 from einops import rearrange
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
-from mpp.data.loader import Batch
+from mpp.data.loader import EvaluationCrops
+from mpp.data.sampler import Numbers
 from mpp.files import replacing
-from mpp.objective.corruption import KEEP, SWAP
-from mpp.objective.masked_patch import MaskedPatchPrediction
-from mpp.objective.patches import patchify, unpatchify
+from mpp.objective.base import Objective
 from mpp.training.state import Callback
 
-MASKED = 0.5
-"""Grey level of a masked patch."""
 PANEL = 160
 """Least pixels a side of one panel of the picture."""
 GAP, TITLE = 6, 18
-TITLES = ("original", "seen", "predicted")
-
-
-def reconstruct(objective: MaskedPatchPrediction, pixels: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """What the model sees and what it predicts, each float32 `(b, 3, h, w)` in [0, 1].
-
-    Seen: masked patches grey, swapped ones with the pixels of the patch whose embedding they got. Predicted: the
-    predictions in the corrupted places, the visible patches as they are.
-    """
-    prediction = objective.forward(pixels, samples)
-    patch_size, rows = objective.encoder.patch_size, objective.encoder.layout.grid
-    patches = patchify(pixels, patch_size).float() / 255
-    draw = objective.corruption.draw(objective.key, samples, objective.encoder.num_patches)
-    index = draw.positions[..., None, None, None].expand(-1, -1, *patches.shape[2:])
-    own = patches.gather(1, index)
-    other = patches.gather(1, draw.others[..., None, None, None].expand_as(index))
-    kinds = draw.kinds[..., None, None, None]
-    instead = own.where(kinds == KEEP, other.where(kinds == SWAP, torch.full_like(own, MASKED)))
-    guesses = objective.target.picture(prediction.logits, objective.patches(pixels, draw.positions))
-    return (
-        unpatchify(patches.scatter(1, index, instead), rows),
-        unpatchify(patches.scatter(1, index, guesses.to(patches.dtype)), rows),
-    )
 
 
 def grid(columns: list[Tensor], titles: Iterable[str], panel: int = PANEL) -> Image.Image:
@@ -67,23 +41,34 @@ def grid(columns: list[Tensor], titles: Iterable[str], panel: int = PANEL) -> Im
     return picture
 
 
-def reconstructions(accelerator: Accelerator, shown: Batch, folder: Path, *, every: int) -> Callback:
-    """A callback that draws some held-out images as `folder/step-….png`, for masked patch prediction."""
-    pixels, samples = shown.pixels, shown.samples
+def reconstructions(
+    accelerator: Accelerator, crops: EvaluationCrops, rows: Numbers, folder: Path, *, every: int
+) -> Callback:
+    """A callback that draws held-out images as `folder/step-….png`, where the objective has a picture of them.
 
-    def call(step: int, objective: nn.Module) -> Iterable[tuple[str, str]]:
+    Args:
+        accelerator: of the run; its main process draws.
+        crops: of the held-out split.
+        rows: int64 `(n,)`, which of them.
+        folder: made when the first picture is drawn.
+        every: steps.
+    """
+
+    def call(step: int, objective: Objective) -> Iterable[tuple[str, str]]:
         if not accelerator.is_main_process:
             return
-        assert isinstance(objective, MaskedPatchPrediction)
+        shown = crops[rows]
         was_training = objective.training
         objective.eval()
         with torch.no_grad(), accelerator.autocast():
-            seen, predicted = reconstruct(objective, pixels.to(accelerator.device), samples.to(accelerator.device))
+            columns = objective.picture(shown.pixels.to(accelerator.device), shown.samples.to(accelerator.device))
         objective.train(was_training)
+        if not columns:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step-{step:09d}.png"
         with replacing(path) as draft:
-            grid([pixels.float() / 255, seen, predicted], TITLES).save(draft, format="PNG")
+            grid(list(columns.values()), columns).save(draft, format="PNG")
         yield "reconstructions", str(path.relative_to(folder.parent))
 
     return Callback(every, call)

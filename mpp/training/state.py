@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpp.data.loader import TrainingCrops
-from mpp.data.sampler import Share
+from mpp.data.sampler import BatchPlan
+from mpp.objective.base import Objective
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.metrics_log import Journal
 from mpp.training.optimizer import LearningRate
+from mpp.training.settings import TrainingSettings
 from mpp.training.signals import StopRequest
 
 
@@ -23,7 +25,7 @@ class Callback(NamedTuple):
 
     every: int
     """Steps; 0 means only after the last."""
-    call: Callable[[int, nn.Module], Iterable[tuple[str, Any]]]
+    call: Callable[[int, Objective], Iterable[tuple[str, Any]]]
     """Called with the step and the objective, in every process; yields (name, value) pairs for the journal."""
 
 
@@ -70,12 +72,35 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything that the loop works with; the objective is any module of the room `objective`."""
+class RunRecord:
+    """What every checkpoint says of its run, as JSON; progress and optimizer come beside it."""
 
-    objective: nn.Module
+    steps: int
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    """What identifies the training images."""
+    baselines: dict[str, float]
+    flops_per_image: float
+    precision: str
+    """Of the first step."""
+    hardware: str
+    headline: tuple[str, str]
+    """The score that is compared with the baselines, and its title."""
+    source_weights: str | None
+    """Digest of the weights that the encoder started from."""
+    local: list[str]
+    """Sections whose source is a path on this machine; what is published cuts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that the trainer works with."""
+
+    settings: TrainingSettings
+    objective: Objective
     crops: TrainingCrops
-    share: Share
+    """Their settings say how many loader processes there are, and how many images may be damaged."""
+    batch_plan: BatchPlan
     steps: int
     seed: int
     optimizer: torch.optim.Optimizer
@@ -88,18 +113,12 @@ class Run:
     log_every: int
     save_every: int
     export: Callable[[], None]
-    """Called by the main process before each save but the first, after which it is called, and when a run goes on:
-    where what it leaves behind is found, there was a checkpoint once."""
-    state: dict[str, Any]
-    """Goes into every checkpoint as it is."""
+    """The main process calls it before each save but the first, after the first, and when a run resumes: an export
+    without any checkpoint means that checkpoints were lost."""
+    record: RunRecord
     augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     """uint8 pixels and labels of a training batch, on the device → others, of the same shape and type; labels may
     become probabilities `(b, classes)`."""
     early_stopping: EarlyStopping | None = None
-    workers: int = 0
-    compile: bool = False
-    clip_grad: float | None = None
-    max_skipped: int = 10
-    max_bad_share: float = 0.01
-    flops_per_image: float = 0.0
     peak_flops: float = 0.0
+    """Measured rate of a large matrix product, operations a second."""

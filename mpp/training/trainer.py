@@ -39,7 +39,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         TooManyDamagedError: if too many images cannot be decoded.
         CheckpointError: if the state cannot be saved.
     """
-    if run.compile:
+    if run.settings.compile:
         run.objective.compile(fullgraph=True)
     model = distribute(run.accelerator, run.objective)
     if run.accelerator.num_processes > 1:
@@ -49,13 +49,13 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         checkpoint.load_into(run.objective, run.optimizer)
         progress = Progress.from_json(checkpoint.state["progress"])
         on_main(run.accelerator, lambda: _export(run, progress))  # a kill may have come before
-    numbers = run.share.micro_batches(progress.step, run.steps)
+    numbers = run.batch_plan.micro_batches(progress.step, run.steps)
     pin = run.accelerator.device.type == "cuda"
-    loader = batches(run.crops, numbers, workers=run.workers, pin=pin)
+    loader = batches(run.crops, numbers, workers=run.crops.settings.workers, pin=pin)
     if progress.owes_a_look:
         progress.owes_a_look = False
         if seen := _look(run, progress):
-            run.journal.write(progress.step, progress.step * run.share.batch_size, seen)
+            run.journal.write(progress.step, progress.step * run.batch_plan.batch_size, seen)
     clock = _Clock(run)
     statistics = saved_buffers(run.objective)
     stopped = False
@@ -95,7 +95,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         else:
             values |= _look(run, progress)
         if values:
-            run.journal.write(done, done * run.share.batch_size, values)
+            run.journal.write(done, done * run.batch_plan.batch_size, values)
         # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
         good = not progress.skipped_in_a_row or done == run.steps
         saves = stopped or progress.ended or (_due(done, run.save_every, run.steps) and good)
@@ -157,7 +157,7 @@ def _gradients(
     run: Run, model: nn.Module, loader: Iterator[Batch], *, score: bool
 ) -> tuple[Tensor, Scores, list[tuple[int, str]]]:
     """Accumulate the gradient of one step's mean loss; the loss is this process's share of it."""
-    parts = run.share.accumulation
+    parts = run.batch_plan.accumulation
     device, pin = run.accelerator.device, run.accelerator.device.type == "cuda"
     losses, scores, damaged = [], {}, []
     run.objective.train()
@@ -176,7 +176,7 @@ def _gradients(
         losses.append(prediction.loss.detach())
         if score:
             with torch.no_grad():
-                scores = sums.add(scores, run.objective.scores(prediction, pixels))  # pyright: ignore
+                scores = sums.add(scores, run.objective.scores(prediction, pixels))
     return torch.stack(losses).mean(), scores, damaged
 
 
@@ -184,8 +184,8 @@ def _gradient_norm(run: Run) -> float:
     """The global norm, before it is clipped. The same in every process, since gradients are averaged by now."""
     parameters = [p for p in run.objective.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if run.clip_grad is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, run.clip_grad, norm)
+    if run.settings.clip_grad is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, run.settings.clip_grad, norm)
     return float(norm)
 
 
@@ -205,14 +205,14 @@ def _summary(run: Run, scores: Scores) -> dict[str, float]:
         stacked = run.accelerator.reduce(torch.stack(list(scores.values())).to(run.accelerator.device), "sum")
         assert isinstance(stacked, Tensor)
         scores = dict(zip(scores, stacked, strict=True))
-    return run.objective.summary(sums.means(scores))  # pyright: ignore[reportCallIssue]
+    return run.objective.summary(sums.means(scores))
 
 
 def _save(run: Run, progress: Progress) -> None:
     if run.accelerator.is_main_process:
         if run.journal.path.exists():
             flush(run.journal.path)
-        state = {**run.state, "progress": progress.as_json()}
+        state = {**vars(run.record), "progress": progress.as_json()}
         first = run.checkpoints.is_empty()
         if not first:
             _export(run, progress)
@@ -241,7 +241,9 @@ def _settle_buckets(run: Run, model: nn.Module) -> None:
     """
     buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
     size = run.crops.settings.image_size
-    pixels = torch.zeros(run.share.micro_batch_size, 3, size, size, dtype=torch.uint8, device=run.accelerator.device)
+    pixels = torch.zeros(
+        run.batch_plan.micro_batch_size, 3, size, size, dtype=torch.uint8, device=run.accelerator.device
+    )
     zeros = torch.zeros(len(pixels), dtype=torch.int64, device=run.accelerator.device)
     with run.accelerator.autocast():
         loss = model(pixels, zeros, zeros).loss
@@ -267,8 +269,8 @@ class _Clock:
 
     def speed(self, progress: Progress) -> dict[str, float]:
         """What the journal says about speed; the next look starts afresh."""
-        rate = self._steps * self._run.share.batch_size / self._seconds
-        flops = rate * self._run.flops_per_image
+        rate = self._steps * self._run.batch_plan.batch_size / self._seconds
+        flops = rate * self._run.record.flops_per_image
         left = (self._run.steps - progress.step) * self._all_seconds / self._all_steps
         self._seconds, self._steps = 0.0, 0
         speed = {"images_per_second": rate, "seconds": progress.seconds, "seconds_left": left}

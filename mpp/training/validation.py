@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from mpp import randomness
 from mpp.data.loader import Batch, EvaluationCrops, batches
 from mpp.data.sampler import Numbers
 from mpp.objective import scores as sums
+from mpp.objective.base import Objective
 from mpp.training.state import Callback
 
 
@@ -40,7 +41,7 @@ def validation(
     decode them, if there are `workers`, where their crops are too many to stay in memory.
     """
 
-    def call(step: int, objective: nn.Module) -> Iterable[tuple[str, Any]]:
+    def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
         processes = accelerator.num_processes
         # Fewer images than processes: all look at all of them, which leaves the means as they are.
         mine = rows[accelerator.process_index :: processes] if len(rows) >= processes else rows
@@ -53,13 +54,13 @@ def validation(
             pixels, samples, labels = _moved(batch, accelerator.device)
             with torch.no_grad(), accelerator.autocast():
                 prediction = objective.forward(pixels, samples, labels)
-                totals = sums.add(totals, objective.scores(prediction, pixels))  # pyright: ignore
+                totals = sums.add(totals, objective.scores(prediction, pixels))
         objective.train(was_training)
         if accelerator.num_processes > 1:
             names, values = zip(*totals.items(), strict=True)
             reduced = accelerator.reduce(torch.stack(values).to(accelerator.device), "sum")
             totals = dict(zip(names, reduced, strict=True))
-        means = objective.summary(sums.means(totals))  # pyright: ignore[reportCallIssue]
+        means = objective.summary(sums.means(totals))
         yield from ((f"validation/{name}", value) for name, value in (means | baselines).items())
         if processes > 1:
             damaged = dict(gather_object(list(damaged.items())))
@@ -80,7 +81,7 @@ def on_device(
 
 def _loaded(crops: EvaluationCrops, rows: Numbers, batch_size: int, workers: int) -> Iterator[Batch]:
     parts = np.array_split(rows, max(-(-len(rows) // batch_size), 1))
-    return batches(crops, parts, workers=0 if crops.stay(len(rows)) else min(workers, len(parts)))
+    return batches(crops, parts, workers=0 if crops.fits_in_cache(len(rows)) else min(workers, len(parts)))
 
 
 def _moved(batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -11,7 +11,6 @@ import sys
 import numpy as np
 import torch
 
-from mpp.data.decode_cache import Images
 from mpp.data.loader import EvaluationCrops
 from mpp.data.settings import DataSettings
 from mpp.data.sources import open_splits
@@ -24,7 +23,7 @@ IMAGES = 2000
 def pixels(source: str, size: int) -> torch.Tensor:
     """uint8 `(2000, 3, size, size)` of the training split."""
     settings = DataSettings(source=source, image_size=size)
-    crops = EvaluationCrops(Images(open_splits(settings, 0).train), settings)
+    crops = EvaluationCrops(open_splits(settings, 0).train, settings)
     return crops[chosen_rows(crops, IMAGES, 0)].pixels
 
 

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 import mpp
 from mpp.data.splits import dev_split, fraction_rows
 from mpp.evaluation.evaluators import scores
-from mpp.evaluation.features import Features, Place
+from mpp.evaluation.features import FeatureLayer, Features
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
 from tests.support.downstream import (
     EVALUATE,
@@ -39,7 +39,7 @@ from tests.support.forkserver import Command, ForkServer
 from tests.support.runs import write_parquet
 
 Evaluate = Callable[..., Command]
-PLACES = [(block, pool) for block in (1, 2) for pool in ("token", "avg", "both")]
+LAYERS = [(block, pool) for block in (1, 2) for pool in ("token", "avg", "both")]
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_the_place_is_the_best_one_on_the_dev_split_of_train(evaluated: tuple[st
     }
     for name, score in by_hand.items():
         looked = found[name]["by_depth"]
-        assert [(at["block"], at["pool"]) for at in looked] == PLACES
+        assert [(at["block"], at["pool"]) for at in looked] == LAYERS
         for at in looked:
             expected = score(held_out(data(evaluated[1], (at["block"], at["pool"]))))
             assert at["accuracy"] == pytest.approx(expected, abs=1e-12)
@@ -130,11 +130,38 @@ def test_the_place_is_the_best_one_on_the_dev_split_of_train(evaluated: tuple[st
         chosen = found[name]["headline"]
         [at] = [at for at in looked if (at["block"], at["pool"]) == (chosen["block"], chosen["pool"])]
         assert at["accuracy"] == best
-    probe = found["linear_probe"]
-    assert probe["by_depth"] == []
-    assert [probe["headline"][key] for key in ("block", "pool")] == [
-        found["knn"]["headline"][key] for key in ("block", "pool")
-    ], "it takes the place that the last one chose"
+
+
+def test_the_linear_probe_chooses_its_own_layer_by_scikit_learn_s_fits_on_the_dev_split(evaluated: tuple[str, Path]):
+    found = results(evaluated[1])["scores"]["linear_probe"]
+    assert [(at["block"], at["pool"]) for at in found["by_depth"]] == LAYERS
+    for at in found["by_depth"]:
+        train, labels, dev, wanted = held_out(data(evaluated[1], (at["block"], at["pool"])))
+        scaler = StandardScaler().fit(train.astype(np.float64))
+        reference = LogisticRegression(C=0.01, max_iter=5000, tol=1e-9)
+        reference.fit(scaler.transform(train.astype(np.float64)), labels)
+        assert at["accuracy"] == (reference.predict(scaler.transform(dev.astype(np.float64))) == wanted).mean()
+    best = max(found["by_depth"], key=lambda at: (at["accuracy"], at["block"]))
+    assert [found["headline"][key] for key in ("block", "pool")] == [best["block"], best["pool"]]
+
+
+def test_the_rows_that_choose_c_follow_the_seed_of_the_labels(evaluate: Evaluate, pretrained: Path, tmp_path: Path):
+    grid = [1e-4, 1e-3, 1e-2, 0.1, 1.0]
+    settings = (f"encoder={pretrained}", "features.blocks=last", "features.pools=[avg]", "few_shot=null", "knn=null",
+                f"linear_probe.grid={grid}")  # fmt: skip
+    seen = []
+    for seed in (0, 3):
+        good(evaluate(*settings, f"labels.seed={seed}"))
+        probe = results(tmp_path / "out")["scores"]["linear_probe"]["default"]
+        train, labels, _, _ = data(tmp_path / "out", (probe["block"], probe["pool"]))
+        fitted, held = dev_split(labels, 0.1, seed)
+        scaler = StandardScaler().fit(train[fitted].astype(np.float64))
+        rows = scaler.transform(train.astype(np.float64))
+        for c in grid:
+            reference = LogisticRegression(C=c, max_iter=5000, tol=1e-9).fit(rows[fitted], labels[fitted])
+            assert probe["dev"][f"{c:g}"] == (reference.predict(rows[held]) == labels[held]).mean()
+        seen.append(probe["dev"])
+    assert seen[0] != seen[1]
 
 
 def test_test_labels_decide_nothing_but_the_score(
@@ -206,6 +233,11 @@ def test_the_controls_go_through_the_same_command(evaluate: Evaluate, tmp_path: 
         assert score["headline"] == score["default"]
         assert (score["default"]["block"], score["default"]["pool"]) == (0, "avg")
     assert found["scores"]["few_shot"]["default"]["shots"] == few_shot(given)
+    mean = given[0].double().mean(0)
+    centred = [(given[0] - mean).numpy(), given[1].numpy(), (given[2] - mean).numpy(), given[3].numpy()]
+    knn = found["scores"]["knn"]["default"]["k"]
+    assert knn == {"5": neighbours(centred, 5), "10": neighbours(centred, 10)}
+    assert knn != {str(k): neighbours([part.numpy() for part in given], k) for k in (5, 10)}, "which tells them apart"
     assert max(map(len, table(said.text))) <= 80
 
 
@@ -239,7 +271,7 @@ def test_scoring_that_was_cut_off_goes_on_with_what_is_left(
     commands: ForkServer, pretrained: Path, tinted_images: Path, tmp_path: Path
 ):
     recipe = written(tmp_path / "recipe.yaml", EVALUATE, tinted_images)
-    settings = [f"encoder={pretrained}", "by_depth=[few_shot,knn,linear_probe]", "linear_probe.grid=[0.001,0.01,0.1,1]"]
+    settings = [f"encoder={pretrained}", "linear_probe.grid=[0.001,0.01,0.1,1]"]
     good(commands.run("mpp.evaluate", recipe, f"output_dir={tmp_path / 'straight'}", *settings))
     assert not (tmp_path / "straight" / "scores").exists()
     command = commands.start("mpp.evaluate", recipe, f"output_dir={tmp_path / 'cut'}", *settings)
@@ -284,7 +316,7 @@ def test_a_random_start_and_a_part_of_the_labels_leave_the_results_of_the_run_al
 @pytest.mark.parametrize("by_depth", [("knn", "few_shot"), ("few_shot", "knn")])
 def test_the_last_evaluator_by_depth_decides_for_those_that_do_not_choose(by_depth: tuple[str, ...]):
     rng = np.random.default_rng(0)
-    crossed, apart = Place(1, "avg"), Place(2, "avg")
+    crossed, apart = FeatureLayer(1, "avg"), FeatureLayer(2, "avg")
 
     def features(rows: int) -> Features:
         """An exclusive or, which neighbours tell apart and no plane does; and the other way round a slight shift."""
@@ -318,7 +350,7 @@ def test_the_probe_by_depth_is_a_curve_and_says_when_its_grid_ends(
     said = good(evaluate(f"encoder={pretrained}", "by_depth=[linear_probe]", "linear_probe.grid=[1e-6,1e-5]")).text
     found = results(tmp_path / "out")["scores"]
     curve = found["linear_probe"]["by_depth"]
-    assert {(at["block"], at["pool"]) for at in curve} == set(PLACES)
+    assert {(at["block"], at["pool"]) for at in curve} == set(LAYERS)
     best = max(curve, key=lambda at: (at["accuracy"], at["block"]))
     chosen = found["linear_probe"]["headline"]
     assert (chosen["block"], chosen["pool"]) == (best["block"], best["pool"])

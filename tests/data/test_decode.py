@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mpp.data.pixels import DamagedImageError, decode
+from mpp.data.decode import DamagedImageError, decode
 from tests.support.runs import encoded, picture
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from mpp.data.decode_cache import Images, TooManyDamagedError
+from mpp.data.decode_cache import DecodedImages, TooManyDamagedError
 from mpp.data.settings import DataSettings
 from mpp.data.sources import open_splits
 from tests.support.runs import encoded, picture
@@ -99,9 +99,9 @@ def test_as_many_damaged_images_in_a_row_are_passed_over_as_may_be_damaged_in_al
     for number in range(10, 30):  # as a copy that was interrupted leaves them
         (folder / f"{number:03d}.png").write_bytes(b"")
     rows = opened(folder, validation_split="train[:5]").train
-    assert Images(rows, max_bad_share=0.5).load(10).row == 30
+    assert DecodedImages(rows, max_bad_share=0.5).load(10).row == 30
     with pytest.raises(TooManyDamagedError, match="16 images in a row"):
-        Images(rows).load(10)
+        DecodedImages(rows).load(10)
 
 
 def test_a_row_of_neither_bytes_nor_path_is_a_damaged_one(tmp_path: Path):
@@ -111,7 +111,7 @@ def test_a_row_of_neither_bytes_nor_path_is_a_damaged_one(tmp_path: Path):
     )
     parquet.write_table(pa.table({"image": image}), tmp_path / "nulls.parquet")
     rows = opened(tmp_path / "nulls.parquet", validation_split="train[:2]").train
-    loaded = Images(rows).load(7)
+    loaded = DecodedImages(rows).load(7)
     assert (loaded.row, loaded.damaged) == (8, ((7, "the row holds no image"),))
 
 
@@ -125,4 +125,4 @@ def test_images_in_a_zip_archive_are_read(tmp_path: Path):
     train, validation = opened(tmp_path / "set")
     there = {split.encoded(row) for split in (train, validation) for row in range(len(split))}
     assert there == {(folder / name).read_bytes() for name in names}
-    assert not Images(train).load(0).damaged
+    assert not DecodedImages(train).load(0).damaged

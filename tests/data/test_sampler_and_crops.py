@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 
 import mpp
-from mpp.data.decode_cache import Images
 from mpp.data.loader import TrainingCrops, batches
-from mpp.data.sampler import share
+from mpp.data.sampler import plan_batches
 from mpp.data.settings import DataSettings
 from mpp.data.sources import open_splits
 from tests.support.forkserver import good
@@ -133,8 +132,8 @@ def test_every_process_and_worker_draws_the_samples_crops_and_corruptions_of_one
         """For each step: sample number → what it comes to, over all processes."""
         found: list[dict[int, tuple]] = [{} for _ in range(12)]
         for rank in range(processes):
-            part = share(20, micro, rank=rank, processes=processes)
-            crops = TrainingCrops(Images(rows), settings, seed=5)
+            part = plan_batches(20, micro, rank=rank, processes=processes)
+            crops = TrainingCrops(rows, settings, seed=5)
             loaded = list(batches(crops, part.micro_batches(0, 12), workers=workers))
             assert len(loaded) == 12 * part.accumulation
             for number, batch in enumerate(loaded):

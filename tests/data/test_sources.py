@@ -14,10 +14,11 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from mpp import randomness
-from mpp.data.decode_cache import Images, TooManyDamagedError
+from mpp.data.crops import ATTEMPTS, WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.decode import decode
+from mpp.data.decode_cache import DecodedImages, TooManyDamagedError
 from mpp.data.loader import EvaluationCrops, TrainingCrops, batches
-from mpp.data.pixels import ATTEMPTS, WORDS_PER_CROP, centre, cut, decode, random_crop
-from mpp.data.sampler import Order, share
+from mpp.data.sampler import Order, plan_batches
 from mpp.data.settings import DataSettings
 from mpp.data.sources import open_splits
 from tests.support.runs import encoded, parquet_folder, picture, scenes, write_parquet
@@ -67,19 +68,19 @@ def test_every_epoch_is_a_permutation_and_batches_run_across_its_end():
 
 @pytest.mark.parametrize(("micro", "processes"), [(24, 1), (6, 1), (3, 2), (12, 2), (2, 4)])
 def test_every_topology_sees_the_same_samples_in_each_step(micro: int, processes: int):
-    shares = [share(24, micro, rank=rank, processes=processes) for rank in range(processes)]
-    parts = [list(each.micro_batches(5, 8)) for each in shares]
+    plans = [plan_batches(24, micro, rank=rank, processes=processes) for rank in range(processes)]
+    parts = [list(each.micro_batches(5, 8)) for each in plans]
     for step in range(3):
-        per_step = shares[0].accumulation
+        per_step = plans[0].accumulation
         seen = np.concatenate([np.concatenate(part[step * per_step : (step + 1) * per_step]) for part in parts])
         assert sorted(seen) == list(range((5 + step) * 24, (6 + step) * 24))
 
 
 def test_what_does_not_divide_is_refused_with_all_the_numbers():
     with pytest.raises(ValueError, match=r"batch_size 100 .* 3 processes"):
-        share(100, None, processes=3)
+        plan_batches(100, None, processes=3)
     with pytest.raises(ValueError, match=r"batch_size 96 .* micro_batch_size 20 × 2 processes = 40"):
-        share(96, 20, processes=2)
+        plan_batches(96, 20, processes=2)
 
 
 # Crops
@@ -133,9 +134,11 @@ def settings_of(source: Path | str, **more: object) -> DataSettings:
 def test_batches_do_not_depend_on_workers_or_cache(tiny_data: Path, cache: bool, workers: int):
     settings = settings_of(tiny_data)
     rows = open_splits(settings, 0, labelled=True).train
-    numbers = list(share(20, None).micro_batches(0, 12))  # past the end of two epochs of 96
-    plain = TrainingCrops(Images(rows), settings, seed=5)
-    loaded = list(batches(TrainingCrops(Images(rows, cache=cache), settings, seed=5), numbers, workers=workers))
+    numbers = list(plan_batches(20, None).micro_batches(0, 12))  # past the end of two epochs of 96
+    plain = TrainingCrops(rows, settings, seed=5)
+    loaded = list(
+        batches(TrainingCrops(rows, settings.model_copy(update={"cache": cache}), seed=5), numbers, workers=workers)
+    )
     assert len(loaded) == 12
     for batch, samples in zip(loaded, numbers, strict=True):
         expected = plain[samples]
@@ -147,17 +150,17 @@ def test_batches_do_not_depend_on_workers_or_cache(tiny_data: Path, cache: bool,
 
 def test_a_crop_depends_on_its_sample_number_alone(tiny_data: Path):
     settings = settings_of(tiny_data)
-    crops = TrainingCrops(Images(open_splits(settings, 0).train), settings, seed=5)
+    crops = TrainingCrops(open_splits(settings, 0).train, settings, seed=5)
     together, alone = crops[np.array([7, 300, 2])], crops[np.array([300])]
     assert torch.equal(together.pixels[1], alone.pixels[0])
-    other = TrainingCrops(crops.images, settings, seed=6)
+    other = TrainingCrops(crops.images.rows, settings, seed=6)
     assert not torch.equal(other[np.array([300])].pixels, alone.pixels)
 
 
 def test_labels_belong_to_their_images(tiny_data: Path):
     settings = settings_of(tiny_data)
     rows = open_splits(settings, 0, labelled=True).train
-    crops = TrainingCrops(Images(rows), settings, seed=0)
+    crops = TrainingCrops(rows, settings, seed=0)
     order = Order(96, seed=0).rows(np.arange(96))
     assert torch.equal(crops[np.arange(96)].labels, torch.from_numpy(order % 3))
 
@@ -261,7 +264,7 @@ def test_a_damaged_image_is_replaced_by_the_next_good_one(tmp_path: Path):
         path.write_bytes(path.read_bytes()[:60])
     rows = open_splits(settings_of(folder, validation_split="train[11:]"), 0).train
     for cache in (False, True):
-        loaded = Images(rows, cache=cache).load(3)
+        loaded = DecodedImages(rows, cache=cache).load(3)
         assert loaded.row == 5
         assert [row for row, _ in loaded.damaged] == [3, 4]
         assert torch.equal(loaded.pixels, torch.from_numpy(np.array(picture(seed=5))).permute(2, 0, 1))
@@ -273,7 +276,7 @@ def test_nothing_but_damaged_images_stops_at_once_with_examples(tmp_path: Path):
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:60])
     settings = settings_of(folder)
-    images = Images(open_splits(settings, 0).train)
+    images = DecodedImages(open_splits(settings, 0).train)
     for crops in (TrainingCrops(images, settings, 0), EvaluationCrops(images, settings)):
         with pytest.raises(TooManyDamagedError, match=r"cannot be decoded:\n  row \d+ \(.*png\): "):
             next(batches(crops, [np.array([0])], workers=2))
@@ -298,7 +301,7 @@ def test_a_damaged_row_is_called_by_its_number_in_the_data_set_s_own_split(
     for rows in (*splits, splits.train.select(np.array([8, 1, 5, 6, 7, 11]), "some")):
         expected = [known[rows.encoded(row)] for row in range(len(rows))]
         assert [rows.where(row) for row in range(len(rows))] == expected
-        found = {rows.where(bad) for row in range(len(rows)) for bad, _ in Images(rows).load(row).damaged}
+        found = {rows.where(bad) for row in range(len(rows)) for bad, _ in DecodedImages(rows).load(row).damaged}
         assert found == {name for name in expected if int(name.split()[1]) % 5 == 0}
     if "split" not in change and "images" not in change:
         assert {rows.where(row) for rows in splits for row in range(len(rows))} == set(known.values())

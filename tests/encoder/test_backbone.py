@@ -172,7 +172,7 @@ def test_masked_patch_prediction_refuses_what_has_no_patches(tmp_path: Path):
     [
         ({"name": "resnet18", "patch_size": 4}, 32, "patch_size 4 cannot be set for resnet18, which has no patches"),
         ({"name": "resnet18", "pool": "token"}, 32, "timm cannot build resnet18 with global_pool='token'"),
-        ({"name": "resnet18", "arguments": {"img_size": 32}}, 32, "encoder.arguments cannot hold img_size"),
+        ({"name": "resnet18", "arguments": {"img_size": 32}}, 32, "arguments cannot hold img_size"),
         ({"name": "resnet18", "arguments": {"depht": 3}}, 32, "timm cannot build resnet18 with depht=3"),
         ({"name": "inception_v3"}, 32, "inception_v3 cannot be used here: images of 32 px do not go through it"),
         ({"name": "vit_tiny_patch16_224"}, 50, "image_size 50 is not a multiple of the patch size 16"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 import mpp
+from mpp.data.settings import DataSettings
 from mpp.encoder.create import create_backbone
 from mpp.evaluation.controls import Control
-from mpp.evaluation.features import EncoderReader, Place
+from mpp.evaluation.features import EncoderReader, FeatureLayer, cache_key
 from mpp.evaluation.settings import FeatureSettings
 from tests.support.downstream import EVALUATE, TEST, TRAIN, as_two, crops, features_on_disk, good, tinted, written
 from tests.support.forkserver import ForkServer
@@ -58,9 +60,9 @@ def family(request: pytest.FixtureRequest) -> tuple[Any, Any, torch.Tensor]:
 def test_the_last_block_gives_what_the_timm_model_gives_to_the_last_bit(family: tuple[Any, Any, torch.Tensor]):
     encoder, model, pixels = family
     reader = EncoderReader(encoder)
-    assert reader.default == Place(len(model.blocks), model.global_pool)
+    assert reader.default == FeatureLayer(len(model.blocks), model.global_pool)
     with torch.no_grad():
-        found = reader.read(pixels, reader.places(BOTH))
+        found = reader.read(pixels, reader.layers(BOTH))
         assert torch.equal(found[reader.default], model(encoder.normalize(pixels)))
 
 
@@ -69,8 +71,8 @@ def test_every_block_is_timm_s_own_intermediate_with_the_final_norm(family: tupl
     reader = EncoderReader(encoder)
     prefix, depth = model.num_prefix_tokens, len(model.blocks)
     pools = ["token", "avg", "both"] if prefix else ["avg"]
-    places = reader.places(BOTH)
-    assert places == [Place(block, pool) for block in range(1, depth + 1) for pool in pools]
+    places = reader.layers(BOTH)
+    assert places == [FeatureLayer(block, pool) for block in range(1, depth + 1) for pool in pools]
     with torch.no_grad():
         found = reader.read(pixels, places)
         blocks = model.forward_intermediates(
@@ -90,11 +92,11 @@ def test_every_block_is_timm_s_own_intermediate_with_the_final_norm(family: tupl
             expected["token"] = tokens[:, :2].mean(1) if distilled else tokens[:, 0]
             expected["both"] = torch.cat([expected["token"], expected["avg"]], dim=1)
         for pool, value in expected.items():
-            torch.testing.assert_close(found[Place(number, pool)], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[FeatureLayer(number, pool)], value, rtol=1e-5, atol=1e-6)
             seen.append(value)
     if prefix:
-        both = found[Place(1, "both")]
-        assert torch.equal(both, torch.cat([found[Place(1, "token")], found[Place(1, "avg")]], dim=1))
+        both = found[FeatureLayer(1, "both")]
+        assert torch.equal(both, torch.cat([found[FeatureLayer(1, "token")], found[FeatureLayer(1, "avg")]], dim=1))
     for one in range(len(seen)):  # the places are far enough apart for the tolerance to mean something
         for other in range(one):
             assert seen[one].shape != seen[other].shape or (seen[one] - seen[other]).abs().max() > 1e-3
@@ -104,35 +106,35 @@ def test_reading_leaves_no_hook_behind(family: tuple[Any, Any, torch.Tensor]):
     encoder, _, pixels = family
     reader = EncoderReader(encoder)
     with torch.no_grad():
-        reader.read(pixels, reader.places(BOTH))
+        reader.read(pixels, reader.layers(BOTH))
     assert not any(block._forward_hooks for block in encoder.vit.blocks)
 
 
 def test_a_register_is_no_class_token():
     encoder = mpp.create_encoder("test_vit2", image_size=32).eval()
     assert encoder.vit.cls_token is None
-    assert {place.pool for place in EncoderReader(encoder).places(FeatureSettings())} == {"avg"}
+    assert {place.pool for place in EncoderReader(encoder).layers(FeatureSettings())} == {"avg"}
 
 
 def test_a_network_without_patches_has_its_last_feature_alone():
     backbone = create_backbone("test_resnet", image_size=20).eval()
     reader = EncoderReader(backbone)
     pixels = random_pixels(3, 20)
-    assert reader.places(BOTH) == [Place(1, "avg")]
+    assert reader.layers(BOTH) == [FeatureLayer(1, "avg")]
     with torch.no_grad():
-        found = reader.read(pixels, reader.places(BOTH))
-        assert torch.equal(found[Place(1, "avg")], backbone.model(backbone.normalize(pixels)))
+        found = reader.read(pixels, reader.layers(BOTH))
+        assert torch.equal(found[FeatureLayer(1, "avg")], backbone.model(backbone.normalize(pixels)))
 
 
 def test_blocks_can_be_named_and_the_last_is_always_among_them():
     encoder = mpp.create_encoder("vit_tiny_patch16_224", image_size=16, patch_size=4, **SMALL)
     reader = EncoderReader(encoder)
-    assert reader.places(FeatureSettings(blocks=(1,), pools=("avg",))) == [
-        Place(1, "avg"), Place(3, "avg"), Place(3, "token"),
+    assert reader.layers(FeatureSettings(blocks=(1,), pools=("avg",))) == [
+        FeatureLayer(1, "avg"), FeatureLayer(3, "avg"), FeatureLayer(3, "token"),
     ]  # fmt: skip
-    assert {place.block for place in reader.places(FeatureSettings(blocks="last"))} == {3}
+    assert {place.block for place in reader.layers(FeatureSettings(blocks="last"))} == {3}
     with pytest.raises(ValueError, match=r"features.blocks 4: vit_tiny_patch16_224 has 3 blocks"):
-        reader.places(FeatureSettings(blocks=(2, 4)))
+        reader.layers(FeatureSettings(blocks=(2, 4)))
 
 
 def block_means(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -155,8 +157,8 @@ def block_means(pixels: np.ndarray, side: int) -> np.ndarray:
 def test_the_controls_are_means_of_pixels(name: str, size: int, patch_size: int | None, side: int):
     control = Control(name, size, patch_size)
     pixels = random_pixels(4, size)
-    assert control.places(BOTH) == [Place(0, "avg")]
-    found = control.read(pixels, control.places(BOTH))[Place(0, "avg")]
+    assert control.layers(BOTH) == [FeatureLayer(0, "avg")]
+    found = control.read(pixels, control.layers(BOTH))[FeatureLayer(0, "avg")]
     np.testing.assert_allclose(found.numpy(), block_means(pixels.numpy(), side), rtol=0, atol=1e-6)
 
 
@@ -257,9 +259,10 @@ def test_one_other_weight_is_read_anew(again: Any, pretrained: Path, tmp_path: P
     assert {name: after[name] for name in before} == before
 
 
-def test_one_other_image_is_read_anew_and_the_other_split_is_not(again: Any, tinted_images: Path, tmp_path: Path):
+def test_other_images_are_read_anew_and_the_other_split_is_not(again: Any, tinted_images: Path, tmp_path: Path):
+    """Four images stand for all: reading every byte before each evaluation would take as long as the features."""
     images = tinted(TRAIN, 0)
-    images[70] = tinted(1, 99)[0]
+    images[TRAIN // 2] = tinted(1, 99)[0]
     write_parquet(tmp_path / "data" / "train.parquet", images, [row % 3 for row in range(TRAIN)])
     shutil.copy(tinted_images / "test.parquet", tmp_path / "data")
     before, after = again(f"data.source={tmp_path / 'data'}")
@@ -268,7 +271,35 @@ def test_one_other_image_is_read_anew_and_the_other_split_is_not(again: Any, tin
     fresh = load_file(tmp_path / "out" / "features" / next(iter(after.keys() - before.keys())))
     old = features_of(tmp_path, before, TRAIN)
     changed = (fresh["block 2, token"] - old["block 2, token"]).abs().amax(1) > 1e-6
-    assert changed.nonzero().flatten().tolist() == [70]
+    assert changed.nonzero().flatten().tolist() == [TRAIN // 2]
+
+
+def test_other_labels_are_read_anew(again: Any, tinted_images: Path, tmp_path: Path):
+    labels = [row % 3 for row in range(TRAIN)]
+    labels[70] = (labels[70] + 1) % 3
+    write_parquet(tmp_path / "data" / "train.parquet", tinted(TRAIN, 0), labels)
+    shutil.copy(tinted_images / "test.parquet", tmp_path / "data")
+    _, after = again(f"data.source={tmp_path / 'data'}")
+    assert len(after) == 3
+
+
+def test_few_images_are_read_to_find_cached_features():
+    """However many rows there are."""
+    read: list[int] = []
+
+    class Rows:
+        labels = np.arange(1000) % 3
+
+        def __len__(self) -> int:
+            return 1000
+
+        def encoded(self, row: int) -> bytes:
+            read.append(row)
+            return b"image"
+
+    crops = SimpleNamespace(settings=DataSettings(), images=SimpleNamespace(rows=Rows()))
+    cache_key(Control("raw_pixels", 16, None), crops, np.arange(0, 1000, 2), [])  # pyright: ignore[reportArgumentType]
+    assert 0 < len(read) <= 4
 
 
 def features_of(home: Path, names: dict[str, int], rows: int) -> dict[str, torch.Tensor]:

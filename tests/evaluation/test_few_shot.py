@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
 import mpp
-from mpp.evaluation.few_shot import L2_GRID, chosen_l2, fit, leave_one_out, shot_rows
+from mpp.evaluation.few_shot import L2_GRID, Score, chosen_l2, fit, leave_one_out, shot_rows
 from tests.support.labelled_features import BROKEN, blobs, broken
 
 L2 = 2.0**10
@@ -507,3 +507,8 @@ def test_counts_may_be_arrays_or_one_number_and_each_is_taken_once():
             mpp.few_shot(x, y, x, y, **{"shots": (5,), **wrong})
     with pytest.raises(ValueError, match="must be numbers"):
         mpp.few_shot(x, y.astype(str), x, y)
+
+
+def test_a_score_is_shown_by_its_mean_and_deviation():
+    shown = repr(Score((0.25, 0.5)))
+    assert shown == "Score(mean=0.3750, std=0.1768, per_seed=(0.25, 0.5))"

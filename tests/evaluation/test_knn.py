@@ -128,3 +128,13 @@ def test_broken_features_are_refused_with_one_clear_message(name):
     with pytest.raises(ValueError, match=message) as caught:
         nearest_neighbours(*features, k=(1, 10))
     assert "\n" not in str(caught.value)
+
+
+def test_centring_subtracts_the_mean_of_train_from_both():
+    data = blobs(4, 40, 6, 2.0, 5)
+    shifted = data._replace(train_features=data.train_features + 50, test_features=data.test_features + 50)
+    mean = shifted.train_features.mean(0)
+    by_hand = shifted._replace(train_features=shifted.train_features - mean, test_features=shifted.test_features - mean)
+    expected = nearest_neighbours(*by_hand, k=(1, 5, 20))
+    assert nearest_neighbours(*shifted, k=(1, 5, 20), centre=True) == pytest.approx(expected, abs=0.011)
+    assert nearest_neighbours(*shifted, k=(1, 5, 20)) != pytest.approx(expected, abs=0.011)

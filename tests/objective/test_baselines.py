@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import mpp
-from mpp.objective.baselines import masked_patch_baselines, neighbour_colours
+from mpp.objective.base import Sample
+from mpp.objective.baselines import neighbour_colours
 from mpp.objective.patches import patchify, unpatchify
-from mpp.training.reconstruction import grid, reconstruct
+from mpp.training.reconstruction import grid
 from tests.support.reference import colour_class, downsized_labels, full_patch_labels, mean_color_labels
 
 P, GRID = 4, 5
@@ -65,8 +66,10 @@ def test_neighbour_colours_equal_a_loop_over_patches(fraction: float, bits: int)
 def test_colour_baselines_equal_counting_with_dictionaries(target):
     model = objective(target)
     train, validation = images(20, seed=1), images(10, seed=2)
-    found = masked_patch_baselines(model, [(train[:12], torch.arange(12)), (train[12:], torch.arange(12, 20))],
-                                   [(validation, torch.arange(100, 110))])  # fmt: skip
+    found = model.baselines(
+        Sample([(train[:12], torch.arange(12)), (train[12:], torch.arange(12, 20))]),
+        Sample([(validation, torch.arange(100, 110))]),
+    )
 
     def observations(pixels: torch.Tensor, samples: torch.Tensor) -> list[tuple[int, int, int]]:
         positions = model(pixels, samples).positions
@@ -95,7 +98,7 @@ def test_colour_baselines_equal_counting_with_dictionaries(target):
 def test_pixel_baselines_equal_their_definition():
     model = objective(mpp.FullPatch())
     train, validation = images(8, seed=1), images(4, seed=2)
-    found = masked_patch_baselines(model, [(train, torch.arange(8))], [(validation, torch.arange(50, 54))])
+    found = model.baselines(Sample([(train, torch.arange(8))]), Sample([(validation, torch.arange(50, 54))]))
     places = model(train, torch.arange(8)).positions.numpy()
     mean = np.take_along_axis(full_patch_labels(train.numpy(), P), places[..., None], 1).mean((0, 1))
     truth, errors, near = full_patch_labels(validation.numpy(), P), [], []
@@ -106,8 +109,9 @@ def test_pixel_baselines_equal_their_definition():
             errors.append(((truth[b, place] - mean) ** 2).mean())
             near.append(((truth[b, place].reshape(-1, 3) - seen.astype(np.int64).mean(1) / 255) ** 2).mean())
     assert found == pytest.approx({"histogram": np.mean(errors), "neighbours": np.mean(near)}, rel=1e-6)
-    assert set(masked_patch_baselines(objective(mpp.FullPatch(normalize=True)), [(train, torch.arange(8))],
-                                      [(validation, torch.arange(4))])) == {"histogram"}  # fmt: skip
+    normalized = objective(mpp.FullPatch(normalize=True))
+    seen, held_out = Sample([(train, torch.arange(8))]), Sample([(validation, torch.arange(4))])
+    assert set(normalized.baselines(seen, held_out)) == {"histogram"}
 
 
 def test_unpatchify_inverts_patchify():
@@ -137,8 +141,9 @@ def test_a_perfect_prediction_is_drawn_as_the_image_in_the_target_s_own_way(targ
     perfect = torch.nn.functional.one_hot(truth.labels, width).float() * 50 if width else truth.labels
     model.head = Perfect(perfect.flatten(2))
     with torch.no_grad():
-        seen, drawn = reconstruct(model.eval(), pixels, samples)
-    shown, predicted, original = (patchify(t, P).numpy() for t in (seen, drawn, pixels.float() / 255))
+        drawn = model.eval().picture(pixels, samples)
+    original, shown, predicted = (patchify(drawn[title], P).numpy() for title in ("original", "seen", "predicted"))
+    assert np.array_equal(original, patchify(pixels.float() / 255, P).numpy())
     for b in range(2):
         kinds = dict(zip(truth.positions[b].tolist(), truth.kinds[b].tolist(), strict=True))
         for n in range(GRID**2):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import pydoc
+import warnings
 from typing import Any
 
 import numpy as np
@@ -83,10 +85,11 @@ def test_psnr_is_of_the_clipped_pixels(normalize: bool):
     assert objective.summary(means(objective.scores(prediction, pixels)))["psnr"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_two_layers_of_an_mlp_head_have_an_activation_between_them():
+@pytest.mark.parametrize(("kind", "activation"), [("mlp", "GELU"), ("pre_logits", "Tanh")])
+def test_the_two_layers_of_a_head_have_an_activation_between_them(kind: str, activation: str):
     encoder = mpp.create_encoder("test_vit", image_size=SIZE, patch_size=PATCH)
-    head: Any = mpp.MaskedPatchPrediction(encoder, head="mlp").head
-    assert [type(layer).__name__ for layer in head] == ["Linear", "GELU", "Linear"]
+    head: Any = mpp.MaskedPatchPrediction(encoder, head=kind).head
+    assert [type(layer).__name__ for layer in head] == ["Linear", activation, "Linear"]
     assert [head[0].in_features, head[0].out_features, head[2].in_features, head[2].out_features] == [64, 64, 64, 512]
 
 
@@ -278,7 +281,7 @@ def test_arguments_of_other_kinds_are_refused_for_what_they_are(arguments, said:
 
 def test_an_unknown_head_is_refused_with_the_known_ones():
     encoder = mpp.create_encoder("test_vit", image_size=SIZE, patch_size=PATCH)
-    with pytest.raises(ValueError, match=r"head must be linear or mlp, found 'conv'"):
+    with pytest.raises(ValueError, match=r"head must be linear, mlp, pre_logits; found 'conv'"):
         mpp.MaskedPatchPrediction(encoder, head="conv")
 
 
@@ -357,3 +360,22 @@ def test_training_moves_the_encoder_and_the_loss_falls():
         optimizer.step()
     assert float(loss.detach()) < first / 4
     assert not torch.equal(encoder.vit.patch_embed.proj.weight, before)
+
+
+def test_a_prediction_is_shown_by_its_loss_and_shapes():
+    objective, _ = build(mpp.MeanColor())
+    prediction = objective(random_pixels(2, SIZE), samples=torch.arange(2))
+    count = prediction.positions.shape[1]
+    loss = f"{float(prediction.loss):.4f}"
+    assert repr(prediction) == (
+        f"Prediction(loss={loss}, logits=float32 (2, {count}, 512), labels=int64 (2, {count}), "
+        f"positions=int64 (2, {count}), kinds=int64 (2, {count}))"
+    )
+    assert "corrupted patches" in pydoc.render_doc(type(prediction))
+
+
+def test_cells_as_many_as_pixels_are_warned_of():
+    with pytest.warns(UserWarning, match="every pixel is predicted"):
+        mpp.DownsizedPatch(cells=4).outputs(4)
+    with warnings.catch_warnings(action="error"):
+        mpp.DownsizedPatch(cells=4).outputs(8)

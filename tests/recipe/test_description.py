@@ -257,3 +257,19 @@ def test_editors_find_what_we_would_refuse(wrong: dict[str, Any]):
     recipe = {"command": "pretrain", "output_dir": "runs/a", "objective": {"kind": "supervised"}}
     assert complaints(recipe) == complaints({**recipe, "encoder": "runs/mean_color"}) == []
     assert complaints({**recipe, **wrong})
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "kind: downsized" in path.read_text()], ids=str)
+def test_shipped_recipes_really_downsize(path: Path):
+    recipe: Any = load_recipe(path)
+    patch_size = recipe.encoder.patch_size or int(recipe.encoder.name.split("patch")[1].split("_")[0])
+    assert recipe.objective.target.cells < patch_size
+
+
+def test_supervised_on_imagenet_follows_table_3_of_the_vit_paper():
+    recipe: Any = load_recipe(REPOSITORY / "recipes" / "imagenet" / "supervised.yaml")
+    optimizer, training = recipe.optimizer, recipe.training
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.schedule) == (3e-3, 0.3, "cosine")
+    assert (optimizer.warmup.steps, training.duration.epochs, training.batch_size) == (10_000, 300, 4096)
+    assert (training.clip_grad, recipe.objective.head) == (1.0, "pre_logits")
+    assert recipe.encoder.arguments == {"pos_drop_rate": 0.1, "proj_drop_rate": 0.1}

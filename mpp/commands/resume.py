@@ -1,0 +1,138 @@
+"""Whether a run can be resumed: the checkpoint to resume from, and what must be as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from mpp.data.sources import ImageRows
+from mpp.encoder.pretrained import weights_digest_of
+from mpp.recipe import differences
+from mpp.run_folder import FolderLock
+from mpp.settings import Settings
+from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+
+MAY_CHANGE = ("output_dir", "data.workers", "data.cache", "training.micro_batch_size", "training.compile",
+              "journal.", "checkpoint.", "hub.")  # fmt: skip
+"""Settings that may differ between a run and its resumption: they do not decide which weights come out."""
+
+
+def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | None:
+    """Lock a run's folder, and find where to go on from. Nothing in it is changed yet.
+
+    Raises:
+        ValueError: if the folder is in use, or holds a run of another recipe.
+        CheckpointError: if it holds checkpoints, but none that is whole.
+    """
+    locks.append(FolderLock(folder))
+    return latest_checkpoint(recipe, folder) if recipe.checkpoint.resume else None
+
+
+def latest_checkpoint(recipe: Any, folder: Path) -> Checkpoint | None:
+    """Return the latest valid checkpoint, None if there is none.
+
+    Raises:
+        ValueError: if the folder holds a run of another recipe, or one that began with other weights.
+        CheckpointError: if it holds checkpoints, but none that is whole.
+    """
+    checkpoint = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep).newest(print)
+    if checkpoint is None:
+        if (folder / "encoder" / "model.safetensors").is_file():
+            raise CheckpointError(
+                f"{folder} holds the encoder of a run, but {folder / 'checkpoints'} has no checkpoint to go on from: "
+                "restore one, start afresh with checkpoint.resume=false, or choose another output_dir"
+            )
+        return None
+    schema: type[Settings] = type(recipe)
+    try:
+        before = schema.model_validate(checkpoint.state["recipe"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint.folder} was written by another version of this package, or by another command, whose recipe "
+            "cannot be compared; go on with that one, choose another output_dir, or start afresh with "
+            "checkpoint.resume=false"
+        ) from error
+    refuse_changes(before, recipe, f"{folder} holds a run at step {checkpoint.step} of another recipe")
+    check_same_weights(checkpoint.state.get("source_weights"), recipe, folder)
+    return checkpoint
+
+
+def refuse_changes(before: Settings, now: Settings, what: str) -> None:
+    """Compare a run's recipe with the one that is to go on with it.
+
+    Raises:
+        ValueError: with `what` was found, and every difference that decides which weights come out.
+    """
+    changed = [d for d in differences(before, now) if not d[0].startswith(MAY_CHANGE)]
+    if _source_beside(before) is not None and _source_beside(before) == _source_beside(now):  # both were moved
+        changed = [d for d in changed if d[0] != "encoder.source"]
+    if changed:
+        listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)
+        raise ValueError(
+            f"{what}:\n{listed}\n"
+            "give the same settings to go on with it, choose another output_dir, or start afresh with "
+            "checkpoint.resume=false"
+        )
+
+
+def _source_beside(recipe: Any) -> str | None:
+    """Where the encoder comes from as seen from the run's folder, if that is a path."""
+    source = recipe.encoder.source
+    return os.path.relpath(source, recipe.output_dir) if source is not None and "/" in source else None
+
+
+def is_finished(checkpoint: Checkpoint | None) -> bool:
+    """Whether nothing is left to train."""
+    if checkpoint is None:
+        return False
+    return checkpoint.step == checkpoint.state["steps"] or checkpoint.state["progress"].get("ended", False)
+
+
+def check_same_images(checkpoint: Checkpoint, rows: ImageRows, source: str) -> None:
+    """Refuse to go on with other images than a run began with.
+
+    Raises:
+        ValueError: with what is different.
+    """
+    then, now = checkpoint.state["data"], identity_of(rows)
+    if now != then:
+        raise ValueError(
+            f"the images of {source} are not those that the run began with: "
+            f"{then['rows']} rows then, {now['rows']} now"
+            + ("; the rows themselves differ" if then["rows"] == now["rows"] else "")
+        )
+
+
+def check_same_weights(then: str | None, recipe: Any, folder: Path) -> None:
+    """Refuse to go on from, or to take for done, what began with other weights than its source has now.
+
+    Args:
+        then: what `weights_digest_of` said when it began; None where that is not known.
+        recipe: of a command that trains.
+        folder: of the run.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    now = weights_digest_of(recipe.encoder)
+    if None not in (then, now) and then != now:
+        raise ValueError(
+            f"{folder} began with other weights than those that {recipe.encoder.source} holds now: give the old ones "
+            "back, choose another output_dir, or start afresh with checkpoint.resume=false. A run's weights change "
+            "for as long as it trains: copy its encoder folder to begin with those of now"
+        )
+
+
+def identity_of(rows: ImageRows) -> dict[str, Any]:
+    """What identifies the training images wherever they lie: how many, a few of them to the last byte, all labels."""
+    digest = hashlib.sha256()
+    if rows.labels is not None:
+        digest.update(rows.labels.tobytes())
+    for row in sorted({0, len(rows) // 3, len(rows) // 2, len(rows) - 1}):
+        try:
+            digest.update(rows.encoded(row))
+        except (ValueError, OSError):
+            digest.update(b"unreadable")
+    return {"rows": len(rows), "sha256": digest.hexdigest()}

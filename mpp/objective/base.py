@@ -1,0 +1,110 @@
+"""What every objective offers: the one thing that the rest of the package knows of it.
+
+An objective is a settings class (in `settings.py`, without torch, so that help comes at once) whose `build` makes a
+module, and the module itself, an `Objective`. Nothing outside this room asks which one it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from mpp.encoder.backbone import Backbone
+from mpp.objective.scores import Scores
+
+
+class Sample(NamedTuple):
+    """Images that baselines are counted or measured on."""
+
+    batches: Iterable[tuple[Tensor, Tensor]]
+    """uint8 pixels `(b, 3, h, w)` and int64 sample numbers `(b,)`; decoded only when they are iterated over."""
+    labels: Tensor | None = None
+    """int64 `(n,)`, of all images that may be counted."""
+
+
+class HasLoss(Protocol):
+    """What `forward` returns: a named tuple with the loss and whatever `scores` needs."""
+
+    @property
+    def loss(self) -> Tensor:
+        """Scalar float32, with a gradient."""
+        ...
+
+
+class Objective(nn.Module):
+    """An encoder and what it is trained to do.
+
+    Attributes:
+        encoder: the network that is pre-trained and published.
+    """
+
+    trains_class_token: ClassVar[bool]
+    """Whether the class token gets a gradient of its own; where not, exports pool the mean of the patches."""
+
+    headline: ClassVar[str] = "loss"
+    """The score that is compared with the baselines."""
+
+    headline_title: ClassVar[str] = "loss"
+    """The headline in words."""
+
+    line: ClassVar[Mapping[str, str]] = {}
+    """Formats of the scores in a line of the terminal, in their order there."""
+
+    encoder: Backbone
+
+    def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> HasLoss:
+        """The loss of a batch.
+
+        Args:
+            pixels: uint8 `(b, 3, h, w)`.
+            samples: int64 `(b,)` sample numbers, which decide every random draw; None draws from torch's generator.
+            labels: int64 `(b,)`, where the objective needs them.
+        """
+        raise NotImplementedError
+
+    def scores(self, prediction: Any, pixels: Tensor) -> Scores:
+        """Sums over a batch, by name; `loss` is always among them.
+
+        Args:
+            prediction: what `forward` returned.
+            pixels: uint8 `(b, 3, h, w)`, as `forward` got them.
+        """
+        raise NotImplementedError
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """The means of the scores as the metrics log shows them."""
+        return means
+
+    def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
+        """The headline's value on `validation` for predictions that need no network, counted on `train`, by name."""
+        return {}
+
+    def picture(self, pixels: Tensor, samples: Tensor) -> dict[str, Tensor]:
+        """What the model sees and predicts, by title: float32 `(b, 3, h, w)` in [0, 1]; empty if there is nothing."""
+        return {}
+
+    def linear(self) -> tuple[Tensor, Tensor] | None:
+        """A linear classifier on the pooled feature, weight `(classes, d)` and bias `(classes,)`; None without one."""
+        return None
+
+    def bare(self) -> BareStep | None:
+        """The same training step without this package, to measure the overhead against; None if there is none."""
+        return None
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that must not decay: positions and tokens."""
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+
+class BareStep(nn.Module):
+    """A timm model on ready-made inputs: what a training step costs without this package."""
+
+    def inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Normalised float images and labels, random, in main memory."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss."""
+        raise NotImplementedError

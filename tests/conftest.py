@@ -15,7 +15,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many at a time as there are cores: or their threads would wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 else:  # what is prepared of the data sets stays out of the caches of whoever runs the tests
-    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mpp-tests-")
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="planted-alice-")  # which is not to be found in what is pushed
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # where there are GPUs too; test_cuda.py is for those
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts so what it puts in the background
@@ -26,39 +26,36 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.downstream import PRETRAIN, good, tinted_data, written
-from tests.support.forkserver import ForkServer
-from tests.support.runs import (
-    RECIPES,
-    Process,
-    Result,
-    Stopped,
-    alone,
-    arguments,
-    assert_succeeds,
-    checkpoints,
-    pretrain,
-    scene,
-    server,
-)
+from tests.support import runs
+from tests.support.downstream import PRETRAIN, tinted_data, written
+from tests.support.forkserver import ForkServer, good
+from tests.support.model_hub import ModelHub
+from tests.support.runs import Stopped, arguments, checkpoints, pretrain, scene
 from tests.support.small_recipe import GOOD
 
 STEPS = "training.duration.steps=120"
 ROOT = Path(__file__).parent.parent
 
 
-LONGEST = (
-    "test_trainer.py",
-    "test_resume.py",
-    "test_same_command_again.py",
-    "test_distributed.py",
-    "test_run.py",
-)
+HERE = Path(__file__).parent
+TOGETHER = {"commands/test_same_command_again.py": "runs", "commands/test_run_folder.py": "runs", "hub/": "hub"}
+"""Files and rooms whose tests share what takes long to make: one process runs them. All others go by file."""
+LONGEST = ("commands/test_same_command_again.py", "commands/test_run_folder.py", "hub/", "study/test_run.py",
+           "training/", "commands/test_resume.py", "commands/finetune/", "commands/test_bad_input.py")  # fmt: skip
 """Begun first, so that no core waits for them at the end; the order of the others is that of their names."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(LONGEST) if file(item).startswith(start)), len(LONGEST))
+
+    def file(item: pytest.Item) -> str:
+        return item.path.relative_to(HERE).as_posix()
+
+    items.sort(key=rank)
+    for item in items:
+        group = next((group for start, group in TOGETHER.items() if file(item).startswith(start)), file(item))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +101,13 @@ def pretrained(commands: ForkServer, tinted_images: Path, tmp_path_factory: pyte
 @pytest.fixture(scope="session")
 def commands() -> ForkServer:
     """Runs commands as processes of their own."""
-    return server()
+    return runs.server()
+
+
+@pytest.fixture(scope="session")
+def hub() -> ModelHub:
+    """What the commands take for the Hub."""
+    return runs.hub()
 
 
 @pytest.fixture
@@ -152,12 +155,10 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, images):
-    """(folder, settings, result) of a run that nothing interrupted."""
+    """(folder, settings, command) of a run that nothing interrupted."""
     run = tmp_path_factory.mktemp("finished") / "run"
     settings = arguments(run, images, STEPS)
-    result = pretrain("mean_color.yaml", settings, run.parent)
-    assert_succeeds(result)
-    return run, settings, result
+    return run, settings, good(pretrain("mean_color.yaml", settings))
 
 
 @pytest.fixture(scope="session")
@@ -165,10 +166,10 @@ def stopped(tmp_path_factory, images):
     """The same run, stopped by SIGTERM when three checkpoints were there."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     settings = arguments(run, images, STEPS)
-    process = Process([*alone(), str(RECIPES / "mean_color.yaml"), *settings], run.parent)
-    process.until(lambda: len(checkpoints(run)) >= 3)
-    process.popen.send_signal(signal.SIGTERM)
-    result = Result(process.wait(), process.output)
+    command = runs.start("mean_color.yaml", settings)
+    command.until(lambda: len(checkpoints(run)) >= 3)
+    command.kill(signal.SIGTERM)
+    command.wait()
     snapshot = run.parent / "snapshot"
     shutil.copytree(run, snapshot)
-    return Stopped(run, settings, result, snapshot)
+    return Stopped(run, settings, command, snapshot)

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.downstream import EVALUATE, TEST, features_on_disk, final_weights, good, journal, sha, written
 from tests.support.forkserver import ForkServer
-from tests.support.runs import Process, free_port
+from tests.support.runs import free_port
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GPU = {"ACCELERATE_USE_CPU": "false"}
@@ -71,6 +71,6 @@ def test_two_gpus_give_the_losses_of_one(commands: ForkServer, tiny_recipe: Path
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launcher += ["--main_process_port", free_port(), "-m", "mpp.pretrain", str(tiny_recipe)]
     changes = (PLAIN, "training.micro_batch_size=8", f"output_dir={tmp_path / 'two'}")
-    two = Process([*launcher, *changes], tmp_path / "log", **GPU)
-    assert two.wait() == 0, two.output
+    two = commands.launch(*launcher, *changes, cwd=tmp_path, **GPU)
+    assert two.wait() == 0, two.text
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "run"), rel=1e-4)

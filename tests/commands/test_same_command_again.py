@@ -7,27 +7,27 @@ import signal
 import sys
 
 import pytest
+import torch
 
+from tests.support.forkserver import ForkServer, good, refused
 from tests.support.runs import (
     RECIPES,
-    Process,
-    alone,
     arguments,
-    assert_refused,
-    assert_succeeds,
     checkpoints,
+    free_port,
     journal,
     largest_file,
-    launched,
-    launched_twice,
     losses,
     parquet_folder,
     pretrain,
     progress,
     scenes,
+    start,
     weights,
     write_parquet,
 )
+
+STEPS = "training.duration.steps=120"
 
 
 def contents(folder):
@@ -39,45 +39,50 @@ def contents(folder):
 def test_a_finished_run_says_so_and_is_left_alone(finished):
     run, settings, _ = finished
     before = (weights(run), (run / "metrics.jsonl").read_bytes())
-    result = pretrain("mean_color.yaml", settings, run.parent)
-    assert_succeeds(result)
-    assert re.search("finish|complete|already|done", result.output, re.IGNORECASE)
+    assert f"{run} is finished: 120 steps." in good(pretrain("mean_color.yaml", settings)).text
     assert (weights(run), (run / "metrics.jsonl").read_bytes()) == before
 
 
-def test_sigterm_saves_says_how_to_go_on_and_exits_143(stopped):
-    assert stopped.result.returncode == 143, stopped.result.output
-    assert "Traceback" not in stopped.result.output
-    assert re.search("resume|again|continue|go on", stopped.result.output, re.IGNORECASE)
-    steps = [row["step"] for row in journal(stopped.snapshot)]
-    assert 30 <= steps[-1] < 120
-    newest = progress(checkpoints(stopped.snapshot)[-1])
-    assert newest in (steps[-1], 8 * steps[-1]), "the step it finished is the one it saved"
+def stopped_after(said, number):
+    """The last step of a run that a signal stopped, which said how to go on."""
+    assert said.code == 128 + number, said.text
+    assert "Traceback" not in said.text
+    [(step, steps)] = re.findall(r"^stopped after step (\d+) of (\d+), saved\.$", said.text, re.MULTILINE)
+    assert "\nGive the same command again to go on from there.\n" in said.text
+    assert int(step) < int(steps)
+    return int(step)
+
+
+def test_sigterm_finishes_the_step_saves_it_says_how_to_go_on_and_exits_143(stopped):
+    last = stopped_after(stopped.command, signal.SIGTERM)
+    assert journal(stopped.snapshot)[-1]["step"] == last >= 30
+    assert progress(checkpoints(stopped.snapshot)[-1]) == last
 
 
 def test_sigint_sigkill_and_other_workers_leave_no_trace_in_the_weights(stopped, finished):
     stopped.restore()
     run = stopped.run
     settings = [s for s in stopped.settings if not s.startswith("data.workers")]
-    for number, workers, expected in ((signal.SIGINT, 1, 130), (signal.SIGKILL, 0, -9)):
+    for number, workers in ((signal.SIGINT, 1), (signal.SIGKILL, 0)):
         before = progress(checkpoints(run)[-1])
-        command = [*alone(), str(RECIPES / "mean_color.yaml"), *settings, f"data.workers={workers}"]
-        process = Process(command, run.parent)
-        process.until(lambda before=before: progress(checkpoints(run)[-1]) > before)
-        process.popen.send_signal(number)
-        assert process.wait() == expected, process.output
-        process.kill()  # a killed run's workers, if any
-    last = stopped.again()
-    assert_succeeds(last)
+        command = start("mean_color.yaml", [*settings, f"data.workers={workers}"])
+        command.until(lambda before=before: progress(checkpoints(run)[-1]) > before)
+        command.kill(number)
+        command.wait()
+        if number == signal.SIGINT:
+            assert stopped_after(command, number) == progress(checkpoints(run)[-1])
+        else:
+            assert command.code is None
+    good(stopped.again())
+    steps = [row["step"] for row in journal(run)]
     assert weights(run) == weights(finished[0])
     assert losses(run) == losses(finished[0]), "the journal neither repeats nor lacks a step"
-    steps = [row["step"] for row in journal(run)]
     assert steps == sorted(steps)
 
 
 def test_resume_false_starts_afresh(stopped, finished):
     stopped.restore()
-    assert_succeeds(stopped.again("checkpoint.resume=false"))
+    good(stopped.again("checkpoint.resume=false"))
     assert weights(stopped.run) == weights(finished[0])
     assert losses(stopped.run) == losses(finished[0])
 
@@ -86,7 +91,7 @@ def test_another_experiment_in_the_same_folder_is_refused_and_every_difference_s
     stopped.restore()
     before = (weights(stopped.run), (stopped.run / "metrics.jsonl").read_bytes(), checkpoints(stopped.run))
     result = stopped.again("seed=70707", "objective.corruption.fraction=0.25", "training.duration.steps=121")
-    assert_refused(result, "seed", "70707", "objective.corruption.fraction", "0.25", "training.duration", "121", "120")
+    refused(result, "seed", "70707", "objective.corruption.fraction", "0.25", "training.duration", "121", "120")
     assert (weights(stopped.run), (stopped.run / "metrics.jsonl").read_bytes(), checkpoints(stopped.run)) == before
 
 
@@ -98,10 +103,9 @@ def test_damaged_checkpoints_are_named_and_the_one_before_them_used(stopped, fin
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
-    result = stopped.again()
-    assert_succeeds(result)
+    result = good(stopped.again())
     for word in (missing.name, incomplete.name, flipped.name, newest.name):
-        assert word in result.output
+        assert word in result.text
     assert weights(stopped.run) == weights(finished[0])
     assert losses(stopped.run) == losses(finished[0])
 
@@ -112,7 +116,7 @@ def test_without_a_good_checkpoint_it_is_an_error_never_a_fresh_start(stopped):
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     before = (stopped.run / "metrics.jsonl").read_bytes()
-    assert_refused(stopped.again(), victims[-1].name)
+    refused(stopped.again(), victims[-1].name, code=1)
     assert (stopped.run / "metrics.jsonl").read_bytes() == before
     assert all(victim.exists() for victim in victims), "nothing lost"
 
@@ -126,9 +130,7 @@ def test_a_run_that_lost_its_checkpoints_is_refused_and_left_as_it_is(finished, 
         shutil.rmtree(folder)
     before = contents(run)
     settings = [setting for setting in settings if not setting.startswith("output_dir")]
-    result = pretrain("mean_color.yaml", [*settings, f"output_dir={run}"], tmp_path)
-    assert_refused(result, str(run), "checkpoint.resume=false")
-    assert result.output.count("error: ") == 1
+    refused(pretrain("mean_color.yaml", [*settings, f"output_dir={run}"]), str(run), "checkpoint.resume=false", code=1)
     assert contents(run) == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing is moved aside"
 
@@ -136,21 +138,19 @@ def test_a_run_that_lost_its_checkpoints_is_refused_and_left_as_it_is(finished, 
 def test_a_run_killed_between_its_only_checkpoint_and_its_export_is_exported_by_the_same_command(tmp_path, images):
     run = tmp_path / "run"
     settings = arguments(run, images, "training.duration.steps=3", "checkpoint.every.steps=0")
-    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    good(pretrain("mean_color.yaml", settings))
     exported, saved, curve = contents(run / "encoder"), contents(run / "checkpoints"), losses(run)
     shutil.rmtree(run / "encoder")
-    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    good(pretrain("mean_color.yaml", settings))
     assert contents(run / "encoder") == exported
     assert (contents(run / "checkpoints"), losses(run)) == (saved, curve)
-    result = pretrain("mean_color.yaml", settings, tmp_path)
-    assert_succeeds(result)
-    assert "is finished" in result.output
+    assert "is finished" in good(pretrain("mean_color.yaml", settings)).text
 
 
 def test_a_run_killed_between_a_checkpoint_and_its_first_export_goes_on_to_the_same_weights(stopped, finished):
     stopped.restore()
     shutil.rmtree(stopped.run / "encoder")
-    assert_succeeds(stopped.again())
+    good(stopped.again())
     assert weights(stopped.run) == weights(finished[0])
     assert losses(stopped.run) == losses(finished[0])
 
@@ -161,9 +161,7 @@ def test_resume_false_moves_nothing_that_no_run_made(tmp_path, images, name):
     (run / name).parent.mkdir(parents=True)
     (run / name).write_text("dear to me")
     settings = arguments(run, images, "training.duration.steps=2", "checkpoint.resume=false")
-    result = pretrain("mean_color.yaml", settings, tmp_path)
-    assert_refused(result, str(run), name.split("/")[0])
-    assert result.output.count("error: ") == 1
+    refused(pretrain("mean_color.yaml", settings), str(run), name.split("/")[0])
     assert contents(run) == {name: b"dear to me"}
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -172,72 +170,83 @@ def test_a_supervised_run_does_not_go_on_with_other_labels(tmp_path):
     run, train = tmp_path / "run", scenes(24)
     source = parquet_folder(tmp_path / "data", train, labelled=True)
     settings = arguments(run, source, "training.duration.steps=120", "checkpoint.every.steps=10")
-    process = Process([*alone(), str(RECIPES / "supervised.yaml"), *settings], tmp_path)
-    process.until(lambda: len(checkpoints(run)) >= 1)
-    process.popen.send_signal(signal.SIGTERM)
-    assert process.wait() == 143, process.output
+    command = start("supervised.yaml", settings)
+    command.until(lambda: checkpoints(run))
+    command.kill(signal.SIGTERM)
+    assert command.wait() == 143, command.text
     before = contents(run)
     labels = [number % 3 for number in range(24)]
     labels[6], labels[7] = labels[7], labels[6]
     shutil.move(source / "train.parquet", tmp_path / "kept.parquet")
     write_parquet(source / "train.parquet", train, labels)
-    result = pretrain("supervised.yaml", settings, tmp_path)
-    assert_refused(result, str(source), "the rows themselves differ")
-    assert result.output.count("error: ") == 1
+    refused(pretrain("supervised.yaml", settings), str(source), "the rows themselves differ")
     assert contents(run) == before
     shutil.move(tmp_path / "kept.parquet", source / "train.parquet")
-    assert_succeeds(pretrain("supervised.yaml", settings, tmp_path))
+    good(pretrain("supervised.yaml", settings))
     assert max(losses(run)) == 120
 
 
 def test_a_folder_in_use_is_refused_and_the_first_run_goes_on(tmp_path, images):
     run = tmp_path / "run"
     settings = arguments(run, images, "training.duration.steps=100000", "checkpoint.every.steps=20")
-    first = Process([*alone(), str(RECIPES / "mean_color.yaml"), *settings], tmp_path)
+    first = start("mean_color.yaml", settings)
     try:
-        first.until(lambda: len(checkpoints(run)) >= 1)
-        first.popen.send_signal(signal.SIGSTOP)
-        assert_refused(pretrain("mean_color.yaml", settings, tmp_path), str(run))
-        first.popen.send_signal(signal.SIGCONT)
+        first.until(lambda: checkpoints(run))
+        first.kill(signal.SIGSTOP)
+        refused(pretrain("mean_color.yaml", settings), str(run))
+        first.kill(signal.SIGCONT)
         known = checkpoints(run)
         first.until(lambda: checkpoints(run)[-1] not in known)
-        first.popen.send_signal(signal.SIGTERM)
-        assert first.wait() == 143, first.output
+        first.kill(signal.SIGTERM)
+        assert first.wait() == 143, first.text
     finally:
-        first.kill()
+        first.kill_group()
 
 
-def test_sigterm_to_the_launcher_stops_the_run_cleanly(tmp_path, images, finished):
+# Launched by others: cold, in interpreters of their own
+
+
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
+
+
+def stop_when_it_has_saved(command, run):
+    command.until(lambda: checkpoints(run))
+    command.kill(signal.SIGTERM)
+    command.wait()
+    assert command.group_is_gone(), "the training processes outlived their launcher"
+
+
+@pytest.mark.cold
+def test_sigterm_to_the_launcher_stops_the_run_cleanly(commands: ForkServer, tmp_path, images, finished):
     run = tmp_path / "run"
-    settings = [s for s in finished[1] if not s.startswith(("output_dir", "data.source"))]
-    settings += [f"output_dir={run}", f"data.source={images}"]
-    command = [*launched(), str(RECIPES / "mean_color.yaml"), *settings]
-    process = Process(command, tmp_path)
-    process.until(lambda: len(checkpoints(run)) >= 1)
-    process.popen.send_signal(signal.SIGTERM)
-    assert process.wait() in (143, -signal.SIGTERM), process.output
-    assert process.group_is_gone(), "the training process outlived its launcher"
+    settings = arguments(run, images, STEPS)
+    here = ["--cpu", "--num_processes", "1"] if torch.cuda.is_available() else []  # or it would choose the GPUs
+    launcher = (*LAUNCH, *here, "-m", "mpp.pretrain", RECIPES / "mean_color.yaml")
+    command = commands.launch(*launcher, *settings, cwd=tmp_path)
+    stop_when_it_has_saved(command, run)
+    assert command.code in (143, -signal.SIGTERM), command.text
     assert journal(run)[-1]["step"] < 120
-    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    good(pretrain("mean_color.yaml", settings))
     assert weights(run) == weights(finished[0])
 
 
-def test_sigterm_to_the_launcher_of_two_processes_stops_the_run_cleanly(tmp_path, images, finished):
+@pytest.mark.cold
+def test_sigterm_to_the_launcher_of_two_processes_stops_the_run_cleanly(
+    commands: ForkServer, tmp_path, images, finished
+):
     """Which goes on in one process, with the losses of a run that never was in two."""
     run = tmp_path / "run"
-    settings = [s for s in finished[1] if not s.startswith(("output_dir", "data.source", "training.micro_batch_size"))]
-    settings += [f"output_dir={run}", f"data.source={images}", "training.micro_batch_size=4"]
-    command = [*launched_twice(), str(RECIPES / "mean_color.yaml"), *settings]
-    process = Process(command, tmp_path)
-    process.until(lambda: len(checkpoints(run)) >= 1)
-    process.popen.send_signal(signal.SIGTERM)
-    assert process.wait() != 0, "torch's launcher has a code and a traceback of its own"
-    assert process.group_is_gone(), "the training processes outlived their launcher"
+    settings = arguments(run, images, STEPS, "training.micro_batch_size=4")
+    launcher = (*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+                "--dynamo_backend", "no", "--main_process_port", free_port(), "-m", "mpp.pretrain")  # fmt: skip
+    command = commands.launch(*launcher, RECIPES / "mean_color.yaml", *settings, cwd=tmp_path)
+    stop_when_it_has_saved(command, run)
+    assert command.code != 0, "torch's launcher has a code and a traceback of its own"
     last = journal(run)[-1]["step"]
     assert last == progress(checkpoints(run)[-1]) < 120
-    assert f"stopped after step {last} of 120, saved." in process.output
-    assert "2 × cpu" in process.output
-    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    assert f"stopped after step {last} of 120, saved." in command.text
+    assert "2 × cpu" in command.text
+    good(pretrain("mean_color.yaml", settings))
     assert losses(run) == pytest.approx(losses(finished[0]), rel=1e-4)
 
 
@@ -253,24 +262,24 @@ sys.exit(code)
 """
 
 
-def test_ctrl_c_on_a_launched_run_saves_its_last_step_and_exits_130(tmp_path, images):
+@pytest.mark.cold
+def test_ctrl_c_on_a_launched_run_saves_its_last_step_and_exits_130(commands: ForkServer, tmp_path, images):
     """As from a terminal: launcher, run and loader process get it at the same time."""
     run, script = tmp_path / "run", tmp_path / "launched.py"
     script.write_text(KEEPS_ITS_CODE)
     settings = arguments(run, images, "training.duration.steps=100000", "data.workers=1")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", str(script), str(RECIPES / "mean_color.yaml")]
-    process = Process([*launch, *settings], tmp_path)
+    command = commands.launch(*LAUNCH, script, RECIPES / "mean_color.yaml", *settings, cwd=tmp_path)
     try:
-        process.until(lambda: len(checkpoints(run)) >= 1)
+        command.until(lambda: checkpoints(run))
         before = progress(checkpoints(run)[-1])
-        os.killpg(process.popen.pid, signal.SIGINT)
-        assert process.wait() == -signal.SIGINT, "which a shell shows as 130"
-        assert process.group_is_gone(), process.output
+        os.killpg(command.pid, signal.SIGINT)
+        assert command.wait() == -signal.SIGINT, "which a shell shows as 130"
+        assert command.group_is_gone(), command.text
     finally:
-        process.kill()
+        command.kill_group()
     assert (tmp_path / "code").read_text() == "130"
     last = journal(run)[-1]["step"]
     assert [row["step"] for row in journal(run)] == list(range(1, last + 1))
     assert progress(checkpoints(run)[-1]) == last > before
     said = f"stopped after step {last} of 100000, saved.\nGive the same command again to go on from there."
-    assert said in process.output
+    assert said in command.text

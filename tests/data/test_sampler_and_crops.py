@@ -10,9 +10,9 @@ from mpp.data.loader import TrainingCrops, batches
 from mpp.data.sampler import plan_batches
 from mpp.data.settings import DataSettings
 from mpp.data.sources import open_splits
+from tests.support.forkserver import good
 from tests.support.runs import (
     arguments,
-    assert_succeeds,
     encoded,
     journal,
     losses,
@@ -31,7 +31,7 @@ def test_workers_and_cache_change_no_bit_of_a_run(tmp_path, finished, changes):
     keys = {change.split("=")[0] for change in changes} | {"output_dir"}
     settings = [setting for setting in settings if setting.split("=")[0] not in keys]
     run = tmp_path / "run"
-    assert_succeeds(pretrain("mean_color.yaml", [*settings, *changes, f"output_dir={run}"], tmp_path))
+    good(pretrain("mean_color.yaml", [*settings, *changes, f"output_dir={run}"]))
     assert losses(run) == losses(first)
     assert weights(run) == weights(first)
 
@@ -92,8 +92,8 @@ def test_every_way_of_writing_an_image_gives_the_same_upright_rgb(tmp_path):
         runs[name] = tmp_path / name
         source = parquet_folder(tmp_path / f"data-{name}", train)
         jobs[name] = ("mean_color.yaml", arguments(runs[name], source, "training.duration.epochs=4"))
-    for result in pretrain_all(jobs, tmp_path).values():
-        assert_succeeds(result)
+    for result in pretrain_all(jobs).values():
+        good(result)
     assert losses(runs["odd"]) == losses(runs["plain"])
     assert weights(runs["odd"]) == weights(runs["plain"])
     assert weights(runs["changed"]) != weights(runs["plain"]), "one other picture would show"
@@ -105,8 +105,8 @@ def test_data_without_a_validation_split_is_held_out_the_same_way_each_time(tmp_
     first, second = tmp_path / "first", tmp_path / "second"
     few = "training.duration.steps=3"
     jobs = {run.name: ("mean_color.yaml", arguments(run, source, few)) for run in (first, second)}
-    for result in pretrain_all(jobs, tmp_path).values():
-        assert_succeeds(result)
+    for result in pretrain_all(jobs).values():
+        good(result)
     validation = [[{k: v for k, v in row.items() if "val" in k} for row in journal(run)] for run in (first, second)]
     assert any(validation[0])
     assert losses(first) == losses(second)
@@ -115,7 +115,7 @@ def test_data_without_a_validation_split_is_held_out_the_same_way_each_time(tmp_
 
 def test_another_seed_is_another_run(tmp_path, images, finished):
     settings = arguments(tmp_path / "run", images, "seed=1", "training.duration.steps=3")
-    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    good(pretrain("mean_color.yaml", settings))
     first, second = losses(finished[0]), losses(tmp_path / "run")
     assert all(first[step] != second[step] for step in first.keys() & second.keys())
 

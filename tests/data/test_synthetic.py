@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from mpp.data import dead_leaves, synthetic
+from tests.support.forkserver import ForkServer, good
 
 Array = np.ndarray[Any, Any]
 
@@ -164,68 +159,34 @@ def test_statistics_are_those_of_photographs(sample: tuple[str, Array, Array, Ar
     assert -3.3 < measured["slope"] < -2.6
 
 
-LOAD = """
-    import hashlib
-    from mpp.data import synthetic
-    synthetic.TRAIN, synthetic.TEST = range(200), range(1_000_000_000, 1_000_000_040)
-    data = synthetic.load("b")
-    digest = hashlib.sha256(b"".join(row["image"].tobytes() for split in data.values() for row in split)).hexdigest()
-    print(digest, data["train"]._fingerprint, *data["train"][:20]["label"])
-"""
-
-
-def test_load_draws_once_for_all_processes(tmp_path: Path) -> None:
-    """Three processes at once and one later see the same rows, and no more than one of them draws."""
-
-    def load(_: int) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-        environment.pop("HF_DATASETS_CACHE", None)
-        command = [sys.executable, "-c", textwrap.dedent(LOAD)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=True)
-
-    with ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(load, range(3)))
-    said = "drawing the images of embedded:b (once, about 20 s) …\n"
-    assert sum(run.stderr.count(said) for run in runs) == 1
-    assert len({run.stdout for run in runs}) == 1
-    digest, _, *labels = runs[0].stdout.split()
+def test_load_draws_once_for_all_processes(commands: ForkServer, tmp_path: Path) -> None:
+    """Two processes at once and one later see the same rows, and no more than one of them draws."""
+    load = ("tests.support.drawing", tmp_path, 200, 40)
+    runs = [commands.start(*load), commands.start(*load)]
+    for run in runs:
+        run.wait()
+    runs.append(commands.run(*load))
+    said = "drawing the images of embedded:b (once, about 20 s) …"
+    lines = [line for run in runs for line in good(run).text.splitlines()]
+    assert lines.count(said) == 1
+    [told] = set(lines) - {said}
+    digest, _, *labels = told.split()
     train, test = draw("b", 200), draw("b", 40, synthetic.TEST.start)
     assert digest == hashlib.sha256(train[0].tobytes() + test[0].tobytes()).hexdigest()
     assert labels == [str(label) for label in train[1][:20]]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_drawing_in_all_its_processes_without_a_word(tmp_path: Path, number: int, code: int) -> None:
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from mpp.data import synthetic; synthetic.load('b')"], env=environment, stderr=said,
-            start_new_session=True,
-        )  # fmt: skip
-    while "drawing" not in (tmp_path / "said").read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGINT, "\nstopped\n"), (signal.SIGTERM, "")])
+def test_a_signal_ends_the_drawing_in_all_its_processes(
+    commands: ForkServer, tmp_path: Path, number: signal.Signals, words: str
+) -> None:
+    command = commands.start("tests.support.drawing", tmp_path)
+    command.until(lambda: command.text.endswith("\n"))
     time.sleep(1)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    assert process.wait(60) == code
-    told = (tmp_path / "said").read_text()
-    assert told.count("Traceback") == (number == signal.SIGINT), told  # Python's own, of the one who would catch it
-    assert "TimeoutError" not in told
-    for _ in range(100):
-        if not _group(process.pid):
-            return
-        time.sleep(0.1)
-    raise AssertionError("processes are left behind")
-
-
-def _group(leader: int) -> set[int]:
-    """The living processes of a session."""
-    found = set()
-    for other in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(other.pid) == leader and other.status() != psutil.STATUS_ZOMBIE:
-                found.add(other.pid)
-    return found
+    os.killpg(command.pid, number) if number == signal.SIGINT else command.kill(number)
+    assert command.wait(60) == 128 + number
+    assert command.text == f"drawing the images of embedded:b (once, about 20 s) …\n{words}"
+    assert command.group_is_gone(), "processes are left behind"
 
 
 def test_rows_are_png_files_of_the_scenes() -> None:

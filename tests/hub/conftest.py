@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import os
-import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ from tests.support.forkserver import ForkServer
 from tests.support.model_hub import EXPIRED, READER, WRITER, ModelHub
 from tests.support.pushing import (
     FAMILIES,
-    IMPORTS,
     NAME,
     ONE_STEP,
     PLANTED,
@@ -22,12 +18,6 @@ from tests.support.pushing import (
     arrived,
     snapshot,
 )
-
-
-@pytest.fixture(scope="session")
-def hub() -> Iterator[ModelHub]:
-    with ModelHub() as hub:
-        yield hub
 
 
 @pytest.fixture(autouse=True)
@@ -42,26 +32,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def online(hub: ModelHub, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """Runs commands that know the server as the Hub."""
-    kept = {
-        name: value for name, value in os.environ.items() if not re.match(r"HF_|HUGGING|MPP_|WORLD_SIZE|RANK", name)
-    }
-    libraries = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(home / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "DISABLE_SAFETENSORS_CONVERSION": "1",
-        "HF_TOKEN": WRITER,
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONUNBUFFERED": "1",
-    }
-    server = ForkServer(tmp_path_factory.mktemp("server"), IMPORTS, kept | PLANTED | libraries)
-    yield server
-    server.process.kill()  # it has nothing to put in order, and takes seconds for that
-    server.close()
+def online(commands: ForkServer) -> ForkServer:
+    """Runs commands with a token, as a user whose name and secrets are planted."""
+    return commands.within(PLANTED | {"HF_TOKEN": WRITER, "PUSHES": "in the background"})
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from mpp.training.metrics_log import read_metrics
 from tests.support.downstream import PRETRAIN, good, refused, written
 from tests.support.forkserver import ForkServer
 from tests.support.model_hub import EXPIRED, WRITER, Fault, ModelHub
@@ -57,12 +58,9 @@ def test_the_newest_checkpoint_is_pushed_while_the_run_goes_on(
     long = ("training.duration.steps=1000000", "checkpoint.every.steps=4", "hub.every.steps=4")
     command = online.start("mpp.pretrain", recipe, *long, "hub.push_to=user/early", cwd=tmp_path)
     try:
-        pushed = lambda: "user/early" in hub.repos and hub.repos["user/early"].pushed  # noqa: E731
-        while not pushed():
-            assert command.alive, command.text
-        at = journal(tmp_path / "run")[-1]["step"]
-        while journal(tmp_path / "run")[-1]["step"] <= at:
-            assert command.alive, command.text
+        command.until(lambda: "user/early" in hub.repos and hub.repos["user/early"].pushed)
+        at = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+        command.until(lambda: read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] > at)
     finally:
         command.kill(15)
         command.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,10 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as F
 
-from tests.support.forkserver import Command, ForkServer
+from tests.support.forkserver import as_two as as_two
+from tests.support.forkserver import good as good
+from tests.support.forkserver import refused as refused
+from tests.support.forkserver import start_two as start_two
 from tests.support.runs import encoded, write_parquet
 
 TINTS = ((26, -13, -13), (-13, 26, -13), (-13, -13, 26))
@@ -90,23 +92,6 @@ def written(path: Path, text: str, source: Path | str, output: Path | str = "") 
     return path
 
 
-def good(command: Command) -> Command:
-    assert command.code == 0, command.text
-    assert "Traceback" not in command.text
-    return command
-
-
-def refused(command: Command, *words: str, code: int = 2) -> None:
-    """One clear message, of the user's mistake unless told otherwise: by itself, or at its place in the recipe."""
-    assert command.code == code, f"{command.code}: {command.text}"
-    assert "Traceback" not in command.text
-    messages = re.findall(r"^(?:error|command line|\S+\.yaml:\d+): ", command.text, re.MULTILINE)
-    assert len(messages) == 1, command.text
-    message = " ".join(command.text[command.text.index(messages[0]) :].split())
-    for word in words:
-        assert word in message, f"{word!r} is not in:\n{command.text}"
-
-
 def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
@@ -146,20 +131,3 @@ def crops(path: Path, size: int = SIZE) -> tuple[torch.Tensor, list[int]]:
         pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(cell["bytes"])))).permute(2, 0, 1)
         images.append(F.center_crop(F.resize(pixels, [size], antialias=True), [size, size]))
     return torch.stack(images), table["label"].to_pylist()
-
-
-def start_two(commands: ForkServer, module: str, port: str, *arguments: object) -> list[Command]:
-    """One command in two processes, by rank."""
-    places = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        commands.start(module, *arguments, RANK=rank, LOCAL_RANK=rank, ACCELERATE_USE_CPU="true", **places)
-        for rank in "01"
-    ]
-
-
-def as_two(commands: ForkServer, module: str, port: str, *arguments: object) -> list[Command]:
-    """The same, to its end."""
-    both = start_two(commands, module, port, *arguments)
-    for command in both:
-        command.wait(600)
-    return both

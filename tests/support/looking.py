@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,6 @@ def best_weights(run: Path) -> dict[str, torch.Tensor]:
 
 def steps_said(command: Command) -> list[int]:
     return [int(step) for step in re.findall(r"^step +(\d+)/", command.text, re.MULTILINE)]
-
-
-def until(command: Command, condition: Callable[[], Any]) -> None:
-    while not condition():
-        assert command.alive, command.text
-        time.sleep(0.002)
 
 
 def by_timm(run: Path, pixels: torch.Tensor) -> torch.Tensor:

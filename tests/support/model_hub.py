@@ -1,7 +1,8 @@
-"""A server on the loopback that answers the Hub's calls for models: pushes, loads, and whatever can go wrong with them.
+"""A server on the loopback that answers the Hub's calls: pushes, loads, and whatever can go wrong with them.
 
 It knows repositories with their commits, branches and tags, files that come inline and files that come through LFS,
-and tokens. Like the Hub it makes a commit out of everything that is sent to it as one, the same files again included.
+and tokens; a data set's repository is called `datasets/USER/NAME`. Like the Hub it makes a commit out of everything
+that is sent to it as one, the same files again included.
 """
 
 from __future__ import annotations
@@ -208,8 +209,9 @@ class ModelHub:
                 raise StopError(400, "the content is not what was announced")
             self.repos[match[1]].large[match[2]] = body
             return {}
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.+))?)?", path):
-            return self._about(method, match[1], match[2] or "revision", match[3] or "main", query, body, token)
+        if match := re.fullmatch(r"/api/(?:models/|(datasets/))([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.+))?)?", path):
+            repo_id = (match[1] or "") + match[2]
+            return self._about(method, repo_id, match[3] or "revision", match[4] or "main", query, body, token)
         raise StopError(404, f"no such call: {method} {path}")
 
     def _create(self, wanted: dict[str, Any], token: str) -> Any:
@@ -309,7 +311,7 @@ class ModelHub:
     def _info(self, repo_id: str, repo: Repo, commit: Commit) -> dict[str, Any]:
         return {
             "_id": "0",
-            "id": repo_id,
+            "id": repo_id.removeprefix("datasets/"),
             "sha": commit.oid,
             "private": repo.private,
             "gated": False,
@@ -393,7 +395,7 @@ def _handler(hub: ModelHub) -> type[BaseHTTPRequestHandler]:
             try:
                 with hub._lock:
                     commit, name, found = None, "", None
-                    if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", address.path):
+                    if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", address.path):
                         if token == EXPIRED:
                             raise StopError(401, 'User Access Token "laptop" is expired')
                         commit, name = hub.repo(match[1], token).at(unquote(match[2])), unquote(match[3])

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from tests.support.downstream import good, results
-from tests.support.forkserver import ForkServer
+from tests.support.downstream import results
+from tests.support.forkserver import ForkServer, good
 
 FILES = {
     "README.md",
@@ -35,11 +35,6 @@ PLANTED = {
     "DATABASE_PASSWORD": "planted-correct-horse",
 }
 """In the environment of every command here."""
-IMPORTS = ("jinja2", "matplotlib.figure", "torch.utils.tensorboard", "tests.support.hurried_push",
-           "tests.support.load_back",
-           "mpp.hub.load", "mpp.hub.stage", "mpp.hub.push", "mpp.hub.card", "mpp.commands.finetune",
-           "transformers.models.timm_wrapper.modeling_timm_wrapper",
-           "transformers.models.auto.image_processing_auto")  # fmt: skip
 FAMILIES = {
     "gap": "{name: vit_tiny_patch16_224, pool: avg, patch_size: 4, arguments: {embed_dim: 32, depth: 2, num_heads: 2}}",
     "distilled": "{name: deit_tiny_distilled_patch16_224, patch_size: 4, "

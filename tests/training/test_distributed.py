@@ -1,7 +1,6 @@
 """The same run on several processes, whatever goes wrong in one of them."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -11,10 +10,10 @@ from safetensors.numpy import load_file
 
 from mpp.data.sampler import Order
 from mpp.randomness import key, permutation
+from tests.support.forkserver import ForkServer, good, refused
 from tests.support.runs import (
+    RECIPES,
     arguments,
-    assert_refused,
-    assert_succeeds,
     checkpoints,
     encoded,
     journal,
@@ -39,14 +38,14 @@ def test_every_topology_gives_the_losses_of_one_process(tmp_path, images):
         return arguments(run, images, *changes, f"data.workers={workers}")
 
     def started(run, micro, workers):
-        assert_succeeds(pretrain("mean_color.yaml", settings(run, micro, workers), tmp_path))
+        good(pretrain("mean_color.yaml", settings(run, micro, workers)))
         return journal(run)
 
     one = started(tmp_path / "1x0", 16, 0)
     others = {"1x2": started(tmp_path / "1x2", 4, 2)}
     for name, micro, workers in (("2x0", 8, 0), ("2x2", 4, 2)):
-        for result in pretrain_as_two("mean_color.yaml", settings(tmp_path / name, micro, workers), tmp_path):
-            assert_succeeds(result)
+        for result in pretrain_as_two("mean_color.yaml", settings(tmp_path / name, micro, workers)):
+            good(result)
         others[name] = journal(tmp_path / name)
     for topology, rows in others.items():
         assert [row["step"] for row in rows] == [row["step"] for row in one] == [1, 2, 3, 4, 5, 6]
@@ -62,19 +61,19 @@ def test_every_topology_gives_the_losses_of_one_process(tmp_path, images):
 def test_two_processes_that_think_they_are_alone_are_refused(tmp_path, images):
     """As a launcher for GPUs starts them, where there is none."""
     settings = arguments(tmp_path / "run", images, "training.duration.steps=2")
-    results = pretrain_as_two("mean_color.yaml", settings, tmp_path, ACCELERATE_USE_CPU="false")
-    assert [result.returncode for result in results] == [2, 2]
-    assert_refused(results[0], "the launcher started 2 processes, but each thinks that it is one of 1")
+    results = pretrain_as_two("mean_color.yaml", settings, ACCELERATE_USE_CPU="false")
+    assert [result.code for result in results] == [2, 2]
+    refused(results[0], "the launcher started 2 processes, but each thinks that it is one of 1")
     assert not checkpoints(tmp_path / "run")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a machine with a GPU that launch is right")
-def test_a_launcher_that_starts_one_process_where_two_were_asked_for_is_refused(tmp_path, images):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+def test_a_launcher_that_starts_one_process_where_two_were_asked_for_is_refused(commands: ForkServer, tmp_path, images):
+    launcher = ("--cpu", "--num_processes", "2", "-m", "mpp.pretrain", RECIPES / "mean_color.yaml")
     settings = arguments(tmp_path / "run", images, "training.duration.steps=2")
-    result = pretrain("mean_color.yaml", settings, tmp_path, command=[*launcher, "-m", "mpp.pretrain"])
-    assert result.returncode != 0, result.output
-    assert "the launcher started this one alone" in result.output
+    command = commands.run("tests.support.launched", *launcher, *settings)
+    assert command.code != 0, command.text
+    assert "the launcher started this one alone" in command.text
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
@@ -100,8 +99,8 @@ def not_finite(tmp_path_factory):
     def settings(name):
         return arguments(folder / name, folder / "data", *changes)
 
-    assert pretrain("mean_color.yaml", settings("one"), folder).returncode == 1
-    return folder, settings("two"), pretrain_as_two("mean_color.yaml", settings("two"), folder)
+    assert pretrain("mean_color.yaml", settings("one")).code == 1
+    return folder, settings("two"), pretrain_as_two("mean_color.yaml", settings("two"))
 
 
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_and_counted_by_all(not_finite):
@@ -115,9 +114,9 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_and_counted_by_all(
     assert in_first[5] > in_second[5], "one process's batch is finite"
     assert in_first[7] < in_second[7], "the other's is"
 
-    assert [result.returncode for result in results] == [1, 1]
-    assert "step 6: loss nan" in results[0].output
-    assert "Traceback" not in results[0].output + results[1].output
+    assert [result.code for result in results] == [1, 1]
+    assert "step 6: loss nan" in results[0].text
+    assert "Traceback" not in results[0].text + results[1].text
     one, two = journal(folder / "one"), journal(folder / "two")
     skipped = {3: 1, 4: 2, 6: 3, 8: 4, 9: 5, 10: 6}
     for rows in (one, two):
@@ -145,9 +144,9 @@ def test_a_run_whose_last_step_is_skipped_is_saved_all_the_same(not_finite, tmp_
     run, changed = tmp_path / "run", ("output_dir", "training.duration")
     settings = [setting for setting in not_finite[1] if not setting.startswith(changed)]
     settings += [f"output_dir={run}", "training.duration.steps=6"]
-    assert_succeeds(pretrain("mean_color.yaml", settings, tmp_path))
+    good(pretrain("mean_color.yaml", settings))
     assert progress(checkpoints(run)[-1]) == 6
-    assert "is finished" in pretrain("mean_color.yaml", settings, tmp_path).output
+    assert "is finished" in pretrain("mean_color.yaml", settings).text
 
 
 # damaged images
@@ -165,9 +164,9 @@ def test_one_damaged_image_is_replaced_and_counted_once_whichever_process_meets_
     images[3] = halved(images[3])
     data = parquet_folder(tmp_path / "data", images)
     changes = ["training.batch_size=26", "training.micro_batch_size=13", "training.duration.epochs=2"]
-    assert_succeeds(pretrain("mean_color.yaml", arguments(tmp_path / "one", data, *changes), tmp_path))
-    for result in pretrain_as_two("mean_color.yaml", arguments(tmp_path / "two", data, *changes), tmp_path):
-        assert_succeeds(result)
+    good(pretrain("mean_color.yaml", arguments(tmp_path / "one", data, *changes)))
+    for result in pretrain_as_two("mean_color.yaml", arguments(tmp_path / "two", data, *changes)):
+        good(result)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
     [found] = [row for row in journal(tmp_path / "two") if "damaged" in row or "damaged_images" in row]
     assert found["step"] == places[0] // 26 + 1
@@ -186,8 +185,8 @@ def test_a_damaged_held_out_image_is_named_whichever_process_meets_it(tmp_path):
         held_out[row] = halved(held_out[row])
     write_parquet(data / "test.parquet", held_out)
     settings = arguments(tmp_path / "run", data, MICRO, "training.duration.steps=2", "reconstructions.images=0")
-    for result in pretrain_as_two("mean_color.yaml", settings, tmp_path):
-        assert_succeeds(result)
+    for result in pretrain_as_two("mean_color.yaml", settings):
+        good(result)
     [found] = [row["validation/damaged_images"] for row in journal(tmp_path / "run") if "validation/loss" in row]
     assert [image["where"] for image in found] == [f"row {row} (held-{row}.png)" for row in sorted(chosen[:2])]
 
@@ -198,13 +197,13 @@ def too_many(tmp_path_factory):
     folder = tmp_path_factory.mktemp("too-many")
     images = [halved(image) if i % 8 == 0 else image for i, image in enumerate(scenes(104))]
     settings = arguments(folder / "run", parquet_folder(folder / "data", images), MICRO)
-    return pretrain_as_two("mean_color.yaml", settings, folder, timeout=200)
+    return pretrain_as_two("mean_color.yaml", settings)
 
 
 def test_too_many_damaged_images_end_both_processes_with_examples(too_many):
-    for result in too_many:
-        assert_refused(result)
-    message = too_many[0].output.split("error: ")[1]
+    assert [result.code for result in too_many] == [1, 1]
+    assert "Traceback" not in too_many[0].text + too_many[1].text
+    message = too_many[0].text.split("error: ")[1]
     assert "data.max_bad_share" in message
     named = re.findall(r"scene-(\d+)\.png", message)
     assert named
@@ -217,14 +216,14 @@ def test_a_process_that_finds_no_good_image_takes_the_other_along(tmp_path):
     changes = [MICRO, "data.max_bad_share=0.16", "validation.baseline_images=1", "training.duration.epochs=2"]
     changes += ["data.workers=2"]
     data = parquet_folder(tmp_path / "data", images)
-    results = pretrain_as_two("mean_color.yaml", arguments(tmp_path / "run", data, *changes), tmp_path, timeout=200)
-    for result in results:
-        assert_refused(result)
-    told = [result.output for result in results if "17 images in a row cannot be decoded" in result.output]
+    results = pretrain_as_two("mean_color.yaml", arguments(tmp_path / "run", data, *changes))
+    assert [result.code for result in results] == [1, 1]
+    assert "Traceback" not in results[0].text + results[1].text
+    told = [result.text for result in results if "17 images in a row cannot be decoded" in result.text]
     assert len(told) == 1
     assert "scene-020.png" in told[0]
 
 
 def test_processes_that_give_up_together_say_why_once(not_finite, too_many):
     for results in (not_finite[2], too_many):
-        assert [result.output.count("error: ") for result in results] == [1, 0]
+        assert [result.text.count("error: ") for result in results] == [1, 0]

@@ -21,7 +21,7 @@ from tests.support.downstream import (
     written,
 )
 from tests.support.forkserver import Command, ForkServer
-from tests.support.looking import Finetune, looked, steps_said, until
+from tests.support.looking import Finetune, looked, steps_said
 from tests.support.runs import write_parquet
 
 SEARCH = ("search={lr: [1e-5, 3e-3], pool: [token, avg]}", "training.duration.steps=16")
@@ -81,7 +81,7 @@ def test_a_search_killed_in_its_middle_goes_on_without_repeating_what_is_done(
     run, given = tmp_path / "run", (f"encoder={pretrained}", *SEARCH)
     third = run / "search" / CANDIDATES[2]
     command = finetune(*given, start=True)
-    until(command, lambda: (third / "checkpoints" / "step-000000004").is_dir())
+    command.until(lambda: (third / "checkpoints" / "step-000000004").is_dir())
     command.kill()
     command.wait()
     done = {path: path.stat().st_mtime_ns for name in CANDIDATES[:2] for path in files(run / "search" / name)}
@@ -89,7 +89,7 @@ def test_a_search_killed_in_its_middle_goes_on_without_repeating_what_is_done(
     assert not (run / "results.json").exists()
 
     command = finetune(*given, start=True)
-    until(command, lambda: (run / "checkpoints" / "step-000000004").is_dir())
+    command.until(lambda: (run / "checkpoints" / "step-000000004").is_dir())
     command.kill()
     command.wait()
     tried = {path: path.stat().st_mtime_ns for path in files(run / "search")}

@@ -1,4 +1,4 @@
-"""What all commands share: reading the command line, telling mistakes, exit codes."""
+"""What all commands share: arguments, error messages, exit codes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import io
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe, report
@@ -30,7 +32,7 @@ def run_command(
 
     `reads` is the command whose recipes are read, where a command has none of its own.
 
-    Mistakes of the user and runs that cannot go on end in one message on stderr, without a traceback.
+    An error is reported as one message on stderr, without a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
@@ -38,12 +40,13 @@ def run_command(
             with suppress(OSError):
                 stream.reconfigure(errors="backslashreplace")
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
-        said = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
+        message = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"
-        said += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
-        print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{said}\n\n{rest}", end="")
+        message += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
+        print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{message}\n\n{rest}", end="")
         return 0 if arguments else MISTAKE
     path, *overrides = arguments
+    warnings.formatwarning = _format_warning
 
     def run() -> int:
         document, recipe = open_recipe(path, overrides, reads or name)
@@ -56,28 +59,37 @@ def run_command(
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run `work`; mistakes of the user and what cannot go on end in one message on stderr, without a traceback."""
+    """Run `work`; report an error as one message on stderr, without a traceback."""
     try:
         return work()
     except ValueError as error:
-        return _tell(error, MISTAKE)
+        return _report(error, MISTAKE)
     except (RuntimeError, OSError) as error:
-        return _tell(error, FAILED)
+        return _report(error, FAILED)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
 
 
-def _tell(error: Exception, code: int) -> int:
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package is for the user: its text. Any other shows where it comes from."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+def _report(error: Exception, code: int) -> int:
     if os.environ.get(TRACEBACK):
         raise error
     if isinstance(error, OSError) and error.errno in FULL:
         error = RuntimeError(
-            f"{error.filename or 'a file'} could not be written: {error.strerror}. What was saved before stands: make "
-            "room, or raise the limit, and give the same command again"
+            f"{error.filename or 'a file'} could not be written: {error.strerror}. Earlier checkpoints are intact: "
+            "make room, or raise the limit, and give the same command again"
         )
-    # What the user can mend shows in all processes alike: one of them tells.
+    # All processes find the same mistake of the user: one of them reports it.
     shared = code == MISTAKE and os.environ.get("RANK", "0") != "0"
-    if not getattr(error, "told_elsewhere", shared):
+    if not getattr(error, "reported_elsewhere", shared):
         print(f"error: {error}" if not isinstance(error, RecipeError) else error, file=sys.stderr, flush=True)
     return code

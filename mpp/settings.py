@@ -70,7 +70,7 @@ class Settings(BaseModel, metaclass=_SettingsType):
 
     def error(self, **complaints: str) -> SettingError:
         """The error to raise: what is wrong with each of these settings, by its name in this section."""
-        return SettingError({f"{self.location}.{name}".lstrip("."): said for name, said in complaints.items()})
+        return SettingError({f"{self.location}.{name}".lstrip("."): message for name, message in complaints.items()})
 
     @contextmanager
     def blamed(self, default: str, **elsewhere: Settings) -> Iterator[None]:
@@ -88,9 +88,9 @@ class Settings(BaseModel, metaclass=_SettingsType):
         except SettingError as error:
             raise SettingError(
                 {
-                    setting: said
+                    setting: message
                     for name, complaint in error.complaints.items()
-                    for setting, said in elsewhere.get(name, self).error(**{name: complaint}).complaints.items()
+                    for setting, message in elsewhere.get(name, self).error(**{name: complaint}).complaints.items()
                 }
             ) from error
         except ValueError as error:
@@ -129,8 +129,10 @@ class SettingError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{path}: {said}".removeprefix(": ") if said == (rest := without_name(path, said)) else f"{path} {rest}"
-            for path, said in self.complaints.items()
+            f"{path}: {message}".removeprefix(": ")
+            if message == (rest := without_name(path, message))
+            else f"{path} {rest}"
+            for path, message in self.complaints.items()
         )
 
 
@@ -148,14 +150,14 @@ def _complaints(model: type[Settings], error: ValidationError) -> dict[str, str]
         name, found = (str(keys[-1]), details["input"]) if keys else ("", None)
         if details["type"] == "extra_forbidden":
             close = nearest(name, list(model.model_fields))
-            said = f"{name} is no setting of {model.__name__}" + (f"; did you mean {close}?" if close else "")
+            message = f"{name} is no setting of {model.__name__}" + (f"; did you mean {close}?" if close else "")
         elif details["type"] == "missing":
-            said = f"{name} is missing" + (f": it must be {hint.phrase()}" if hint else "")
+            message = f"{name} is missing" + (f": it must be {hint.phrase()}" if hint else "")
         elif details["type"] in OBJECTIONS or hint is None:
-            said = str(details.get("ctx", {}).get("error", details["msg"]))
+            message = str(details.get("ctx", {}).get("error", details["msg"]))
         else:
-            said = f"{name} must be {hint.phrase()}, found {found!r}"
-        complaints.setdefault(path, said)
+            message = f"{name} must be {hint.phrase()}, found {found!r}"
+        complaints.setdefault(path, message)
     return complaints
 
 

@@ -113,7 +113,7 @@ def evaluate_reader(
         for features, images in ((train, splits.train), (test, splits.validation)):
             _check_damaged(features, images, recipe.data.max_bad_share)
             if features.damaged:
-                say(f"{images.name}: {features.damaged} images cannot be decoded, a neighbour stands in for each")
+                say(f"{images.name}: {features.damaged} images cannot be decoded, a neighbour replaces each")
         results = {
             "encoder": _called(recipe.encoder),
             "data": recipe.data.source,
@@ -239,11 +239,11 @@ def _features(
     store = folder / "features"
     found: list[Features | None] = [None]
 
-    def look() -> bool:
+    def find() -> bool:
         found[0] = kept(store, key, layers)
         return found[0] is not None
 
-    if on_main(accelerator, look):
+    if on_main(accelerator, find):
         return found[0]
     features = extract(
         reader,
@@ -274,7 +274,7 @@ def table(results: dict[str, Any]) -> str:
             cells = [f"{score['accuracy']:.1%}" for score in both]
             chosen = f"  C = {both[0]['c']:g}, {both[1]['c']:g}"
             lines.append(f"{chosen:34}{cells[0]:>20}{cells[1]:>24}")
-            lines += dict.fromkeys(said for score in both for said in _warnings(score))
+            lines += dict.fromkeys(message for score in both for message in _warnings(score))
     return "\n".join(lines)
 
 
@@ -284,12 +284,12 @@ NOUNS = {"shots": "a class", "k": "neighbours"}
 
 def _warnings(score: dict[str, Any]) -> list[str]:
     """Words on a probe whose accuracy is to be taken with care."""
-    said = []
+    warnings = []
     if end := score["grid_end"]:
-        said.append(f"  {score['c']:g} is the {end} C of linear_probe.grid: widen it, others may be better")
+        warnings.append(f"  {score['c']:g} is the {end} C of linear_probe.grid: widen it, others may be better")
     if not score["converged"]:
-        said.append("  not all fits of the linear probe have converged: leave the largest C out of its grid")
-    return said
+        warnings.append("  not all fits of the linear probe have converged: leave the largest C out of its grid")
+    return warnings
 
 
 def _cell(value: Any) -> str:

@@ -152,10 +152,10 @@ class _FineTuning:
         candidates: list[Candidate] = []
         if recipe.search.is_asked_for:
             for candidate in _combinations(recipe):
-                code, judged = self.search(candidate, recipe, folder / "search" / str(candidate))
+                code, scored = self.search(candidate, recipe, folder / "search" / str(candidate))
                 if code is not None:
                     return code
-                candidates.append(judged)
+                candidates.append(scored)
             good = [each for each in candidates if each.dev_accuracy is not None]
             if not good:
                 raise RuntimeError(f"none of the {len(candidates)} runs of the search stayed finite: try smaller rates")
@@ -188,11 +188,11 @@ class _FineTuning:
             if code is not None:
                 return code, candidate
 
-        def judged() -> Candidate:
+        def score() -> Candidate:
             last = next(m for m in reversed(read_metrics(folder / "metrics.jsonl")) if DEV_ACCURACY in m)
             return candidate._replace(dev_accuracy=last[DEV_ACCURACY], dev_loss=last["validation/loss"])
 
-        return None, on_main(self.accelerator, judged)
+        return None, on_main(self.accelerator, score)
 
     def train(
         self, recipe: FinetuneRecipe, folder: Path, checkpoint: Checkpoint | None, *, dev: bool
@@ -258,7 +258,7 @@ class _FineTuning:
         adopt_statistics(self.accelerator, run.objective)
         crops = EvaluationCrops(self.splits.validation, recipe.data)
         batch = recipe.training.micro_batch_size or 256
-        look = validation(
+        test = validation(
             self.accelerator,
             crops,
             np.arange(len(crops.images)),
@@ -267,7 +267,7 @@ class _FineTuning:
             baselines={},
             every=0,
         )
-        seen = {name.removeprefix("validation/"): value for name, value in look.call(progress.step, run.objective)}
+        seen = {name.removeprefix("validation/"): value for name, value in test.call(progress.step, run.objective)}
         images = progress.step * recipe.training.batch_size
         results = {
             "encoder": recipe.encoder.source
@@ -290,12 +290,12 @@ class _FineTuning:
 
         def write() -> None:
             encoder, crop = run.objective.encoder, recipe.data
-            look: dict[str, Any] = {"interpolation": crop.interpolation, "crop_pct": crop.crop_pct}
-            export_encoder(encoder, run.folder / "encoder", **look)
+            crops: dict[str, Any] = {"interpolation": crop.interpolation, "crop_pct": crop.crop_pct}
+            export_encoder(encoder, run.folder / "encoder", **crops)
             linear = run.objective.linear()
             if linear is not None:
                 weight, bias = linear
-                export_classifier(encoder, weight, bias, self.classes, run.folder / "classifier", **look)
+                export_classifier(encoder, weight, bias, self.classes, run.folder / "classifier", **crops)
             write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
             print(f"\n{_sentence(results, run.folder)}")
 

@@ -127,7 +127,7 @@ def make_objective(recipe: PretrainRecipe, rows: ImageTable) -> Objective:
 def _baselines(
     recipe: PretrainRecipe, objective: Objective, splits: Splits, held_out: EvaluationCrops, held_out_rows: Numbers
 ) -> dict[str, float]:
-    """What can be predicted without a network, measured on the rows that validation looks at."""
+    """What can be predicted without a network, measured on the validation rows."""
     seen = EvaluationCrops(splits.train, recipe.data)
     rows = chosen_rows(seen, recipe.validation.baseline_images, recipe.seed)
     labels = [None if part.labels is None else torch.from_numpy(part.labels) for part in splits]
@@ -146,12 +146,12 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
     folder, images = run.folder, progress.step * run.recipe.training.batch_size
     last = next((m for m in reversed(read_metrics(folder / "metrics.jsonl")) if "validation/loss" in m), {})
     loss = last.get(f"validation/{run.objective.headline}", last.get("validation/loss"))
-    said = "not finite" if loss is None else f"{loss:.3f}"
+    message = "not finite" if loss is None else f"{loss:.3f}"
     against = ", ".join(f"{BASELINES[name]} {value:.3f}" for name, value in run.baselines.items())
     print(
         f"\nfinished: {progress.step} steps, {images:,} images, {tqdm.format_interval(progress.seconds)}, "
         f"{images / progress.seconds:.0f} images/s\n"
-        f"{run.objective.headline_title}, held out: {said}\n"
+        f"{run.objective.headline_title}, held out: {message}\n"
         f"to be compared with: {against}\n"
         f"encoder: {folder / 'encoder'}\n"
         f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'

@@ -109,7 +109,7 @@ def check_same_weights(then: str | None, recipe: Any, folder: Path) -> None:
     """Refuse to go on from, or to take for done, what began with other weights than its source has now.
 
     Args:
-        then: what `weights_digest_of` said when it began; None where that is not known.
+        then: the digest of the weights that it began with; None if that is not known.
         recipe: of a command that trains.
         folder: of the run.
 

@@ -86,8 +86,8 @@ class LabelSettings(Settings):
     """Share of the labelled training images that is used: of every class alike, smaller shares inside larger ones."""
 
     dev: float = Field(default=0.1, ge=0, lt=1)
-    """Share of those that is held out as dev split, by which settings are chosen; the test split is never
-    looked at for that. 0 holds out none."""
+    """Share of those that is held out as dev split, on which settings are chosen, never on the test
+    split. 0 holds out none."""
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Decides both choices, apart from the run's own seed: runs to be compared share their images."""

@@ -104,10 +104,10 @@ def _ended_by_signals() -> Iterator[None]:
         for reason in reasons:
             if isinstance(reason, KeyboardInterrupt | SystemExit):
                 raise reason from None
-        told = re.search(r"^\w*Error: (.+)$", str(reasons[-1]), re.MULTILINE)  # another process's, as text
+        cause = re.search(r"^\w*Error: (.+)$", str(reasons[-1]), re.MULTILINE)  # another process's, as text
         raise RuntimeError(
-            f"the embedded images could not be drawn: {told[1] if told else error}. They go to the cache of `datasets` "
-            f"in {HF_DATASETS_CACHE}: make room there, or name another place by HF_DATASETS_CACHE in the environment"
+            f"the embedded images could not be drawn: {cause[1] if cause else error}. They go to the cache of "
+            f"`datasets` in {HF_DATASETS_CACHE}: make room there, or set HF_DATASETS_CACHE to another folder"
         ) from error
     finally:
         if here:

@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
     @property
     def patch_size(self) -> int:
-        """P, pixels a side of what one token stands for (in a hybrid not the patch embedding's own size)."""
+        """P, pixels a side of the patch of one token (in a hybrid not the patch embedding's own size)."""
         return self.image_size // self.grid
 
     @property
@@ -107,7 +107,7 @@ class Encoder(Backbone):
 
     @property
     def patch_size(self) -> int:
-        """P, pixels a side of what one token stands for."""
+        """P, pixels a side of the patch of one token."""
         return self.layout.patch_size
 
     @property

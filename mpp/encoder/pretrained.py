@@ -25,7 +25,7 @@ NOT_THE_MODEL_S = frozenset(
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What holds the weights of an exported folder; the second is a pickle."""
 SAFE = ("model.safetensors", "open_clip_model.safetensors")
-"""The names that timm looks for before it takes a pickle."""
+"""The names that timm tries before it reads a pickle."""
 
 
 def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
@@ -90,8 +90,8 @@ def expanded(source: str | Path) -> str:
 
 
 def _is_hub_id(source: str) -> bool:
-    looks = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) is not None
-    return looks and not Path(source.split("/")[0]).is_dir()  # runs/mine that is not there is a slip of the pen
+    matches = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) is not None
+    return matches and not Path(source.split("/")[0]).is_dir()  # runs/mine that is not there is a slip of the pen
 
 
 def _hub(source: str, allow_pickle: bool) -> tuple[str, str, dict[str, Any], dict[str, Any]]:

@@ -28,7 +28,7 @@ def in_training(
 ) -> Callback:
     """A callback that yields `evaluation/…`: accuracies of the last block's class token and mean of patches.
 
-    Images and their division into known and asked are the same at every look and in every run on the same data.
+    Images and their division into known and asked are the same at every step and in every run on the same data.
 
     Raises:
         SettingError: if the images have no labels, or too few for what is asked.
@@ -64,7 +64,7 @@ def in_training(
 
 
 def divided(settings: InTrainingSettings, images: ImageTable) -> tuple[Numbers, Numbers, Numbers]:
-    """The rows that are looked at, and which of these are known and which are asked for.
+    """The rows that are evaluated, and which of these are known and which are asked for.
 
     Raises:
         SettingError: if the images have no labels, or too few for what is asked.
@@ -84,12 +84,12 @@ def _check(settings: InTrainingSettings, labels: Any) -> None:
         SettingError: with both numbers.
     """
     if len(np.unique(labels)) < 2:
-        said = "all training images are of one class; there is nothing to tell apart"
-        raise settings.error(evaluators=said)
+        message = "all training images are of one class; there is nothing to tell apart"
+        raise settings.error(evaluators=message)
     fewest = min(int((labels == label).sum()) for label in range(int(labels.max()) + 1))
     if "few_shot" in settings.evaluators and fewest < max(settings.shots):
-        said = f"{max(settings.shots)} are more than the {fewest} images that a class has among evaluation.images"
-        raise settings.error(shots=f"{said}; ask for fewer, or allow more images")
+        message = f"{max(settings.shots)} are more than the {fewest} images that a class has among evaluation.images"
+        raise settings.error(shots=f"{message}; ask for fewer, or allow more images")
     if "knn" in settings.evaluators and len(labels) < max(settings.k):
-        said = f"{max(settings.k)} is more than the {len(labels)} images to choose from"
-        raise settings.error(k=said)
+        message = f"{max(settings.k)} is more than the {len(labels)} images to choose from"
+        raise settings.error(k=message)

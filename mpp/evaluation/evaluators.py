@@ -168,10 +168,12 @@ def check_feasible(
         counts = np.bincount(known)
         besides = " without the dev split of labels.dev" if apart else ""
         if isinstance(settings, FewShotSettings) and max(settings.shots) > counts.min():
-            said = f"class {counts.argmin()} has {counts.min()} images{besides}, fewer than {max(settings.shots)} shots"
-            raise settings.error(shots=said)
+            message = (
+                f"class {counts.argmin()} has {counts.min()} images{besides}, fewer than {max(settings.shots)} shots"
+            )
+            raise settings.error(shots=message)
         if isinstance(settings, NeighbourSettings) and max(settings.k) > len(known):
-            said = f"there are {len(known)} training images{besides}, fewer than {max(settings.k)}"
-            raise settings.error(k=said)
+            message = f"there are {len(known)} training images{besides}, fewer than {max(settings.k)}"
+            raise settings.error(k=message)
         if isinstance(settings, ProbeSettings):
             regression()

@@ -47,7 +47,7 @@ class Features(NamedTuple):
     labels: Tensor
     """int64 `(n,)`."""
     damaged: int
-    """Images that could not be decoded, for which a neighbour stands in."""
+    """Images that could not be decoded, each replaced by a neighbour."""
 
     def take(self, rows: Numbers) -> Features:
         """The features of some of the images."""

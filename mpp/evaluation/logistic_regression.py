@@ -95,13 +95,13 @@ def linear_probe(
 
 
 def _fit(model: Any, c: float, rows: Rows, labels: Rows) -> bool:
-    """Fit the model, from where it stands; whether it converged."""
+    """Fit the model from its present weights; return whether it converged."""
     size = len(np.unique(labels)) * (rows.shape[1] + 1)
     solvers = [("newton-cg", 20), ("newton-cholesky", 50) if size <= EXACT_UP_TO else ("newton-cg", 200)]
     for solver, iterations in solvers:
         model.set_params(C=c, solver=solver, max_iter=iterations)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of steps that do not get on, which the gradient tells better
+            warnings.simplefilter("ignore")  # about slow steps: the gradient at the end decides
             model.fit(rows, labels)
         if _gradient(model, c, rows, labels) <= TOLERANCE:
             return True

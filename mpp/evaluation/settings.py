@@ -71,7 +71,7 @@ class InTrainingSettings(Settings):
     """How often; the end of the run counts too. 0 means only at the end."""
 
     evaluators: tuple[Literal["few_shot", "knn"], ...] = ()
-    """What is measured; empty looks at nothing. It needs labels, which masked patch prediction does not see. In
+    """What is measured; empty measures nothing. It needs labels, which masked patch prediction does not see. In
     supervised pre-training the network learns these very labels: there the accuracies say how well it knows them."""
 
     images: int = Field(default=5000, ge=2)

@@ -18,7 +18,7 @@ from mpp.hub.settings import HubSettings
 from mpp.objective.base import Objective
 
 LOG = "push.log"
-"""In the run's folder: what the pushes said."""
+"""The output of the pushes, in the run's folder."""
 LOWEST = 19
 
 
@@ -29,8 +29,8 @@ def check_token(settings: HubSettings) -> None:
         SettingError: if there is no token to push with.
     """
     if settings.push_to is not None and get_token() is None:
-        said = "there is no token for the Hugging Face Hub: run 'hf auth login', set HF_TOKEN, or leave push_to out"
-        raise settings.error(push_to=said)
+        message = "there is no token for the Hugging Face Hub: run 'hf auth login', set HF_TOKEN, or leave push_to out"
+        raise settings.error(push_to=message)
 
 
 class BackgroundPush:
@@ -69,7 +69,7 @@ class BackgroundPush:
         _say(f"pushing to {self.repo_id} …")
         self._start().wait()
         if self._ended() == 0:
-            _say(self._told()[-1])
+            _say(self._output()[-1])
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -82,17 +82,17 @@ class BackgroundPush:
             os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST)
         return self._process
 
-    def _told(self) -> list[str]:
-        return (self.run / LOG).read_text(errors="replace").strip().splitlines() or ["nothing was said"]
+    def _output(self) -> list[str]:
+        return (self.run / LOG).read_text(errors="replace").strip().splitlines() or ["no output"]
 
     def _ended(self) -> int | None:
-        """0 if the last push arrived, 1 if it failed, which is said; None while there is nothing to tell."""
+        """0 if the last push arrived, 1 if it failed, with a message; None while it runs or if there is none."""
         if self._process is None or self._process.poll() is None:
             return None
         failed, self._process = int(self._process.returncode != 0), None
         if failed:
-            told = self._told()
-            reason = next((line for line in reversed(told) if line.startswith("error: ")), told[-1])
+            output = self._output()
+            reason = next((line for line in reversed(output) if line.startswith("error: ")), output[-1])
             _say(
                 f"the push to {self.repo_id} failed: {reason.removeprefix('error: ')}\n"
                 f"The run is untouched. All of it: {self.run / LOG}; "

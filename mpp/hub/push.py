@@ -128,13 +128,13 @@ def _with_patience(
             work()
             return
         except Exception as error:
-            told, again = _told(error, target)
+            message, again = _explain(error, target)
             if again and arrived():
                 return
             if not again or attempt == ATTEMPTS:
-                raise PushError(told) from error
+                raise PushError(message) from error
             pause = max(PAUSE * 2 ** (attempt - 1), _retry_after(error))
-            say(f"{told.splitlines()[0]}; trying again in {pause:.0f} s")
+            say(f"{message.splitlines()[0]}; trying again in {pause:.0f} s")
             time.sleep(pause)
 
 
@@ -145,11 +145,11 @@ def _retry_after(error: Exception) -> float:
     return min(float(wish), 600.0) if wish.isdigit() else 0.0
 
 
-def _told(error: Exception, target: Target) -> tuple[str, bool]:
+def _explain(error: Exception, target: Target) -> tuple[str, bool]:
     """The error in words, without anything secret, and whether to try again."""
     repeat = "Nothing here was changed; give the same command again."
     if type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # an upload's, which hides its reason
-        return _told(error.__cause__, target)
+        return _explain(error.__cause__, target)
     if isinstance(error, LocalTokenNotFoundError):
         return f"no token for the Hugging Face Hub: run 'hf auth login', or set HF_TOKEN. {repeat}", False
     if isinstance(error, OfflineModeIsEnabled):
@@ -184,7 +184,7 @@ def _told(error: Exception, target: Target) -> tuple[str, bool]:
 
 
 def _tag(api: HfApi, target: Target, revision: str) -> None:
-    """Tag what was pushed; a tag that stands elsewhere is not moved.
+    """Tag what was pushed; an existing tag is not moved.
 
     Raises:
         ValueError: if it does.
@@ -194,7 +194,7 @@ def _tag(api: HfApi, target: Target, revision: str) -> None:
     placed = {tag.name: tag.target_commit for tag in api.list_repo_refs(target.repo_id).tags}
     if placed.get(target.tag, commit) != commit:
         raise ValueError(
-            f"the files were pushed, but the tag {target.tag} stands at another commit, {placed[target.tag][:8]}: "
+            f"the files were pushed, but the tag {target.tag} is at another commit, {placed[target.tag][:8]}: "
             "choose another name, or remove it on the Hub"
         )
     if target.tag not in placed:

@@ -160,10 +160,10 @@ def _recipe(recipe: PretrainRecipe, state: dict[str, Any], repo_id: str) -> str:
 
 
 def _summary(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Numbers only, of all looks at held-out images and of some of the other lines."""
-    looks = [line for line in metrics if any(name.startswith(("validation/", "evaluation/")) for name in line)]
+    """Numbers only, of every validation and of some of the other lines."""
+    validations = [line for line in metrics if any(name.startswith(("validation/", "evaluation/")) for name in line)]
     spread = metrics[:: max(len(metrics) // LINES, 1)]
-    chosen = sorted({line["step"]: line for line in (*spread, *looks)}.values(), key=lambda line: line["step"])
+    chosen = sorted({line["step"]: line for line in (*spread, *validations)}.values(), key=lambda line: line["step"])
     return [{name: value for name, value in line.items() if isinstance(value, int | float)} for line in chosen]
 
 
@@ -255,12 +255,12 @@ def _check_nothing_local(staged: Staged, run: Path) -> None:
     Raises:
         RuntimeError: naming the file, and the kind of thing that was found.
     """
-    told = {"the home folder": str(Path.home()), "the run's folder": str(run.resolve())}
+    names = {"the home folder": str(Path.home()), "the run's folder": str(run.resolve())}
     secrets = {f"the environment variable {name}": value for name, value in os.environ.items()
                if re.search(r"TOKEN|SECRET|PASSWORD|KEY", name) and len(value) > 7}  # fmt: skip
     secrets["the token for the Hugging Face Hub"] = get_token() or ""
     for path in staged.files:
         content = path.read_bytes()
-        for what, text in (told | secrets).items():
+        for what, text in (names | secrets).items():
             if len(text) > 3 and text.encode() in content:
                 raise RuntimeError(f"{path} would publish {what}; nothing was pushed")

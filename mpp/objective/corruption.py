@@ -66,8 +66,8 @@ class Corruption(Settings):
             SettingError: if a swap is asked for in images of a single patch, or there are too many patches.
         """
         if self.swap > 0 and num_patches < 2:
-            said = f"swap is {self.swap:g}, but these images have a single patch: there is no other patch to take"
-            raise self.error(swap=f"{said}; set swap to 0 or use smaller patches")
+            message = f"swap is {self.swap:g}, but these images have a single patch: there is no other patch to take"
+            raise self.error(swap=f"{message}; set swap to 0 or use smaller patches")
         if num_patches > MOST_PATCHES:
             raise self.error(fraction=f"images have {num_patches} patches; at most {MOST_PATCHES} are supported")
 

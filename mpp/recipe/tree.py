@@ -213,7 +213,7 @@ class GapRecipe(Settings):
     """The images to pre-train on."""
 
     downstream: DataSettings = DataSettings()
-    """The images and labels that representations are judged by; other images than upstream."""
+    """The images and labels that representations are evaluated on; other images than upstream."""
 
     encoder: EncoderSettings = EncoderSettings()
     pretraining: PretrainingPart = PretrainingPart()
@@ -233,8 +233,10 @@ class GapRecipe(Settings):
             yield "encoder.source", "every arm starts from random weights; use encoder.name and encoder.arguments"
         for part in ("pretraining", "finetuning"):
             if not getattr(self, part).checkpoint.resume:
-                said = "resume is false, but a study goes on with what it finds; delete a unit's folder to run it again"
-                yield f"{part}.checkpoint.resume", said
+                message = (
+                    "resume is false, but a study goes on with what it finds; delete a unit's folder to run it again"
+                )
+                yield f"{part}.checkpoint.resume", message
             if getattr(self, part).training.duration.unit == "epochs":
                 yield f"{part}.training.duration", "use steps or images: arms are compared by those"
         sizes = {f"study.sizes.{name}.arguments": other.arguments for name, other in study.sizes.items()}

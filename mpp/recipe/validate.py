@@ -38,10 +38,12 @@ def check(document: Document, model: type[S]) -> S:
         keys = without_variants(model, details["loc"])
         refused = details.get("ctx", {}).get("error")
         if isinstance(refused, SettingError):
-            explained |= {(*keys, path): document.explain(path, said) for path, said in refused.complaints.items()}
+            explained |= {
+                (*keys, path): document.explain(path, message) for path, message in refused.complaints.items()
+            }
         else:
             explained.setdefault(keys, _explain(keys, details, model, document))  # each member of a union complains
-    # What several settings say together is looked at only where each is good by itself: once more, without the others.
+    # What several settings say together is checked where each is valid by itself: once more, without the others.
     wrong = [without_variants(model, details["loc"]) for details in errors if details["type"] not in OBJECTIONS]
     pruned = {str(keys[-1]) for keys in wrong if keys and _prune(tree, keys)}
     for details in _validated(tree, model)[1] if pruned else ():
@@ -154,8 +156,8 @@ def _objection(keys: Keys, details: ErrorDetails, document: Document) -> Problem
 def _mismatch(keys: Keys, model: type[BaseModel], document: Document, details: ErrorDetails | None = None) -> Problem:
     hint, value = _allowed_at(keys, model, document), document.value(keys)
     allowed = hint.words() if hint else ""
-    said = ("_type", "_parsing", "_than", "_than_equal", "_error", "_short", "_long", "_of", "_float")
-    if details and not (allowed and details["type"].endswith(said)):
+    message = ("_type", "_parsing", "_than", "_than_equal", "_error", "_short", "_long", "_of", "_float")
+    if details and not (allowed and details["type"].endswith(message)):
         allowed = f"{allowed}; {details['msg']}" if allowed else details["msg"]  # a constraint that words() cannot put
     advice = _advice(value, hint) if hint else ""
     return Problem(document.location(keys), dotted(keys), "", shown(value), allowed, advice)

@@ -81,10 +81,10 @@ class Checkpoints:
         except Exception as error:  # a full disk shows as OSError or as safetensors' own, with any number
             shutil.rmtree(draft, ignore_errors=True)
             newest = next(iter(self._folders()), None)
-            stands = f"{newest.name} stands" if newest else "there is no earlier one"
+            earlier = f"{newest.name} is intact" if newest else "there is no earlier one"
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
-                f"{stands}; make room or mend the disk, then give the same command to go on"
+                f"{earlier}; make room or mend the disk, then give the same command to go on"
             ) from error
         # Damaged checkpoints of later steps do not count: the ones before them are all there is.
         older = [folder for folder in self._folders() if folder.name < final.name]
@@ -96,7 +96,7 @@ class Checkpoints:
         """The newest checkpoint that is whole, or None if none was ever finished.
 
         Args:
-            report: told of each one that is damaged, and which file is to blame.
+            report: called with a message for each damaged one, which names the file.
 
         Raises:
             CheckpointError: if there are checkpoints, but none is whole.

@@ -34,8 +34,8 @@ def start_processes(settings: ComputeSettings, *, folder: Path, trackers: tuple[
     """
     known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
     if unknown := [name for name in trackers if name not in known]:
-        said = f"journal.trackers {', '.join(unknown)} unknown; Accelerate has {', '.join(known)}"
-        raise SettingError({"journal.trackers": said})
+        message = f"journal.trackers {', '.join(unknown)} unknown; Accelerate has {', '.join(known)}"
+        raise SettingError({"journal.trackers": message})
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
@@ -61,8 +61,8 @@ def start_processes(settings: ComputeSettings, *, folder: Path, trackers: tuple[
             f"several processes were asked for, but the launcher started this one alone. {_several(2)}"
         )
     if missing := [name for name in trackers if name not in [str(kind) for kind in accelerator.log_with]]:
-        said = f"journal.trackers {', '.join(missing)} not installed: pip install {' '.join(missing)}"
-        raise SettingError({"journal.trackers": said})
+        message = f"journal.trackers {', '.join(missing)} not installed: pip install {' '.join(missing)}"
+        raise SettingError({"journal.trackers": message})
     return accelerator
 
 
@@ -110,7 +110,7 @@ def adopt_statistics(accelerator: Accelerator, module: nn.Module) -> None:
     """Take over the main process's running statistics of batch norm, if there are any; every process has to call this.
 
     Each process normalises by, and keeps statistics of, its own share of the batch, and those of the main process are
-    saved. Adopted before the processes look at held-out images together, all of them judge the very model that is
+    saved. Adopted before validation, all processes evaluate the very model that is
     saved. The mean over the processes would be smoother, but what is saved would then depend on when it was taken,
     and a resumed run would end with other numbers than one that was never interrupted.
     """
@@ -128,7 +128,7 @@ def saved_buffers(module: nn.Module) -> list[Tensor]:
 def threads(settings: ComputeSettings) -> int:
     """Threads of this process on CPU.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 unless told otherwise, which would leave all cores but one idle, and
+    `accelerate launch` sets OMP_NUM_THREADS to 1 by default, which would leave all cores but one idle, and
     make its runs differ in rounding from those of `python -m`: a 1 from there is not taken for a wish.
     """
     wished = int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0])  # may be a list, one number a nesting level
@@ -160,6 +160,6 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
         broadcast_object_list(outcome)
     good, value = outcome[0]
     if not good:
-        value.told_elsewhere = not accelerator.is_main_process
+        value.reported_elsewhere = not accelerator.is_main_process
         raise value
     return value

@@ -1,4 +1,4 @@
-"""What goes wrong in a run: what it bears, and where it ends."""
+"""Error budget: skip and log damaged images and non-finite steps; abort beyond the limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from mpp.data.decode_cache import TooManyDamagedError
 from mpp.training.state import Progress, Run
 
-FEWEST_JUDGED = 1000
+FEWEST_COUNTED = 1000
 """Damaged images are held against at least so many (or all there are) before a run is stopped for them."""
 
 
@@ -29,7 +29,7 @@ def note_damaged(run: Run, progress: Progress, damaged: list[tuple[int, str]]) -
     listed = []
     for row, reason in new.items():
         where = rows.where(row)
-        run.journal.say(f"{where} cannot be decoded, its neighbour stands in: {reason}")
+        run.journal.say(f"{where} cannot be decoded, its neighbour replaces it: {reason}")
         listed.append({"row": where.row, "where": str(where), "reason": reason})
     return {"damaged": len(progress.damaged), "damaged_images": listed}
 
@@ -49,15 +49,15 @@ def stop_if_hopeless(run: Run, progress: Progress) -> None:
             "output_dir or with checkpoint.resume=false"
         )
     rows = len(run.crops.images)
-    judged = max(min(progress.step * run.batch_plan.batch_size, rows), min(rows, FEWEST_JUDGED))
+    counted = max(min(progress.step * run.batch_plan.batch_size, rows), min(rows, FEWEST_COUNTED))
     allowed = max(
-        run.crops.settings.max_bad_share * judged, 1 if run.crops.settings.max_bad_share else 0
+        run.crops.settings.max_bad_share * counted, 1 if run.crops.settings.max_bad_share else 0
     )  # a single one stops no small data set
     if len(progress.damaged) > allowed:
         where = run.crops.images.rows.where
         examples = "\n".join(f"  {where(row)}: {reason}" for row, reason in list(progress.damaged.items())[:5])
         raise TooManyDamagedError(
-            f"{len(progress.damaged)} of {judged} images cannot be decoded, more than the share of "
+            f"{len(progress.damaged)} of {counted} images cannot be decoded, more than the share of "
             f"{run.crops.settings.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}\n"
             "mend the files, or allow more in another output_dir or with checkpoint.resume=false"
         )
@@ -66,7 +66,7 @@ def stop_if_hopeless(run: Run, progress: Progress) -> None:
 def _kept(run: Run) -> str:
     if run.checkpoints.is_empty():
         return "Nothing had been saved yet."
-    return f"The last good checkpoint stands in {run.checkpoints.folder}."
+    return f"The latest valid checkpoint is in {run.checkpoints.folder}."
 
 
 def stop_if_broken(run: Run, progress: Progress) -> None:

@@ -35,8 +35,10 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
         hint = f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(known)}"
         raise settings.error(name=f"{settings.name!r} is not one of timm's optimisers{hint}")
     if optim.get_optimizer_info(settings.name).second_order:  # pyright: ignore[reportPrivateImportUsage]
-        said = f"{settings.name} needs gradients of gradients, which this loop does not take; choose a first-order one"
-        raise settings.error(name=said)
+        message = (
+            f"{settings.name} needs gradients of gradients, which this loop does not take; choose a first-order one"
+        )
+        raise settings.error(name=message)
     groups = _groups(module, settings)
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.betas is not None:
@@ -50,10 +52,10 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
             groups, opt=settings.name, lr=settings.lr, weight_decay=0.0, filter_bias_and_bn=False, **arguments
         )
     except (TypeError, AssertionError, ImportError, ValueError, RuntimeError) as error:
-        said = (
+        message = (
             f"{settings.name} cannot be made: {error}; see its arguments in timm, and leave betas out for an optimiser"
         )
-        raise settings.error(arguments=f"{said} without moments") from error
+        raise settings.error(arguments=f"{message} without moments") from error
 
 
 def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:

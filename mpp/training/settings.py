@@ -105,7 +105,7 @@ class TrainingSettings(ComputeSettings):
 
 
 class ValidationSettings(Settings):
-    """How the held-out split is looked at during training."""
+    """Validation on the held-out split during training."""
 
     every: Duration = Duration(steps=500)
     """How often; the end of the run counts too. 0 means only at the end."""

@@ -16,7 +16,7 @@ INTERRUPTS = 3
 
 
 class StopRequest:
-    """Remembers that the run was asked to stop; the loop looks at it between steps.
+    """Remembers a request to stop; the trainer checks it between steps.
 
     `kill PID` and Ctrl-C often reach the launcher only, or the launcher and every process at once. A run that was
     started by a launcher takes the launcher's death as a SIGTERM of its own.

@@ -35,7 +35,7 @@ class EarlyStopping(NamedTuple):
     metric: str
     """The name of a value that the callbacks yield; the larger, the better."""
     patience: int
-    """The run ends after so many looks in a row without a new best; 0 means never."""
+    """The run ends after so many evaluations in a row without improvement; 0 means never."""
     keep: Callable[[int], None]
     """Called with the step, by the main process, at every new best."""
     settle: Callable[[int], None]
@@ -51,13 +51,13 @@ class Progress:
     skipped_in_a_row: int = 0
     seconds: float = 0.0
     damaged: dict[int, str] = field(default_factory=dict)
-    owes_a_look: bool = False
+    pending_validation: bool = False
     """The callbacks of this step were put off, because the run was asked to stop."""
     best: float | None = None
     """The best value of the early-stopping metric so far, and its step."""
     best_loss: float = 0.0
     best_step: int = 0
-    looks_since_best: int = 0
+    evaluations_without_improvement: int = 0
     ended: bool = False
     """Early stopping has ended the run."""
 
@@ -67,7 +67,9 @@ class Progress:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Progress:
-        """The inverse of `as_json`."""
+        """The inverse of `as_json`; it reads what earlier versions wrote, too."""
+        renamed = {"owes_a_look": "pending_validation", "looks_since_best": "evaluations_without_improvement"}
+        saved = {renamed.get(name, name): value for name, value in saved.items()}
         return cls(**{**saved, "damaged": dict(saved["damaged"])})
 
 

@@ -52,10 +52,11 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     numbers = run.batch_plan.micro_batches(progress.step, run.steps)
     pin = run.accelerator.device.type == "cuda"
     loader = batches(run.crops, numbers, workers=run.crops.settings.workers, pin=pin)
-    if progress.owes_a_look:
-        progress.owes_a_look = False
-        if seen := _look(run, progress):
+    if progress.pending_validation:
+        progress.pending_validation = False
+        if seen := _run_callbacks(run, progress):
             run.journal.write(progress.step, progress.step * run.batch_plan.batch_size, seen)
+    run.accelerator.wait_for_everyone()
     clock = _Clock(run)
     statistics = saved_buffers(run.objective)
     stopped = False
@@ -90,10 +91,10 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
             values["skipped"] = progress.skipped
         if logs:
             values |= _summary(run, scores) | {"gradient_norm": norm, "lr": lr} | clock.speed(progress)
-        if stopped and done < run.steps:  # whoever asked for the stop may not wait for a look at the held-out images
-            progress.owes_a_look = True
+        if stopped and done < run.steps:  # whoever asked for the stop may not wait for a validation
+            progress.pending_validation = True
         else:
-            values |= _look(run, progress)
+            values |= _run_callbacks(run, progress)
         if values:
             run.journal.write(done, done * run.batch_plan.batch_size, values)
         # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
@@ -103,8 +104,8 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
             stop_if_hopeless(run, progress)
             if saves:
                 stop_if_broken(run, progress)
-        except RuntimeError as error:  # of all processes alike: one of them tells
-            error.told_elsewhere = not run.accelerator.is_main_process  # pyright: ignore[reportAttributeAccessIssue]
+        except RuntimeError as error:  # all processes raise it: one of them reports it
+            error.reported_elsewhere = not run.accelerator.is_main_process  # pyright: ignore[reportAttributeAccessIssue]
             raise
         if saves:
             _save(run, progress)
@@ -115,23 +116,25 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def _look(run: Run, progress: Progress) -> dict[str, Any]:
-    """What the callbacks that are due after this step say, and whether that is the best so far."""
+def _run_callbacks(run: Run, progress: Progress) -> dict[str, Any]:
+    """The values of the callbacks that are due after this step; early stopping is decided by them."""
     seen: dict[str, Any] = {}
-    for callback in run.callbacks:
-        if _due(progress.step, callback.every, run.steps):
-            seen |= dict(callback.call(progress.step, run.objective))
+    due = [callback for callback in run.callbacks if _due(progress.step, callback.every, run.steps)]
+    for callback in due:
+        seen |= dict(callback.call(progress.step, run.objective))
+    if due:  # or a process that is done first would wait in its next step, and count that as training
+        run.accelerator.wait_for_everyone()
     stopping = run.early_stopping
     if stopping is not None and stopping.metric in seen:
         value, loss = seen[stopping.metric], seen.get("validation/loss", 0.0)
         tie = value == progress.best and loss < progress.best_loss  # a dev split may be small
         if progress.best is None or value > progress.best or tie:
             progress.best, progress.best_loss, progress.best_step = value, loss, progress.step
-            progress.looks_since_best = 0
+            progress.evaluations_without_improvement = 0
             on_main(run.accelerator, lambda: stopping.keep(progress.step))
         else:
-            progress.looks_since_best += 1
-            progress.ended = 0 < stopping.patience <= progress.looks_since_best
+            progress.evaluations_without_improvement += 1
+            progress.ended = 0 < stopping.patience <= progress.evaluations_without_improvement
     return seen
 
 
@@ -254,7 +257,11 @@ def _settle_buckets(run: Run, model: nn.Module) -> None:
 
 
 class _Clock:
-    """Images a second since the last look, and the time that is left; saving and looking do not count."""
+    """Images a second since the last logged step, and the time that is left.
+
+    What counts is the time of steps, waits for their images and gradients included; validation, saving, and waits for
+    processes that do these do not count.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -268,7 +275,7 @@ class _Clock:
         return seconds
 
     def speed(self, progress: Progress) -> dict[str, float]:
-        """What the journal says about speed; the next look starts afresh."""
+        """The speed since the last call."""
         rate = self._steps * self._run.batch_plan.batch_size / self._seconds
         flops = rate * self._run.record.flops_per_image
         left = (self._run.steps - progress.step) * self._all_seconds / self._all_steps

@@ -20,7 +20,7 @@ from mpp.training.state import Callback
 
 
 def chosen_rows(crops: EvaluationCrops, images: int, seed: int) -> Numbers:
-    """Which rows of a split are looked at: a seeded choice, since many data sets are sorted by class."""
+    """Which rows of a split are used: a seeded choice, since many data sets are sorted by class."""
     order = randomness.permutation(randomness.key(seed, "evaluation"), 0, len(crops.images))
     return order[:images]
 
@@ -43,7 +43,7 @@ def validation(
 
     def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
         processes = accelerator.num_processes
-        # Fewer images than processes: all look at all of them, which leaves the means as they are.
+        # Fewer images than processes: all use all of them, which leaves the means as they are.
         mine = rows[accelerator.process_index :: processes] if len(rows) >= processes else rows
         totals: sums.Scores = {}
         was_training = objective.training

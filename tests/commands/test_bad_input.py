@@ -375,5 +375,5 @@ def test_a_loss_that_is_never_finite_again_says_that_nothing_had_been_saved(resu
 
 def test_a_run_that_gives_up_says_where_its_last_good_checkpoint_is(results):
     folder, by_name = results
-    assert f"The last good checkpoint stands in {folder / 'not finite' / 'checkpoints'}" in by_name["not finite"].text
+    assert f"The latest valid checkpoint is in {folder / 'not finite' / 'checkpoints'}" in by_name["not finite"].text
     assert "Nothing had been saved yet" not in by_name["not finite"].text

@@ -126,7 +126,9 @@ def noisy_jpeg() -> bytes:
 
 
 def as_torchvision(data: bytes) -> torch.Tensor:
-    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    assert isinstance(pixels, torch.Tensor)
+    return pixels
 
 
 def test_a_warning_of_libjpeg_is_not_printed_and_changes_no_pixel(noisy_jpeg: bytes, capfd):

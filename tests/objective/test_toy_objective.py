@@ -1,4 +1,4 @@
-"""An objective that lives in this file alone: it trains, resumes, logs, draws, and is shown in the help.
+"""An objective that lives in this file alone: it trains, resumes, logs, draws, is in the help, and is a study's arm.
 
 `python -m tests.objective.test_toy_objective FOLDER` puts its settings into the union before any recipe is read, which
 is all that it takes, and runs the commands.
@@ -100,6 +100,9 @@ def main(folder: Path) -> None:
     found["stopped"] = run("mpp.pretrain", recipe, f"output_dir={folder / 'resumed'}")
     del os.environ[STOP]
     found["resumed"] = run("mpp.pretrain", recipe, f"output_dir={folder / 'resumed'}")
+    study = str(folder / "study.yaml")
+    found["units"] = run("mpp.gap", study, "study.only=[random/seed-0, toy/seed-0]")  # in this very process
+    found["study"] = run("mpp.gap", study)
     (folder / "found.json").write_text(json.dumps(found))
 
 
@@ -123,6 +126,23 @@ def toy(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
         "reconstructions": {"images": 2},
     }  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    data = {"source": str(tiny_data), "image_size": 16, "workers": 0}
+    study = {
+        "command": "gap",
+        "output_dir": str(folder / "study"),
+        "study": {
+            "arms": {"random": None, "toy": {"title": "brightness", "objective": {"kind": "brightness"}}},
+            "seeds": [0],
+            "controls": False,
+        },
+        "upstream": {**data, "split": "train[:50%]"},
+        "downstream": {**data, "split": "train[50%:]"},
+        "encoder": recipe["encoder"] | {"arguments": {"embed_dim": 32, "depth": 1, "num_heads": 2}},
+        "pretraining": {name: recipe[name] for name in ("optimizer", "training", "validation", "checkpoint")},
+        "evaluation": {"few_shot": None, "linear_probe": None, "knn": {"k": [5]}},
+        "finetuning": {"fractions": []},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
     subprocess.run([sys.executable, "-m", __name__, str(folder)], check=True)
     return folder
 
@@ -149,6 +169,15 @@ def test_it_is_in_the_help(toy: Path):
     code, text = json.loads((toy / "found.json").read_text())["help"]
     assert code == 0
     assert "brightness" in text
+
+
+def test_it_is_an_arm_of_a_study(toy: Path):
+    found = json.loads((toy / "found.json").read_text())
+    assert [found[name][0] for name in ("units", "study")] == [0, 0], found["units"][1] + found["study"][1]
+    rows = json.loads((toy / "study" / "results.json").read_text())["rows"]
+    accuracies = {row["arm"]: row["value"] for row in rows if row["evaluator"] == "knn" and row["metric"] == "accuracy"}
+    assert set(accuracies) == {"random", "toy"}
+    assert "brightness" in (toy / "study" / "report.html").read_text()
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from safetensors.numpy import load_file
 
 from mpp.data.sampler import Order
 from mpp.randomness import key, permutation
-from tests.support.forkserver import ForkServer, good, refused
+from tests.support.forkserver import ForkServer, as_two, good, refused
+from tests.support.late_rank import SECONDS
 from tests.support.runs import (
     RECIPES,
     arguments,
     checkpoints,
     encoded,
+    free_port,
     journal,
     losses,
     parquet_folder,
@@ -227,3 +229,12 @@ def test_a_process_that_finds_no_good_image_takes_the_other_along(tmp_path):
 def test_processes_that_give_up_together_say_why_once(not_finite, too_many):
     for results in (not_finite[2], too_many):
         assert [result.text.count("error: ") for result in results] == [1, 0]
+
+
+def test_images_per_second_do_not_count_waits_for_a_late_process(commands: ForkServer, tmp_path, images):
+    settings = arguments(tmp_path / "run", images, MICRO, "training.duration.steps=4", "validation.every.steps=1",
+                         "journal.every.steps=1", "reconstructions.images=0")  # fmt: skip
+    for command in as_two(commands, "tests.support.late_rank", free_port(), RECIPES / "mean_color.yaml", *settings):
+        good(command)
+    slowest = min(row["images_per_second"] for row in journal(tmp_path / "run"))
+    assert slowest > 8 / SECONDS  # a step of 8 images that waited for the late process takes longer than that

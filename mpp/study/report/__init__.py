@@ -1,1 +1,1 @@
-"""What a run leaves to look at."""
+"""The page of a study: tables and figures, each a query of its results."""

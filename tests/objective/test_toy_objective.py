@@ -140,9 +140,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
         "encoder": recipe["encoder"] | {"arguments": {"embed_dim": 32, "depth": 1, "num_heads": 2}},
         "pretraining": {name: recipe[name] for name in ("optimizer", "training", "validation", "checkpoint")},
         "evaluation": {"few_shot": None, "linear_probe": None, "knn": {"k": [5]}},
-        "finetuning": {"fractions": []},
+        "finetuning": {"fractions": [], "training": recipe["training"]},
     }
-    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    (folder / "study.yaml").write_text(json.dumps(study))
     subprocess.run([sys.executable, "-m", __name__, str(folder)], check=True)
     return folder
 
@@ -172,10 +172,12 @@ def test_it_is_in_the_help(toy: Path):
 
 
 def test_it_is_an_arm_of_a_study(toy: Path):
+    from mpp.study.results import read, select  # late: recipes are read only when the toy is in the union
+
     found = json.loads((toy / "found.json").read_text())
     assert [found[name][0] for name in ("units", "study")] == [0, 0], found["units"][1] + found["study"][1]
-    rows = json.loads((toy / "study" / "results.json").read_text())["rows"]
-    accuracies = {row["arm"]: row["value"] for row in rows if row["evaluator"] == "knn" and row["metric"] == "accuracy"}
+    rows = read(json.loads((toy / "study" / "results.json").read_text())["rows"])
+    accuracies = {row.arm: row.value for row in select(rows, evaluator="knn", metric="accuracy")}
     assert set(accuracies) == {"random", "toy"}
     assert "brightness" in (toy / "study" / "report.html").read_text()
 

@@ -147,7 +147,8 @@ def test_the_linear_probe_chooses_its_own_layer_by_scikit_learn_s_fits_on_the_de
 
 def test_the_rows_that_choose_c_follow_the_seed_of_the_labels(evaluate: Evaluate, pretrained: Path, tmp_path: Path):
     grid = [1e-4, 1e-3, 1e-2, 0.1, 1.0]
-    settings = (f"encoder={pretrained}", "features.blocks=last", "features.pools=[avg]", "few_shot=null", "knn=null",
+    settings = (f"encoder={pretrained}", "features.blocks=last", "features.pools=[token]", "encoder.pool=token",
+                "few_shot=null", "knn=null",
                 f"linear_probe.grid={grid}")  # fmt: skip
     seen = []
     for seed in (0, 3):
@@ -296,7 +297,7 @@ def test_a_random_start_and_a_part_of_the_labels_leave_the_results_of_the_run_al
 ):
     run, recipe = evaluated[1].parents[1], written(tmp_path / "recipe.yaml", EVALUATE, tinted_images)
     before = (evaluated[1] / "results.json").read_bytes()
-    small = ("features.blocks=last", "features.pools=[avg]", "few_shot=null")
+    small = ("features.blocks=last", "features.pools=[token]", "encoder.pool=token", "few_shot=null")
     good(commands.run("mpp.evaluate", recipe, f"encoder={run}", "encoder.pretrained=false", *small, cwd=tmp_path))
     random = results(tmp_path / "runs" / "evaluation" / f"{run.name}-random" / tinted_images.name)
     other = ("encoder.pretrained=false", "seed=3", "labels.fraction=0.5", "labels.seed=4")
@@ -337,7 +338,7 @@ def test_the_last_evaluator_by_depth_decides_for_those_that_do_not_choose(by_dep
 
 
 def test_another_image_size_than_the_encoder_s_own_is_told(evaluate: Evaluate, pretrained: Path, tmp_path: Path):
-    small = ("features.blocks=last", "features.pools=[avg]", "few_shot=null")
+    small = ("features.blocks=last", "features.pools=[token]", "encoder.pool=token", "few_shot=null")
     said = good(evaluate(f"encoder={pretrained}", "data.image_size=32", *small)).text
     assert f"32 px (made for {SIZE})" in said
     found = results(tmp_path / "out")

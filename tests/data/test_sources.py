@@ -224,9 +224,9 @@ def test_a_parquet_file_a_webdataset_and_slices_of_splits(tiny_data: Path, tmp_p
     [
         ({"image_column": "imag"}, r"no column 'imag' among image, label; did you mean image\?"),
         ({"label_column": "labels"}, r"no column 'labels' among image, label; did you mean label\?"),
-        ({"split": "trian"}, r"data.split 'trian' cannot be taken: .*train \(96 rows\), test \(32 rows\)"),
+        ({"split": "trian"}, r"split 'trian' cannot be taken: .*train \(96 rows\), test \(32 rows\)"),
         ({"split": "train[:0]"}, r"training split is empty"),
-        ({"validation_split": "val"}, r"data.validation_split 'val' cannot be taken"),
+        ({"validation_split": "val"}, r"validation_split 'val' cannot be taken"),
     ],
 )
 def test_wrong_columns_and_splits_are_named_with_what_there_is(tiny_data: Path, change: dict[str, str], message: str):

@@ -140,7 +140,7 @@ def test_the_three_ways_differ_and_bilinear_is_the_default(tmp_path: Path):
         assert torch.equal(built.vit.pos_embed, found[how])
     with pytest.raises(ValueError, match="resize must be bilinear, bicubic or timm, found"):
         EncoderSettings(resize="nearest")
-    with pytest.raises(ValueError, match=r"encoder.arguments cannot hold resize: .*encoder\.resize"):
+    with pytest.raises(ValueError, match=r"arguments cannot hold resize: .*encoder\.resize"):
         build_encoder(EncoderSettings(arguments={"resize": "timm"}), 32)
 
 

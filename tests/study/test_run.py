@@ -406,7 +406,7 @@ def test_what_decides_no_result_may_change_in_the_middle_of_a_study(
     [
         ("pretraining.optimizer.lr=1e-2", ("pretrain.optimizer.lr: 0.001 then, 0.01 now",)),
         ("finetuning.fractions=[1.0]", ("finetune 0.5",)),
-        ("study.scale=0.5", ("training.duration: {'steps': 12} then, {'steps': 6} now",)),
+        ("study.scale=0.5", ("training.duration: {'images': 288} then, {'images': 192} now",)),
         ("encoder.arguments.depth=3", ("encoder.arguments.depth: 1 then, 3 now",)),
         ("evaluation.knn.k=[6]", ("evaluate.knn.k",)),
     ],

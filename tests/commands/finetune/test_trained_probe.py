@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import mpp
 from mpp.encoder.create import cut_after
 from mpp.encoder.export import export_encoder
-from mpp.evaluation.features import EncoderReader, Place
+from mpp.evaluation.features import EncoderReader, FeatureLayer
 from mpp.objective.classification import LinearProbe
 from tests.support.downstream import TEST, crops, final_weights, good, refused, results, tinted
 from tests.support.looking import Finetune, by_timm
@@ -52,7 +52,7 @@ def test_after_a_block_it_learns_on_that_block_s_features(
     pixels, labels = crops(tinted_images / "test.parquet")
     reader = EncoderReader(mpp.load_encoder(pretrained))
     with torch.no_grad():
-        features = reader.read(pixels, [Place(1, pool)])[Place(1, pool)]
+        features = reader.read(pixels, [FeatureLayer(1, pool)])[FeatureLayer(1, pool)]
     trained = load_file(final_weights(tmp_path / "run", 12))
     norm = {name: trained[f"head.0.{name}"] for name in ("running_mean", "running_var")}
     scaled = (features - norm["running_mean"]) / (norm["running_var"] + 1e-6).sqrt()
@@ -76,7 +76,7 @@ def test_a_cut_encoder_is_timm_s_with_fewer_blocks(name: str, tmp_path: Path):
     pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     reader = EncoderReader(encoder.eval())
     with torch.no_grad():
-        expected = reader.read(pixels, [Place(2, "avg")])[Place(2, "avg")]
+        expected = reader.read(pixels, [FeatureLayer(2, "avg")])[FeatureLayer(2, "avg")]
         cut_after(encoder, 2)
         export_encoder(encoder, tmp_path / "cut")
         tokens = mpp.load_encoder(tmp_path / "cut").eval()(pixels)

@@ -56,11 +56,12 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         progress.pending_validation = False
         if seen := _run_callbacks(run, progress):
             run.journal.write(progress.step, progress.step * run.batch_plan.batch_size, seen)
-    run.accelerator.wait_for_everyone()
     clock = _Clock(run)
     statistics = saved_buffers(run.objective)
-    stopped = False
+    stopped, paused = False, True
     while progress.step < run.steps and not stopped and not progress.ended:
+        if paused:  # or the process that is ready first would wait in its step, and count that as training
+            run.accelerator.wait_for_everyone()
         begun = time.perf_counter()
         done = progress.step + 1
         logs = _due(done, run.log_every, run.steps)
@@ -95,6 +96,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
             progress.pending_validation = True
         else:
             values |= _run_callbacks(run, progress)
+        paused = any(_due(done, callback.every, run.steps) for callback in run.callbacks)
         if values:
             run.journal.write(done, done * run.batch_plan.batch_size, values)
         # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
@@ -119,11 +121,9 @@ def _due(done: int, every: int, steps: int) -> bool:
 def _run_callbacks(run: Run, progress: Progress) -> dict[str, Any]:
     """The values of the callbacks that are due after this step; early stopping is decided by them."""
     seen: dict[str, Any] = {}
-    due = [callback for callback in run.callbacks if _due(progress.step, callback.every, run.steps)]
-    for callback in due:
-        seen |= dict(callback.call(progress.step, run.objective))
-    if due:  # or a process that is done first would wait in its next step, and count that as training
-        run.accelerator.wait_for_everyone()
+    for callback in run.callbacks:
+        if _due(progress.step, callback.every, run.steps):
+            seen |= dict(callback.call(progress.step, run.objective))
     stopping = run.early_stopping
     if stopping is not None and stopping.metric in seen:
         value, loss = seen[stopping.metric], seen.get("validation/loss", 0.0)

@@ -16,9 +16,10 @@ def main(arguments: list[str]) -> int:
     original = trainer._run_callbacks
 
     def late(*given: Any) -> dict[str, Any]:
+        values = original(*given)
         if os.environ["RANK"] == "1":
             time.sleep(SECONDS)
-        return original(*given)
+        return values
 
     trainer._run_callbacks = late
     return mpp.pretrain.main(arguments)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from mpp.commands.resume import (
     latest_checkpoint,
     refuse_changes,
 )
+from mpp.commands.search import Candidate, combinations, is_known_to_diverge, note_divergence, with_candidate
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
@@ -33,33 +33,18 @@ from mpp.encoder.export import export_classifier, export_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.files import replacing, write_text
 from mpp.objective.base import Objective
-from mpp.recipe import FinetuneRecipe, differences
+from mpp.recipe import FinetuneRecipe
 from mpp.run_folder import FolderLock, move_aside
 from mpp.training.augmentation import augmentation
 from mpp.training.checkpoint import Checkpoint, Checkpoints
 from mpp.training.distributed import adopt_statistics, end_processes, on_main, start_processes
 from mpp.training.error_budget import NonFiniteError
 from mpp.training.metrics_log import read_metrics
-from mpp.training.settings import SearchSettings
 from mpp.training.signals import StopRequest
 from mpp.training.state import EarlyStopping, Progress
 from mpp.training.validation import chosen_rows, validation
 
 DEV_ACCURACY = "validation/accuracy"
-DIVERGED = "diverged.json"
-"""In the folder of a combination that did not stay finite: its recipe."""
-
-
-class Candidate(NamedTuple):
-    """A combination of settings, and what the dev split says of it at the end of its run; None if it diverged."""
-
-    lr: float
-    pool: str | None
-    dev_accuracy: float | None = None
-    dev_loss: float | None = None
-
-    def __str__(self) -> str:
-        return f"lr={self.lr:g}" + (f",pool={self.pool}" if self.pool else "")
 
 
 def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
@@ -151,7 +136,7 @@ class _FineTuning:
         """The search, if there is one; the run; the test."""
         candidates: list[Candidate] = []
         if recipe.search.is_asked_for:
-            for candidate in _combinations(recipe):
+            for candidate in combinations(recipe):
                 code, scored = self.search(candidate, recipe, folder / "search" / str(candidate))
                 if code is not None:
                     return code
@@ -161,7 +146,7 @@ class _FineTuning:
                 raise RuntimeError(f"none of the {len(candidates)} runs of the search stayed finite: try smaller rates")
             best = max(good, key=lambda each: (each.dev_accuracy, -(each.dev_loss or 0.0)))
             self.say(f"\nchosen on the dev split: {best}, {best.dev_accuracy:.1%}; now on all of train")
-            recipe = _with(recipe, best)
+            recipe = with_candidate(recipe, best)
         checkpoint = on_main(self.accelerator, lambda: latest_checkpoint(recipe, folder))
         run, code, progress = self.train(recipe, folder, checkpoint, dev=not candidates)
         if code is not None:
@@ -172,10 +157,10 @@ class _FineTuning:
     def search(self, candidate: Candidate, recipe: FinetuneRecipe, folder: Path) -> tuple[int | None, Candidate]:
         """Train one combination, if that is not done yet: an exit code if stopped, and what the dev split says."""
         quiet = recipe.journal.model_copy(update={"trackers": ()})
-        recipe = _with(recipe, candidate, output_dir=str(folder), journal=quiet)
+        recipe = with_candidate(recipe, candidate, output_dir=str(folder), journal=quiet)
         on_main(self.accelerator, lambda: folder.mkdir(parents=True, exist_ok=True))
         checkpoint = on_main(self.accelerator, lambda: latest_checkpoint(recipe, folder))
-        if on_main(self.accelerator, lambda: _diverged(recipe, folder)):
+        if on_main(self.accelerator, lambda: is_known_to_diverge(recipe, folder)):
             return None, candidate
         if checkpoint is None or not is_finished(checkpoint):
             self.say(f"\n{candidate}")
@@ -183,7 +168,7 @@ class _FineTuning:
                 _, code, _ = self.train(recipe, folder, checkpoint, dev=True)
             except NonFiniteError as error:
                 self.say(str(error).split(".")[0])
-                on_main(self.accelerator, lambda: write_text(folder / DIVERGED, recipe.model_dump_json() + "\n"))
+                on_main(self.accelerator, lambda: note_divergence(recipe, folder))
                 return None, candidate
             if code is not None:
                 return code, candidate
@@ -310,33 +295,6 @@ class _FineTuning:
         """Tell the person who watches."""
         if self.accelerator.is_main_process:
             print(text, flush=True)
-
-
-def _combinations(recipe: FinetuneRecipe) -> list[Candidate]:
-    rates = recipe.search.lr or (recipe.optimizer.lr,)
-    pools = recipe.search.pool or (recipe.encoder.pool,)
-    return [Candidate(lr, pool) for pool, lr in itertools.product(pools, rates)]
-
-
-def _with(recipe: FinetuneRecipe, chosen: Candidate, **changes: Any) -> FinetuneRecipe:
-    """The recipe of a single run with these settings."""
-    return recipe.model_copy(
-        update={
-            "optimizer": recipe.optimizer.model_copy(update={"lr": chosen.lr}),
-            "encoder": recipe.encoder.model_copy(update={"pool": chosen.pool}),
-            "search": SearchSettings(),
-            **changes,
-        }
-    )
-
-
-def _diverged(recipe: FinetuneRecipe, folder: Path) -> bool:
-    """Whether this very combination was found not to stay finite before: it would do so again."""
-    try:
-        before = FinetuneRecipe.model_validate_json((folder / DIVERGED).read_text())
-    except (OSError, ValueError):
-        return False
-    return all(path == "output_dir" for path, _, _ in differences(before, recipe))
 
 
 def _best(folder: Path, step: int) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpp.commands.finetune import Candidate
+from mpp.commands.search import Candidate
 from mpp.evaluation.settings import InTrainingSettings
 from mpp.study.units import Recipes, Unit, Variant
 from mpp.training.checkpoint import Checkpoints

@@ -119,7 +119,7 @@ def make_objective(recipe: PretrainRecipe, rows: ImageTable) -> Objective:
         settings.check(encoder.layout)
     num_classes = None if rows.class_names is None else len(rows.class_names)
     objective = settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
-    if recipe.encoder.pool is None and isinstance(encoder, Encoder) and not objective.trains_class_token:
+    if recipe.encoder.pool is None and isinstance(encoder, Encoder) and not settings.trains_class_token:
         encoder.pool_patches()
     return objective
 
@@ -147,7 +147,7 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
     last = next((m for m in reversed(read_metrics(folder / "metrics.jsonl")) if "validation/loss" in m), {})
     loss = last.get(f"validation/{run.objective.headline}", last.get("validation/loss"))
     message = "not finite" if loss is None else f"{loss:.3f}"
-    against = ", ".join(f"{BASELINES[name]} {value:.3f}" for name, value in run.baselines.items())
+    against = ", ".join(f"{BASELINES.get(name, name)} {value:.3f}" for name, value in run.baselines.items())
     print(
         f"\nfinished: {progress.step} steps, {images:,} images, {tqdm.format_interval(progress.seconds)}, "
         f"{images / progress.seconds:.0f} images/s\n"

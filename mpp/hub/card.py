@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from mpp.files import write_text
+from mpp.objective.settings import BaseObjectiveSettings
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 
@@ -22,6 +23,10 @@ class Facts:
     licence: str | None
     config: dict[str, Any]
     recipe: dict[str, Any]
+    objective: BaseObjectiveSettings
+    headline: str
+    """The score that is compared with the baselines."""
+    headline_title: str
     data: str
     rows: int
     step: int

@@ -91,15 +91,18 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     pictures = [line["reconstructions"] for line in metrics if "reconstructions" in line]
     if pictures and (run / pictures[-1]).is_file():
         shutil.copyfile(run / pictures[-1], folder / "reconstructions.png")
-    masked = any("loss_mask" in line for line in metrics)  # older runs do not name their headline
-    headline, title = checkpoint.state.get("headline") or (
-        ("loss_mask", "loss on masked patches") if masked else ("loss", "loss")
-    )
+    headline, title = _headline(checkpoint.state, metrics)
     write_loss(metrics, checkpoint.state["baselines"], folder / "loss.png", headline=headline, title=title)
     write_card(_facts(run, checkpoint, recipe, metrics, repo_id, licence, folder), folder / "README.md")
     staged = Staged(folder, checkpoint.step)
     _check_nothing_local(staged, run)
     return staged
+
+
+def _headline(state: dict[str, Any], metrics: list[dict[str, Any]]) -> tuple[str, str]:
+    """The score that is compared with the baselines, and its title; older runs do not name it."""
+    masked = any("loss_mask" in line for line in metrics)
+    return state.get("headline") or (("loss_mask", "loss on masked patches") if masked else ("loss", "loss"))
 
 
 def _check_ours(folder: Path) -> None:
@@ -182,11 +185,15 @@ def _facts(
     config = json.loads((folder / "config.json").read_text())
     evaluations, others = _evaluations(run, config, weights_digest(load_file(folder / "model.safetensors")))
     start = recipe.encoder.source
+    headline, title = _headline(state, metrics)
     return Facts(
         repo_id=repo_id,
         licence=licence,
         config=config,
         recipe=plain(recipe),
+        objective=recipe.objective,
+        headline=headline,
+        headline_title=title,
         data=_shown(recipe.data.source, local="data" in state.get("local", ())),
         rows=state["data"]["rows"],
         step=checkpoint.step,

@@ -40,9 +40,6 @@ class Objective(nn.Module):
         encoder: the network that is pre-trained and published.
     """
 
-    trains_class_token: ClassVar[bool]
-    """Whether the class token has a loss. If not, exports pool the mean of the patches unless a recipe names a pool."""
-
     headline: ClassVar[str] = "loss"
     """The score that is compared with the baselines."""
 
@@ -50,7 +47,7 @@ class Objective(nn.Module):
     """The headline in words."""
 
     line: ClassVar[Mapping[str, str]] = {}
-    """Formats of the scores in a line of the terminal, in their order there."""
+    """Formats of scores and baselines in a line of the terminal, in their order there."""
 
     encoder: Backbone
 

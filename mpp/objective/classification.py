@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -38,8 +39,11 @@ class SupervisedClassification(Objective):
         head_init: `normal`, or `zero`, with which training begins at uniform predictions.
     """
 
-    trains_class_token: ClassVar[bool] = True
-    line = {"loss": "loss {:.3f}", "accuracy": "acc {:.1%}"}
+    line: ClassVar[Mapping[str, str]] = {
+        "loss": "loss {:.3f}",
+        "accuracy": "acc {:.1%}",
+        "histogram": "(histogram {:.3f})",
+    }
 
     def __init__(
         self,

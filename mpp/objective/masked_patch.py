@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -60,10 +60,16 @@ class MaskedPatchPrediction(Objective):
         ValueError: if the encoder has no patches, or target or corruption do not fit them.
     """
 
-    trains_class_token: ClassVar[bool] = False
     headline: ClassVar[str] = "loss_mask"
     headline_title: ClassVar[str] = "loss on masked patches"
-    line = {"loss": "loss {:.3f}", "loss_mask": "masked {:.3f}", "accuracy": "acc {:.1%}", "psnr": "{:.1f} dB"}
+    line: ClassVar[Mapping[str, str]] = {
+        "loss": "loss {:.3f}",
+        "loss_mask": "masked {:.3f}",
+        "accuracy": "acc {:.1%}",
+        "psnr": "{:.1f} dB",
+        "histogram": "(histogram {:.3f})",
+        "neighbours": "(neighbours {:.3f})",
+    }
     encoder: Encoder  # pyright: ignore[reportIncompatibleVariableOverride]  its patches are needed
 
     def __init__(

@@ -26,8 +26,15 @@ class BaseObjectiveSettings(Settings):
     needs_labels: ClassVar[bool] = False
     needs_patches: ClassVar[bool] = True
     """Whether the encoder has to have patches; where not, a convolutional network will do."""
+    trains_class_token: ClassVar[bool] = True
+    """Whether the class token has a loss. If not, a run without `encoder.pool` exports the mean of the patches."""
     has_layers: ClassVar[bool] = False
     """Whether all layers lead up to one head, so that learning rates can decay layer by layer."""
+
+    @property
+    def description(self) -> str:
+        """How a model was pre-trained, for its card: the end of "A model, pre-trained …"."""
+        return f"by {type(self).__name__.removesuffix('Settings')}."
 
     def check(self, layout: Layout) -> None:
         """Refuse patches that this objective does not fit.
@@ -61,6 +68,17 @@ class MaskedPatchSettings(BaseObjectiveSettings):
 
     target: Target = MeanColor()
     """What is predicted for each corrupted patch."""
+
+    trains_class_token: ClassVar[bool] = False
+
+    @property
+    def description(self) -> str:
+        """How a model was pre-trained, for its card."""
+        return (
+            f"without labels by masked patch prediction: {100 * self.corruption.fraction:g} % of the patch embeddings "
+            f"are corrupted, and the model\npredicts for each of them {self.target.description} (Dosovitskiy et al. "
+            "2021, appendix B.1.2)."
+        )
 
     def check(self, layout: Layout) -> None:
         """Refuse patches that the target or the corruption does not fit.
@@ -96,6 +114,11 @@ class SupervisedSettings(BaseObjectiveSettings):
     needs_labels: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = False
     has_layers: ClassVar[bool] = True
+
+    @property
+    def description(self) -> str:
+        """How a model was pre-trained, for its card."""
+        return "with labels, for comparison with masked patch prediction."
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
         """A classifier on this encoder's pooled feature."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 class PatchTarget(Settings):
     """What all targets share: the loss is the mean of the losses of the patches."""
 
+    description: ClassVar[str]
+    """What is predicted of each patch, in words."""
+
     def outputs(self, patch_size: int) -> int:
         """Numbers predicted for a patch of `patch_size` pixels a side.
 
@@ -85,6 +88,8 @@ class _Colours(PatchTarget):
 class MeanColor(_Colours):
     """The mean colour of the patch: one of 512 classes at 3 bits a channel."""
 
+    description: ClassVar[str] = "its mean colour"
+
     kind: Literal["mean_color"] = "mean_color"
     """Predict the mean colour of each corrupted patch."""
 
@@ -110,6 +115,8 @@ class MeanColor(_Colours):
 
 class DownsizedPatch(_Colours):
     """The patch downsized to 4×4 cells: 16 colours, predicted in parallel."""
+
+    description: ClassVar[str] = "its downsized colours"
 
     kind: Literal["downsized"] = "downsized"
     """Predict the colours of the patch downsized to a few cells."""
@@ -152,6 +159,8 @@ class DownsizedPatch(_Colours):
 
 class FullPatch(PatchTarget):
     """The pixels of the patch, by L2 regression on the 3 RGB channels."""
+
+    description: ClassVar[str] = "its pixels"
 
     kind: Literal["full_patch"] = "full_patch"
     """Predict the pixels of each corrupted patch."""

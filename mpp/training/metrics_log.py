@@ -96,7 +96,6 @@ class Journal:
         held_out = {n.removeprefix("validation/"): v for n, v in values.items() if n.startswith("validation/")}
         if held_out:
             shown = {name: form for name, form in self._line.items() if name != "loss" or self._headline == "loss"}
-            shown |= {name: f"({name} {{:.3f}})" for name in ("histogram", "neighbours")}
             found = [form.format(held_out[name]) for name, form in shown.items() if name in held_out]
             line += f"\n  held out: {'  '.join(found)}"
         return line

@@ -43,7 +43,6 @@ class Brightness(NamedTuple):
 class BrightnessPrediction(Objective):
     """Predict how bright an image is from its pooled feature."""
 
-    trains_class_token: ClassVar[bool] = True
     line: ClassVar[Mapping[str, str]] = {"loss": "loss {:.3f}", "off": "off by {:.3f}"}
 
     def __init__(self, encoder: Backbone) -> None:
@@ -63,7 +62,7 @@ class BrightnessPrediction(Objective):
 
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
         seen, held = (torch.cat([p.float().mean((1, 2, 3)) / 255 for p, _ in s.batches]) for s in (train, validation))
-        return {"histogram": float((held - seen.mean()).square().mean())}
+        return {"mean": float((held - seen.mean()).square().mean())}
 
     def picture(self, pixels: Tensor, samples: Tensor) -> dict[str, Tensor]:
         grey = self.forward(pixels).predicted.clamp(0, 1)[:, None, None, None]
@@ -77,6 +76,10 @@ class BrightnessSettings(settings.BaseObjectiveSettings):
     """Predict how bright each image is."""
 
     needs_patches: ClassVar[bool] = False
+
+    @property
+    def description(self) -> str:
+        return "by telling how bright an image is."
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
         return BrightnessPrediction(encoder)
@@ -100,6 +103,7 @@ def main(folder: Path) -> None:
     found["stopped"] = run("mpp.pretrain", recipe, f"output_dir={folder / 'resumed'}")
     del os.environ[STOP]
     found["resumed"] = run("mpp.pretrain", recipe, f"output_dir={folder / 'resumed'}")
+    found["push"] = run("mpp.push", str(folder / "whole"), "me/toy", "--dry-run", "--folder", str(folder / "pushed"))
     study = str(folder / "study.yaml")
     found["units"] = run("mpp.gap", study, "study.only=[random/seed-0, toy/seed-0]")  # in this very process
     found["study"] = run("mpp.gap", study)
@@ -153,7 +157,7 @@ def test_it_trains_logs_its_scores_and_draws(toy: Path):
     lines = [json.loads(line) for line in (toy / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     assert all({"loss", "off", "lr"} <= set(line) for line in lines)
-    assert {"validation/loss", "validation/off", "validation/histogram"} <= set(lines[-1])
+    assert {"validation/loss", "validation/off", "validation/mean"} <= set(lines[-1])
     assert (toy / "whole" / lines[-1]["reconstructions"]).stat().st_size > 500
     assert "off by 0." in found["whole"][1]
 
@@ -163,6 +167,14 @@ def test_it_resumes_bit_for_bit(toy: Path):
     assert [found[name][0] for name in ("stopped", "resumed")] == [143, 0], found["stopped"][1]
     whole, resumed = (load_file(toy / run / "encoder" / "model.safetensors") for run in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_it_is_published_with_a_card_in_its_own_words(toy: Path):
+    code, text = json.loads((toy / "found.json").read_text())["push"]
+    assert code == 0, text
+    card = (toy / "pushed" / "README.md").read_text()
+    assert "pre-trained\nby telling how bright an image is.\n" in card
+    assert "does not train the class token" not in card
 
 
 def test_it_is_in_the_help(toy: Path):

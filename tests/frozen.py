@@ -132,7 +132,9 @@ def digest(path: Path) -> str:
 def numbers(results: Any, keys: tuple[str, ...] = ()) -> dict[str, float]:
     """The measured numbers of results by their dotted path; no times, no settings."""
     if isinstance(results, dict):
-        left = {key: value for key, value in results.items() if key not in ("recipe", "recipes", "seconds", "units")}
+        left = {
+            key: value for key, value in results.items() if key not in ("recipe", "recipes", "seconds", "units", "rows")
+        }
         return {path: value for key, below in left.items() for path, value in numbers(below, (*keys, key)).items()}
     if isinstance(results, list):
         return {path: v for key, below in enumerate(results) for path, v in numbers(below, (*keys, f"{key}")).items()}

@@ -40,10 +40,10 @@ def run_command(
             with suppress(OSError):
                 stream.reconfigure(errors="backslashreplace")
     if not arguments or any(argument in ("-h", "--help") for argument in arguments):
-        message = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
+        text = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"
-        message += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
-        print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{message}\n\n{rest}", end="")
+        text += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
+        print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{text}\n\n{rest}", end="")
         return 0 if arguments else MISTAKE
     path, *overrides = arguments
     warnings.formatwarning = _format_warning

@@ -292,7 +292,7 @@ class _FineTuning:
         return state["flops_per_image"] if state else 0.0
 
     def say(self, text: str) -> None:
-        """Tell the person who watches."""
+        """Print a line, in the main process."""
         if self.accelerator.is_main_process:
             print(text, flush=True)
 

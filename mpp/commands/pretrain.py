@@ -26,6 +26,7 @@ from mpp.hub.background import BackgroundPush, check_token
 from mpp.objective.base import Objective, Sample
 from mpp.recipe import PretrainRecipe
 from mpp.run_folder import FolderLock
+from mpp.training.checkpoint import Checkpoint
 from mpp.training.distributed import end_processes, on_main, start_processes
 from mpp.training.metrics_log import read_metrics
 from mpp.training.reconstruction import reconstructions
@@ -63,7 +64,11 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     if checkpoint is not None:
         check_same_images(checkpoint, splits.train, recipe.data.source)
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
-    objective = make_objective(recipe, splits.train).to(accelerator.device)
+    objective = make_objective(recipe, splits.train)
+    pools_patches = recipe.encoder.pool is None and not recipe.objective.trains_class_token
+    if pools_patches and _may_pool_patches(checkpoint) and isinstance(objective.encoder, Encoder):
+        objective.encoder.pool_patches()
+    objective.to(accelerator.device)
     held_out = EvaluationCrops(splits.validation, recipe.data, cache_bytes=CACHE_BYTES)
     held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
@@ -89,9 +94,9 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         every = run.in_steps(recipe.evaluation.every)
         run.callbacks.append(in_training(recipe.evaluation, accelerator, splits.train, recipe.data, every=every))
     pusher = None
-    if recipe.hub.push_to is not None and accelerator.is_main_process:
-        pusher = BackgroundPush(recipe.hub, folder, run.steps)
-        run.callbacks.append(Callback(run.in_steps(recipe.hub.every), pusher))
+    if recipe.hub.push_to is not None:
+        pusher = BackgroundPush(recipe.hub, folder, run.steps) if accelerator.is_main_process else None
+        run.callbacks.append(Callback(run.in_steps(recipe.hub.every), pusher or (lambda step, objective: ())))
     progress = run.train(checkpoint)
     code = run.exit_code(progress)
     if code is None and accelerator.is_main_process:
@@ -118,10 +123,12 @@ def make_objective(recipe: PretrainRecipe, rows: ImageTable) -> Objective:
     if isinstance(encoder, Encoder):
         settings.check(encoder.layout)
     num_classes = None if rows.class_names is None else len(rows.class_names)
-    objective = settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
-    if recipe.encoder.pool is None and isinstance(encoder, Encoder) and not settings.trains_class_token:
-        encoder.pool_patches()
-    return objective
+    return settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
+
+
+def _may_pool_patches(checkpoint: Checkpoint | None) -> bool:
+    """Whether the run, so far, exports the mean of the patches: a run of an earlier version keeps its own pooling."""
+    return checkpoint is None or checkpoint.state.get("pool") == "avg"
 
 
 def _baselines(
@@ -146,12 +153,12 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
     folder, images = run.folder, progress.step * run.recipe.training.batch_size
     last = next((m for m in reversed(read_metrics(folder / "metrics.jsonl")) if "validation/loss" in m), {})
     loss = last.get(f"validation/{run.objective.headline}", last.get("validation/loss"))
-    message = "not finite" if loss is None else f"{loss:.3f}"
+    shown = "not finite" if loss is None else f"{loss:.3f}"
     against = ", ".join(f"{BASELINES.get(name, name)} {value:.3f}" for name, value in run.baselines.items())
     print(
         f"\nfinished: {progress.step} steps, {images:,} images, {tqdm.format_interval(progress.seconds)}, "
         f"{images / progress.seconds:.0f} images/s\n"
-        f"{run.objective.headline_title}, held out: {message}\n"
+        f"{run.objective.headline_title}, held out: {shown}\n"
         f"to be compared with: {against}\n"
         f"encoder: {folder / 'encoder'}\n"
         f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'

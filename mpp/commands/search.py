@@ -15,7 +15,7 @@ DIVERGED = "diverged.json"
 
 
 class Candidate(NamedTuple):
-    """A combination of settings, and what the dev split says of it at the end of its run; None if it diverged."""
+    """A combination of settings, and its accuracy and loss on the dev split; None if its run diverged."""
 
     lr: float
     pool: str | None

@@ -146,6 +146,7 @@ class TrainRun:
                 if source is not None and Path(source).exists()
             ],
             precision=began_in,
+            pool=objective.encoder.pool,
             hardware=hardware(accelerator.device, accelerator.num_processes),
         )
         return Run(

@@ -96,8 +96,9 @@ def build_encoder(settings: EncoderSettings, image_size: int, data: DataSettings
         SettingError: if it has no patches either.
     """
     if settings.source is None:
-        planned(settings, image_size, data, needs_patches=True)
-    encoder = build_backbone(settings, image_size, data)
+        encoder = planned(settings, image_size, data, needs_patches=True).build(settings.mean, settings.std)
+    else:
+        encoder = build_backbone(settings, image_size, data)
     if not isinstance(encoder, Encoder):
         raise settings.error(source=probe(encoder.name).refusal or "it has no patches")
     return encoder

@@ -52,9 +52,9 @@ class EncoderSettings(Settings):
 
     pool: Literal["token", "avg"] | None = None
     """How tokens become one feature: the class token or the mean of the patches. null takes what the objective trains:
-    in masked patch prediction the mean of the patches, which is also what the run exports. Elsewhere null takes the
-    source's own pooling, or without a source the class token where the model has one. A network without patches takes
-    `avg`, or null for timm's own pooling."""
+    in masked patch prediction the mean of the patches, which is also what the run exports (distilled models keep their
+    own pooling). Elsewhere null takes the source's own pooling, or without a source the class token where the model
+    has one. A network without patches takes `avg`, or null for timm's own pooling."""
 
     arguments: dict[str, Any] = {}
     """Further arguments of the timm model, e.g. `{depth: 6, embed_dim: 128, num_heads: 4}`."""

@@ -65,7 +65,7 @@ class ProbeSettings(Settings):
 
 
 class InTrainingSettings(Settings):
-    """Looks at the encoder during pre-training, by images of the training split alone."""
+    """Evaluations of the encoder during pre-training, on images of the training split alone."""
 
     every: Duration = Duration(steps=0)
     """How often; the end of the run counts too. 0 means only at the end."""

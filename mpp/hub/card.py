@@ -84,7 +84,7 @@ def metadata(facts: Facts) -> ModelCardData:
         license=facts.licence,
         library_name="timm",
         pipeline_tag="image-feature-extraction",
-        tags=["timm", "transformers", "mpp", "masked-patch-prediction", "self-supervised"],
+        tags=["timm", "transformers", "mpp", *facts.objective.tags],
         base_model=facts.start if facts.start and is_hub_id(facts.start) else None,
         model_name=facts.repo_id.split("/")[-1] if results else None,  # the name of the results
         eval_results=results or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def write_loss(
         points = [(line["samples"], line[name]) for line in metrics if line.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
-    for (name, value), dash in zip(baselines.items(), ("--", ":"), strict=False):
+    for (name, value), dash in zip(baselines.items(), itertools.cycle(("--", ":")), strict=False):
         axes.axhline(value, linestyle=dash, color="0.4", linewidth=1, label=name)
     axes.set_xlabel("images seen")
     axes.set_ylabel(title)

@@ -98,6 +98,7 @@ class MaskedPatchPrediction(Objective):
         if not isinstance(self.corruption, Corruption):
             raise ValueError(f"corruption must be a Corruption(), found {corruption!r}")
         self.corruption.check(encoder.num_patches)
+        self.target.warn(encoder.patch_size)
         self.key = randomness.key(seed, "corruption")
         self.head = make_head(head, encoder.layout.width, self.target.outputs(encoder.patch_size))
         self.mask_token = nn.Parameter(torch.empty(encoder.layout.width))

@@ -28,6 +28,8 @@ class BaseObjectiveSettings(Settings):
     """Whether the encoder has to have patches; where not, a convolutional network will do."""
     trains_class_token: ClassVar[bool] = True
     """Whether the class token has a loss. If not, a run without `encoder.pool` exports the mean of the patches."""
+    tags: ClassVar[tuple[str, ...]] = ("self-supervised",)
+    """Of a published model on the Hub."""
     has_layers: ClassVar[bool] = False
     """Whether all layers lead up to one head, so that learning rates can decay layer by layer."""
 
@@ -70,6 +72,7 @@ class MaskedPatchSettings(BaseObjectiveSettings):
     """What is predicted for each corrupted patch."""
 
     trains_class_token: ClassVar[bool] = False
+    tags: ClassVar[tuple[str, ...]] = ("masked-patch-prediction", "self-supervised")
 
     @property
     def description(self) -> str:
@@ -114,6 +117,7 @@ class SupervisedSettings(BaseObjectiveSettings):
     needs_labels: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = False
     has_layers: ClassVar[bool] = True
+    tags: ClassVar[tuple[str, ...]] = ("supervised",)
 
     @property
     def description(self) -> str:

@@ -40,6 +40,9 @@ class PatchTarget(Settings):
         """
         raise NotImplementedError
 
+    def warn(self, patch_size: int) -> None:
+        """Warn if the target is possible for such patches, but hardly meant."""
+
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each patch, float32 `(b, K)`."""
         raise NotImplementedError
@@ -130,14 +133,17 @@ class DownsizedPatch(_Colours):
         Raises:
             SettingError: if there are more cells than pixels.
         """
-        if self.cells == patch_size:
-            warnings.warn(
-                f"objective.target.cells is {self.cells} and a patch has {patch_size} pixels a side: every pixel is "
-                "predicted and nothing is downsized; use fewer cells or a larger patch size",
-                stacklevel=2,
-            )
         with self.blamed("cells"):
             return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
+
+    def warn(self, patch_size: int) -> None:
+        """Warn if nothing is downsized."""
+        if self.cells == patch_size:
+            warnings.warn(
+                f"target: {self.cells} × {self.cells} cells of a patch of {patch_size} pixels a side are its pixels: "
+                "nothing is downsized; use fewer cells or a larger patch size",
+                stacklevel=2,
+            )
 
     def shape(self, outputs: Tensor) -> Tensor:
         """Head outputs `(b, K, cells²·8^bits)` → logits `(b, K, cells², 8^bits)`."""

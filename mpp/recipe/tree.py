@@ -164,8 +164,7 @@ class FinetuningPart(Settings):
     """Shares of the downstream labels, each a run of its own; empty leaves fine-tuning out."""
 
     dev: float = Field(default=0.1, ge=0, lt=1)
-    """Share of those that settings are chosen by. Where there is nothing to choose it is looked at all the same, and
-    held out of training: 0 trains on all."""
+    """Share of those on which `search` chooses settings. Without a search nothing is held out."""
 
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """Stochastic depth in fine-tuning."""
@@ -233,9 +232,7 @@ class GapRecipe(Settings):
             yield "encoder.source", "every arm starts from random weights; use encoder.name and encoder.arguments"
         for part in ("pretraining", "finetuning"):
             if not getattr(self, part).checkpoint.resume:
-                message = (
-                    "resume is false, but a study goes on with what it finds; delete a unit's folder to run it again"
-                )
+                message = "resume is false, but a study always resumes; delete a unit's folder to run it again"
                 yield f"{part}.checkpoint.resume", message
             if getattr(self, part).training.duration.unit == "epochs":
                 yield f"{part}.training.duration", "use steps or images: arms are compared by those"
@@ -255,6 +252,11 @@ class GapRecipe(Settings):
             yield "evaluation", "few_shot, knn and linear_probe are all null: there is nothing to measure"
         if self.pretraining.optimizer.layer_decay is not None:
             yield "pretraining.optimizer.layer_decay", "layer_decay is for classification, and one for all arms"
+        for name in dict.fromkeys((*study.arms, *study.axis_arms)):
+            try:
+                study.arm(name).optimizer_of(self.pretraining.optimizer)
+            except ValueError as error:
+                yield "study.arms", f"{name}: {error}"
         if tuned.search.is_asked_for and not tuned.dev:
             yield "finetuning.search", "search chooses by a dev split; give finetuning.dev a share above 0"
         mixes, micro = tuned.augmentation.mixup or tuned.augmentation.cutmix, tuned.training.micro_batch_size

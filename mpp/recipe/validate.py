@@ -39,7 +39,8 @@ def check(document: Document, model: type[S]) -> S:
         refused = details.get("ctx", {}).get("error")
         if isinstance(refused, SettingError):
             explained |= {
-                (*keys, path): document.explain(path, message) for path, message in refused.complaints.items()
+                (*keys, path): document.explain(dotted((*keys, path)), message)
+                for path, message in refused.complaints.items()
             }
         else:
             explained.setdefault(keys, _explain(keys, details, model, document))  # each member of a union complains
@@ -156,8 +157,8 @@ def _objection(keys: Keys, details: ErrorDetails, document: Document) -> Problem
 def _mismatch(keys: Keys, model: type[BaseModel], document: Document, details: ErrorDetails | None = None) -> Problem:
     hint, value = _allowed_at(keys, model, document), document.value(keys)
     allowed = hint.words() if hint else ""
-    message = ("_type", "_parsing", "_than", "_than_equal", "_error", "_short", "_long", "_of", "_float")
-    if details and not (allowed and details["type"].endswith(message)):
+    covered = ("_type", "_parsing", "_than", "_than_equal", "_error", "_short", "_long", "_of", "_float")
+    if details and not (allowed and details["type"].endswith(covered)):
         allowed = f"{allowed}; {details['msg']}" if allowed else details["msg"]  # a constraint that words() cannot put
     advice = _advice(value, hint) if hint else ""
     return Problem(document.location(keys), dotted(keys), "", shown(value), allowed, advice)

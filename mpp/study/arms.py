@@ -39,7 +39,7 @@ class Arm(Settings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> Arm:
-        self.optimizer_of(OptimizerSettings())
+        self.optimizer_of(OptimizerSettings(weight_decay=0.0))
         if self.objective is not None and (self.budget == "total" or self.start in CONTROLS):
             with_what = "budget: total" if self.budget == "total" else f"start: {self.start}"
             raise ValueError(f"an arm with {with_what} does not pre-train; leave objective out")
@@ -49,14 +49,14 @@ class Arm(Settings):
         """The study's optimiser with this arm's own settings.
 
         Raises:
-            ValueError: for settings that an optimiser does not have.
+            ValueError: for settings that an optimiser does not have, or that do not go with the study's.
         """
         try:
-            own = OptimizerSettings.model_validate(self.optimizer)
+            both = OptimizerSettings.model_validate(study.model_dump() | self.optimizer)
         except ValidationError as error:
             found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise ValueError(f"optimizer of an arm: {'; '.join(found)}") from error
-        return study.model_copy(update={name: getattr(own, name) for name in self.optimizer})
+        return study.model_copy(update={name: getattr(both, name) for name in self.optimizer})
 
     @property
     def needs_patches(self) -> bool:

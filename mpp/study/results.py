@@ -173,7 +173,8 @@ def _finetuning(folder: Path, share: float) -> Iterator[Part]:
     numbers = {"accuracy": results["test"]["accuracy"], "lr": results["chosen"]["lr"]}
     numbers |= {name: results[name] for name in ("train_images", "images_seen", "flops", "seconds")}
     yield from ({**where, "metric": name, "value": float(value)} for name, value in numbers.items())
-    runs = {run.name: read_metrics(run / "metrics.jsonl") for run in sorted((folder / "search").glob("*/"))}
+    logs = {run.name: run / "metrics.jsonl" for run in sorted((folder / "search").glob("*/"))}
+    runs = {name: read_metrics(log) if log.is_file() else [] for name, log in logs.items()}  # one may diverge at once
     if runs:
         images = sum(entries[-1]["samples"] for entries in runs.values() if entries)
         seconds = sum(max((e.get("seconds", 0.0) for e in entries), default=0.0) for entries in runs.values())

@@ -222,7 +222,11 @@ def _check_evaluation(recipe: GapRecipe, labels: Numbers) -> None:
     used = labels[fraction_rows(labels, part.labels.fraction, seed)]
     networks = [(recipe.encoder.name, recipe.encoder.arguments)]
     networks += [(other.name, other.arguments) for other in recipe.study.sizes.values() if other.name is not None]
-    several = part.features.blocks != "last" or len({*part.features.pools, recipe.encoder.pool or "token"}) > 1
+    objectives = [recipe.study.arm(unit.arm).objective for unit in units_of(recipe)]
+    defaults = {"token"} | {"avg" for each in objectives if each is not None and not each.trains_class_token}
+    asked = (recipe.encoder.pool, *(other.pool or recipe.encoder.pool for other in recipe.study.sizes.values()))
+    pools = {*part.features.pools}.union(*({pool} if pool is not None else defaults for pool in asked))
+    several = part.features.blocks != "last" or len(pools) > 1
     chooses = part.labels.dev > 0 and several and any(has_patches(*network) for network in networks)
     dev = dev_split(used, part.labels.dev, seed) if chooses else None
     check_feasible(asked_for(part), used, dev, part.by_depth)

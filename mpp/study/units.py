@@ -111,11 +111,11 @@ def unit_named(recipe: GapRecipe, name: str) -> Unit:
     """The unit of this name.
 
     Raises:
-        ValueError: if the study has no such unit.
+        SettingError: if the study has no such unit.
     """
     known = {str(unit): unit for unit in units_of(recipe)}
     if name not in known:
-        raise ValueError(f"study.only: there is no unit {name!r}; this study has {', '.join(known)}")
+        raise recipe.study.error(only=f"there is no unit {name!r}; this study has {', '.join(known)}")
     return known[name]
 
 

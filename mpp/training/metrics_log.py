@@ -1,4 +1,4 @@
-"""What a run says: `metrics.jsonl`, the terminal, and any of Accelerate's trackers."""
+"""The log of a run: `metrics.jsonl`, the terminal, and any of Accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Journal:
         self.say(self._sentence(step, numbers))
 
     def say(self, text: str) -> None:
-        """Tell the person who watches, without disturbing the progress bar."""
+        """Print a line above the progress bar."""
         if not self._writes:
             return
         if self._bar is not None:

@@ -151,7 +151,7 @@ class EarlyStoppingSettings(Settings):
     """When to end before the end: by the accuracy on the dev split."""
 
     patience: int = Field(default=0, ge=0)
-    """Looks in a row without a new best after which the run ends, and its best weights are tested and exported;
+    """Validations in a row without improvement after which the run ends, and its best weights are tested and exported;
     0 trains to the end, and tests what is there then."""
 
 

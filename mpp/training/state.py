@@ -30,7 +30,7 @@ class Callback(NamedTuple):
 
 
 class EarlyStopping(NamedTuple):
-    """When to be content with what there is, by what the callbacks say; and how to keep the best of it."""
+    """When to stop early, by the values of callbacks; and how to keep the best weights."""
 
     metric: str
     """The name of a value that the callbacks yield; the larger, the better."""
@@ -90,6 +90,8 @@ class RunRecord:
     """The score that is compared with the baselines, and its title."""
     source_weights: str | None
     """Digest of the weights that the encoder started from."""
+    pool: str
+    """What exports pool."""
     local: list[str]
     """Sections whose source is a path on this machine; what is published cuts it."""
 
@@ -112,6 +114,7 @@ class Run:
     journal: Journal
     stop: StopRequest
     callbacks: list[Callback]
+    """The same, with the same intervals, in every process: all wait for each other after one that is due."""
     log_every: int
     save_every: int
     export: Callable[[], None]

@@ -1,5 +1,7 @@
 """The same command again: no stop leaves a trace, no mistake costs what is there."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -85,6 +87,23 @@ def test_resume_false_starts_afresh(stopped, finished):
     good(stopped.again("checkpoint.resume=false"))
     assert weights(stopped.run) == weights(finished[0])
     assert losses(stopped.run) == losses(finished[0])
+
+
+def test_a_run_of_an_earlier_version_goes_on_to_export_the_class_token(stopped, finished):
+    """Such a run has not written down what it pools; its own pooling was by the class token."""
+    stopped.restore()
+    for folder in checkpoints(stopped.run):
+        state = json.loads((folder / "state.json").read_text())
+        assert state.pop("pool") == "avg"
+        (folder / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        content = (folder / "state.json").read_bytes()
+        manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    good(stopped.again())
+    assert weights(stopped.run) == weights(finished[0])
+    config = [json.loads((run / "encoder" / "config.json").read_text()) for run in (stopped.run, finished[0])]
+    assert [each["global_pool"] for each in config] == ["token", "avg"]
 
 
 def test_another_experiment_in_the_same_folder_is_refused_and_every_difference_shown(stopped):

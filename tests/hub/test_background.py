@@ -10,9 +10,9 @@ from safetensors.torch import load
 
 from mpp.training.metrics_log import read_metrics
 from tests.support.downstream import PRETRAIN, good, refused, written
-from tests.support.forkserver import ForkServer
+from tests.support.forkserver import ForkServer, as_two
 from tests.support.model_hub import EXPIRED, WRITER, Fault, ModelHub
-from tests.support.runs import checkpoints, journal, weights
+from tests.support.runs import checkpoints, free_port, journal, weights
 
 SLOWER = ("training.duration.steps=40", "checkpoint.every.steps=4", "hub.every.steps=4")
 
@@ -94,3 +94,11 @@ def test_without_a_token_it_is_refused_before_anything_is_trained(
     refused(said, "no token", "hf auth login")
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert not hub.received
+
+
+def test_two_processes_go_on_where_a_push_alone_is_due(recipe: Path, hub: ModelHub, online: ForkServer):
+    """One process pushes, and both wait for each other after it."""
+    quiet = ("training.duration.steps=6", "validation.every.steps=0", "checkpoint.every.steps=2", "hub.every.steps=3")
+    for command in as_two(online, "mpp.pretrain", free_port(), recipe, *quiet, "hub.push_to=user/two"):
+        good(command)
+    assert hub.repos["user/two"].pushed[-1].message == "Encoder of step 6"

@@ -375,7 +375,8 @@ def test_a_prediction_is_shown_by_its_loss_and_shapes():
 
 
 def test_cells_as_many_as_pixels_are_warned_of():
-    with pytest.warns(UserWarning, match="every pixel is predicted"):
-        mpp.DownsizedPatch(cells=4).outputs(4)
+    encoder = mpp.create_encoder("test_vit", image_size=SIZE, patch_size=PATCH)
+    with pytest.warns(UserWarning, match="nothing is downsized"):
+        mpp.MaskedPatchPrediction(encoder, mpp.DownsizedPatch(cells=PATCH))
     with warnings.catch_warnings(action="error"):
-        mpp.DownsizedPatch(cells=4).outputs(8)
+        mpp.MaskedPatchPrediction(encoder, mpp.DownsizedPatch(cells=PATCH // 2))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(name: str = "cifar10/gap.yaml", *changes: str) -> Any:
-    return mpp.load_recipe(ROOT / "recipes" / name, *changes)
+    return mpp.load_recipe(ROOT / "recipes" / name, changes)
 
 
 def differ(one: Any, other: Any) -> set[str]:

@@ -255,7 +255,7 @@ def test_units_that_run_at_once_end_as_those_that_run_in_turn(
             ["upstream.source=embedded", "downstream.source=embedded", "downstream.split='train[:50%]'"],
             ("are both embedded",),
         ),
-        (["pretraining.checkpoint.resume=false"], ("pretraining.checkpoint.resume is false", "goes on")),
+        (["pretraining.checkpoint.resume=false"], ("pretraining.checkpoint.resume is false", "always resumes")),
         (["encoder.arguments.drop_rate=0.1"], ("encoder.arguments has drop_rate", "finetuning.drop_path")),
         (["study.sizes={wet: {arguments: {proj_drop_rate: 0.1}}}"], ("study.sizes.wet.arguments has proj_drop_rate",)),
         (["evaluation.labels.seed=3"], ("evaluation.labels.seed", "study.seeds")),

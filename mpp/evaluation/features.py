@@ -248,6 +248,7 @@ def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, arithmetic:
         "encoder": reader.identity(),
         "images": _content(crops.images.rows, rows),
         "crop": [settings.image_size, settings.crop_pct, settings.interpolation],
+        "max_pixels": settings.max_pixels,  # decides which images a neighbour replaces
         "arithmetic": arithmetic,
         "torch": torch.__version__,
     }

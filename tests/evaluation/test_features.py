@@ -240,7 +240,13 @@ def test_fewer_places_are_found_among_those_that_were_kept(again: Any):
 
 @pytest.mark.parametrize(
     "change",
-    ["data.crop_pct=0.8", "data.interpolation=bicubic", "compute.precision=bfloat16", "encoder.pretrained=false"],
+    [
+        "data.crop_pct=0.8",
+        "data.interpolation=bicubic",
+        "data.max_pixels=1000000",
+        "compute.precision=bfloat16",
+        "encoder.pretrained=false",
+    ],
 )
 def test_other_settings_are_read_anew(again: Any, change: str):
     before, after = again(change)

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from mpp.hub.stage import ALLOWED, Staged
 
+T = TypeVar("T")
 ATTEMPTS = 4
 """How often a push is tried when the Hub is busy or breaks off."""
 PAUSE = 2.0
@@ -47,21 +40,20 @@ class PushError(RuntimeError):
 
 
 def push(staged: Staged, target: Target, message: str, say: Callable[[str], None] = print) -> str:
-    """Push in one commit; returns where it can be seen.
+    """Push in one commit; return where it can be seen.
 
     The token comes from the environment or from `hf auth login`; it is never passed on here.
 
     Raises:
-        PushError: saying what was wrong and what to do.
+        PushError: with the reason and what to do.
     """
-    api = HfApi(library_name="mpp")
-    quiet = logging.getLogger("huggingface_hub")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # what it tries again by itself is not worth a wall of text
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # retries are reported by `say`, a line each
     try:
-        return _push(api, staged, target, message, say)
+        return _push(HfApi(library_name="mpp"), staged, target, message, say)
     finally:
-        quiet.setLevel(level)
+        log.setLevel(level)
 
 
 def check_target(target: Target, licence: str | None) -> None:
@@ -78,64 +70,51 @@ def check_target(target: Target, licence: str | None) -> None:
 
 
 def _push(api: HfApi, staged: Staged, target: Target, message: str, say: Callable[[str], None]) -> str:
-    def check() -> None:
-        ModelCard.load(staged.folder / "README.md").validate()  # else a refusal would leave an empty repository
+    repo_id, revision = target.repo_id, target.branch or "main"
 
-    def create() -> None:
-        api.create_repo(target.repo_id, private=target.private, exist_ok=True)
-        if target.private and not api.model_info(target.repo_id).private:
+    def create() -> str | None:
+        ModelCard.load(staged.folder / "README.md").validate()  # first: a refusal leaves no empty repository behind
+        api.create_repo(repo_id, private=target.private, exist_ok=True)
+        if target.private and not api.model_info(repo_id).private:
             raise ValueError(
-                f"{target.repo_id} exists and is public: make it private on the Hub, or leave --private out. "
+                f"{repo_id} exists and is public: make it private on the Hub, or leave --private out. "
                 "Nothing was pushed."
             )
         if target.branch:
-            api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
+            api.create_branch(repo_id, branch=target.branch, exist_ok=True)
+        return api.model_info(repo_id, revision=revision).sha
 
-    _with_patience(check, lambda: False, target, say)
-    _with_patience(create, lambda: False, target, say)
-    revision = target.branch or "main"
+    def upload() -> str:
+        # An answer that never came may hide a commit that was made. The library leaves unchanged files out of a
+        # commit, and makes none of nothing: so this can be repeated. Not upload_folder, which repeats blindly.
+        there = {info.path for info in api.get_paths_info(repo_id, list(ALLOWED), revision=revision)}
+        added = [CommitOperationAdd(path.name, path) for path in staged.files]
+        removed = [CommitOperationDelete(name) for name in sorted(there - {path.name for path in staged.files})]
+        return api.create_commit(
+            repo_id, operations=[*added, *removed], commit_message=message, revision=target.branch
+        ).oid
 
-    def upload() -> None:
-        # Not upload_folder, which repeats the commit by itself where the answer is lost.
-        there = {info.path for info in _there(api, list(ALLOWED), target.repo_id, revision)}
-        staged_names = {path.name for path in staged.files}
-        api.create_commit(
-            target.repo_id,
-            operations=[
-                *(CommitOperationAdd(path.name, path) for path in staged.files),
-                *(CommitOperationDelete(name) for name in sorted(there - staged_names)),
-            ],
-            commit_message=message,
-            revision=target.branch,
-        )
-
-    # An answer that never came, or a 500, may hide a commit that was made: what lies there decides.
-    if not _arrived(api, staged, target.repo_id, revision):
-        _with_patience(upload, lambda: _arrived(api, staged, target.repo_id, revision), target, say)
-    else:
-        say(f"{target.repo_id} holds these very files already")
+    before = _retrying(create, target, say)
+    if _retrying(upload, target, say) == before:
+        say(f"{repo_id} holds these very files already")
     if target.tag:
-        _with_patience(lambda: _tag(api, target, revision), lambda: False, target, say)
-    return f"{api.endpoint}/{target.repo_id}" + (f"/tree/{target.branch}" if target.branch else "")
+        _retrying(lambda: _tag(api, target, revision), target, say)
+    return f"{api.endpoint}/{repo_id}" + (f"/tree/{target.branch}" if target.branch else "")
 
 
-def _with_patience(
-    work: Callable[[], None], arrived: Callable[[], bool], target: Target, say: Callable[[str], None]
-) -> None:
-    """Do it; again after a pause where the Hub is busy; never again where it is already done."""
-    for attempt in range(1, ATTEMPTS + 1):
+def _retrying(work: Callable[[], T], target: Target, say: Callable[[str], None]) -> T:
+    """Do the work; repeat it after a pause while the Hub is busy."""
+    for attempt in range(ATTEMPTS):
         try:
-            work()
-            return
+            return work()
         except Exception as error:
             message, again = _explain(error, target)
-            if again and arrived():
-                return
-            if not again or attempt == ATTEMPTS:
+            if not again or attempt == ATTEMPTS - 1:
                 raise PushError(message) from error
-            pause = max(PAUSE * 2 ** (attempt - 1), _retry_after(error))
+            pause = max(PAUSE * 2**attempt, _retry_after(error))
             say(f"{message.splitlines()[0]}; trying again in {pause:.0f} s")
             time.sleep(pause)
+    raise AssertionError
 
 
 def _retry_after(error: Exception) -> float:
@@ -199,24 +178,3 @@ def _tag(api: HfApi, target: Target, revision: str) -> None:
         )
     if target.tag not in placed:
         api.create_tag(target.repo_id, tag=target.tag, revision=revision)
-
-
-def _there(api: HfApi, names: list[str], repo_id: str, revision: str) -> list[Any]:
-    return api.get_paths_info(repo_id, names, revision=revision)
-
-
-def _arrived(api: HfApi, staged: Staged, repo_id: str, revision: str) -> bool:
-    """Whether what lies there is what is staged: every file, byte for byte by the Hub's own hashes, and no other."""
-    try:
-        found = {info.path: info for info in _there(api, list(ALLOWED), repo_id, revision)}
-    except (HfHubHTTPError, EntryNotFoundError, RevisionNotFoundError, HTTP_ERROR, OSError):
-        return False
-    names = {path.name for path in staged.files}
-    return names == set(found) and all(_same(path, found[path.name]) for path in staged.files)
-
-
-def _same(path: Path, info: Any) -> bool:
-    content = path.read_bytes()
-    if getattr(info, "lfs", None):
-        return info.lfs.sha256 == hashlib.sha256(content).hexdigest()
-    return info.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -212,7 +212,7 @@ def test_a_commit_that_was_made_in_spite_of_the_answer_is_not_made_twice(
     hub.faults = [Fault("POST .*/commit/", times=1, after=True, cut="no" in answer)]
     if "look" in answer:
         hub.create(name)
-        hub.faults.append(Fault("POST .*/paths-info/", 503, times=3))
+        hub.faults.append(Fault("POST .*/paths-info/", 503, times=2))
     arrived(push(run, name))
     assert len(hub.repos[name].pushed) == 1
     assert set(hub.repos[name].commits[-1].files) >= FILES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -9,13 +10,19 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from mpp.launch import launch
 from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe, report
 from mpp.settings import SettingError
 
+OPTIONS = """RECIPE is a file, or one of the names that 'mpp recipes' lists.
+
+  --processes N   train in N processes on this machine, one a GPU, or all on CPUs
+  --quiet         print errors and warnings alone
+"""
 MISTAKE = 2
 """Exit code for what the user can mend."""
 FAILED = 1
@@ -28,7 +35,7 @@ TRACEBACK = "MPP_TRACEBACK"
 def run_command(
     name: str, summary: str, work: Callable[[Any], int], arguments: list[str] | None = None, *, reads: str | None = None
 ) -> int:
-    """Read `RECIPE [key=value …]`, run `work` on the recipe, and give the exit code.
+    """Read `RECIPE [key=value …] [--processes N] [--quiet]`, run `work` on the recipe, and give the exit code.
 
     `reads` is the command whose recipes are read, where a command has none of its own.
 
@@ -43,19 +50,47 @@ def run_command(
         text = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"
         text += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
-        print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{text}\n\n{rest}", end="")
+        usage = f"usage: mpp {name} RECIPE [key=value …] [--processes N] [--quiet]"
+        print(f"{usage}\n\n{text}\n\n{OPTIONS}\n{rest}", end="")
         return 0 if arguments else MISTAKE
-    path, *overrides = arguments
     warnings.formatwarning = _format_warning
 
     def run() -> int:
+        (path, *overrides), processes, quiet = _options(arguments)
         document, recipe = open_recipe(path, overrides, reads or name)
+        if processes > 1 and "WORLD_SIZE" not in os.environ:
+            return launch(f"mpp.{name}", [path, *overrides, *(["--quiet"] if quiet else [])], processes)
+        if quiet:
+            os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
         try:
-            return work(recipe)
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
+                return work(recipe)
         except SettingError as error:
             raise report(error, document) from error
 
     return guarded(run)
+
+
+def _options(arguments: list[str]) -> tuple[list[str], int, bool]:
+    """Recipe and overrides, the number of processes, and whether to be quiet.
+
+    Raises:
+        ValueError: for an unknown option, or no recipe.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--quiet", action="store_true")
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(error) from error
+    if unknown := [argument for argument in rest if argument.startswith("-")]:
+        raise ValueError(f"unknown option {unknown[0]}; there are --processes N, --quiet and --help")
+    if options.processes < 1:
+        raise ValueError(f"--processes {options.processes}: give 1 or more")
+    if not rest:
+        raise ValueError("no recipe; give a file, or one of the names that 'mpp recipes' lists")
+    return rest, options.processes, options.quiet
 
 
 def guarded(work: Callable[[], int]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, StrictUndefined
 
 from mpp.files import write_text
 from mpp.objective.settings import BaseObjectiveSettings
@@ -47,15 +48,7 @@ class Facts:
 
 
 def write_card(facts: Facts, path: Path) -> None:
-    """Write `README.md` with its metadata: licence, library, tags, and results as a `model-index`.
-
-    Raises:
-        RuntimeError: if Jinja is not installed.
-    """
-    try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise RuntimeError('the model card needs Jinja: pip install "mpp[study]"') from error
+    """Write `README.md` with its metadata: licence, library, tags, and results as a `model-index`."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         facts=facts, scores_of=scores_of, duration=duration

@@ -20,14 +20,9 @@ def write_loss(
         path: of the picture.
         headline: the score that the baselines are compared with.
         title: the headline in words.
-
-    Raises:
-        RuntimeError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError('the picture of the loss needs matplotlib: pip install "mpp[study]"') from error
+    from matplotlib.figure import Figure  # late: it takes half a second
+
     names = (headline, f"validation/{headline}")
     figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
     axes = figure.subplots()

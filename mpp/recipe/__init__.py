@@ -6,6 +6,7 @@
     overrides.py     key=value → values
     validate.py      values → settings, or all mistakes at once
     errors.py        how a mistake is shown
+    shipped.py       the recipes that ship with the package, by name
     load.py          all of this together
     help.py          every setting, for --help
     dump.py          settings → YAML; the differences between two

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from mpp.recipe.errors import Problem, RecipeError, shown
 from mpp.recipe.overrides import apply_overrides, complete
 from mpp.recipe.parse import Document, read_document
+from mpp.recipe.shipped import recipe_path
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.validate import check
 from mpp.settings import SettingError, Settings
@@ -20,16 +21,17 @@ S = TypeVar("S", bound=Settings)
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | None = None) -> Any:
     """The recipe at `path` with `key=value` overrides on top, checked as its `command:` asks.
 
+    `path` is a file, or the name of a recipe that ships with the package, e.g. `mean_color`.
+
     `command` is the command that wants to run it: a recipe for another one is refused. Whatever is wrong raises one
     `RecipeError` that lists everything.
     """
-    document = read_document(path)
-    return _load(document, _schema(document, command), overrides)
+    return open_recipe(path, overrides, command)[1]
 
 
-def open_recipe(path: str | Path, overrides: Iterable[str], command: str) -> tuple[Document, Any]:
+def open_recipe(path: str | Path, overrides: Iterable[str], command: str | None) -> tuple[Document, Any]:
     """As `load_recipe`, with the document that remembers where each setting was written."""
-    document = read_document(path)
+    document = read_document(recipe_path(path))
     return document, _load(document, _schema(document, command), overrides)
 
 

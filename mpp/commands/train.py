@@ -1,0 +1,68 @@
+"""A recipe from Python: `mpp.train("mean_color", overrides=["data.source=photos"])`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from accelerate.state import AcceleratorState
+
+from mpp.commands.finetune import finetune
+from mpp.commands.pretrain import pretrain
+from mpp.encoder.backbone import Backbone
+from mpp.encoder.load import load_encoder
+from mpp.recipe import FinetuneRecipe, PretrainRecipe, load_recipe, write_recipe
+from mpp.settings import Settings
+from mpp.training.metrics_log import read_metrics
+
+
+class Trained(NamedTuple):
+    """What a run gives."""
+
+    encoder: Backbone
+    """With the weights of the last step."""
+    metrics: list[dict[str, Any]]
+    """The lines of `metrics.jsonl`."""
+    folder: Path
+    """The run's folder."""
+
+
+def train(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> Trained:
+    """Run a recipe of `mpp.pretrain` or `mpp.finetune` in this process, or resume it.
+
+    Args:
+        recipe: a file, the name of a recipe that ships with the package, or what `load_recipe` gives.
+        overrides: settings as on the command line, `key=value`.
+
+    Raises:
+        ValueError: for what the user can mend, or a recipe of another command.
+        RuntimeError: if the run could not continue.
+        KeyboardInterrupt: if it was interrupted; its state is saved, and the same call resumes it.
+    """
+    loaded = _loaded(recipe, list(overrides))
+    if not isinstance(loaded, PretrainRecipe | FinetuneRecipe):
+        raise ValueError(f"this recipe is for mpp {loaded.command}, which trains nothing")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run here may have had another precision
+    try:
+        code = pretrain(loaded) if isinstance(loaded, PretrainRecipe) else finetune(loaded)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if code:
+        raise KeyboardInterrupt(f"interrupted and saved; the same call resumes the run in {loaded.output_dir}")
+    folder = Path(loaded.output_dir)
+    return Trained(load_encoder(folder), read_metrics(folder / "metrics.jsonl"), folder)
+
+
+def _loaded(recipe: str | Path | Settings, overrides: list[str]) -> Any:
+    if not isinstance(recipe, Settings):
+        return load_recipe(recipe, overrides)
+    if not overrides:
+        return recipe
+    with TemporaryDirectory() as folder:
+        write_recipe(recipe, Path(folder) / "recipe.yaml")
+        return load_recipe(Path(folder) / "recipe.yaml", overrides)

@@ -15,10 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Private
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from mpp.type_hints import dotted, nearest, resolve, settings_of, without_variants
+from mpp.type_hints import UNITS, dotted, keys_of, nearest, resolve, settings_of
 
-OBJECTIONS = ("value_error", "assertion_error")
-"""Pydantic's names for what a validator of ours raises."""
 _SETTINGS = "\n\nSettings:\n"
 
 
@@ -36,7 +34,7 @@ class _SettingsType(type(BaseModel)):  # pyright: ignore[reportUntypedBaseClass,
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            raise SettingError(_complaints(cls, error)) from None  # pyright: ignore[reportArgumentType]
+            raise SettingError(_complaints(cls, values, error)) from None  # pyright: ignore[reportArgumentType]
 
     def __dir__(cls) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_") and not hasattr(Settings, name)]
@@ -101,7 +99,7 @@ class Settings(BaseModel, metaclass=_SettingsType):
         """Describe every setting in the docstring, for `help()`."""
         if cls.__doc__ and cls.__pydantic_fields_complete__:
             lines = [
-                f"    {name}: {setting.hint.words()}"
+                f"    {name}: {setting.words()}"
                 + ("" if setting.required else f"; {setting.default!r} by default")
                 + (f". {' '.join(setting.doc.split())}" if setting.doc else "")
                 for name, setting in settings_of(cls).items()  # pyright: ignore[reportArgumentType]
@@ -141,23 +139,21 @@ def without_name(path: str, complaint: str) -> str:
     return re.sub(rf"^(\w+\.)*{re.escape(path.rpartition('.')[2])} ", "", complaint)
 
 
-def _complaints(model: type[Settings], error: ValidationError) -> dict[str, str]:
+def _complaints(model: type[Settings], values: dict[str, Any], error: ValidationError) -> dict[str, str]:
     """What pydantic found wrong with arguments in Python, in plain words."""
     complaints: dict[str, str] = {}
     for details in error.errors(include_url=False):
-        keys = without_variants(model, details["loc"])
-        path, hint = dotted(keys), resolve(model, keys, {})
-        name, found = (str(keys[-1]), details["input"]) if keys else ("", None)
+        keys, refused = keys_of(details, values), details.get("ctx", {}).get("error")
+        setting = resolve(model, keys, values)
         if details["type"] == "extra_forbidden":
-            close = nearest(name, list(model.model_fields))
-            message = f"{name} is no setting of {model.__name__}" + (f"; did you mean {close}?" if close else "")
-        elif details["type"] == "missing":
-            message = f"{name} is missing" + (f": it must be {hint.phrase()}" if hint else "")
-        elif details["type"] in OBJECTIONS or hint is None:
-            message = str(details.get("ctx", {}).get("error", details["msg"]))
+            close = nearest(keys[-1], model.model_fields)
+            message = f"{keys[-1]} is no setting of {model.__name__}" + (f"; did you mean {close}?" if close else "")
+        elif isinstance(refused, Exception):  # by a validator
+            message = str(refused)
         else:
-            message = f"{name} must be {hint.phrase()}, found {found!r}"
-        complaints.setdefault(path, message)
+            found = "missing" if details["type"] == "missing" else f"found {details['input']!r}"
+            message = f"{found}; allowed: {setting.words() if setting else details['msg']}"
+        complaints.setdefault(dotted(keys), message)
     return complaints
 
 
@@ -204,7 +200,7 @@ class Duration(Settings):
 
     @model_validator(mode="after")
     def _one_unit(self) -> Duration:
-        given = [unit for unit in ("steps", "epochs", "images") if getattr(self, unit) is not None]
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "nothing"
             raise ValueError(f"a duration needs exactly one of steps, epochs or images; found {found}")
@@ -222,13 +218,13 @@ class Duration(Settings):
         """The duration times a factor; what was not 0 does not become 0."""
         if self.epochs is not None:
             return Duration(epochs=self.epochs * factor)
-        whole = {unit: getattr(self, unit) for unit in ("steps", "images") if getattr(self, unit) is not None}
-        return Duration(**{unit: max(round(count * factor), 1) if count else 0 for unit, count in whole.items()})
+        length = getattr(self, self.unit)
+        return Duration(**{self.unit: max(round(length * factor), 1) if length else 0})
 
     @property
     def unit(self) -> str:
         """The unit that it is given in."""
-        return next(unit for unit in ("steps", "epochs", "images") if getattr(self, unit) is not None)
+        return next(unit for unit in UNITS if getattr(self, unit) is not None)
 
     def __str__(self) -> str:
-        return next(f"{getattr(self, u):g} {u}" for u in ("steps", "epochs", "images") if getattr(self, u) is not None)
+        return f"{getattr(self, self.unit):g} {self.unit}"

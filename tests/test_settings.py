@@ -89,11 +89,11 @@ def test_settings_of_no_recipe_give_their_names_alone():
 @pytest.mark.parametrize(
     ("settings", "values", "said"),
     [
-        (MeanColor, {"bits": 9}, "bits must be an integer from 1 to 4, found 9"),
-        (Corruption, {"fraction": 2}, "fraction must be a number above 0 and at most 1, found 2"),
+        (MeanColor, {"bits": 9}, "bits: found 9; allowed: integer, from 1 to 4"),
+        (Corruption, {"fraction": 2}, "fraction: found 2; allowed: number, above 0 and at most 1"),
         (Corruption, {"mask": 0.5}, "mask, swap and keep must add up to 1; found 0.7"),
-        (DownsizedPatch, {"cells": "x"}, "cells must be an integer of at least 1, found 'x'"),
-        (FullPatch, {"normalize": "maybe"}, "normalize must be true or false, found 'maybe'"),
+        (DownsizedPatch, {"cells": "x"}, "cells: found 'x'; allowed: integer, at least 1"),
+        (FullPatch, {"normalize": "maybe"}, "normalize: found 'maybe'; allowed: true or false"),
         (FullPatch, {"normalise": True}, "normalise is no setting of FullPatch; did you mean normalize?"),
     ],
 )

@@ -16,7 +16,7 @@ Nothing here imports torch: help and errors come at once.
 from mpp.recipe.dump import differences, recipe_text, write_recipe
 from mpp.recipe.errors import RecipeError
 from mpp.recipe.help import help_text
-from mpp.recipe.load import load_recipe, load_settings, open_recipe, report
+from mpp.recipe.load import load_recipe, open_recipe, report
 from mpp.recipe.tree import (
     COMMANDS,
     EvaluateRecipe,
@@ -38,7 +38,6 @@ __all__ = [
     "differences",
     "help_text",
     "load_recipe",
-    "load_settings",
     "open_recipe",
     "recipe_text",
     "report",

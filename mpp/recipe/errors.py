@@ -1,13 +1,15 @@
-"""Errors of recipes: one `Problem` for each mistake, one `RecipeError` for all of them."""
+"""Errors of recipes: the line of each setting, a `Problem` for each mistake, one `RecipeError` for all of them."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mpp.recipe.yaml import in_line
+from mpp.settings import without_name
+from mpp.type_hints import Keys, dotted
 
 WIDTH = 79
 
@@ -44,9 +46,8 @@ class Problem:
             heading = f"{self.location}: {self.setting}"
         else:
             heading = wrapped(f"{self.location}: {self.complaint}", "", "    ")
-        return "\n".join(
-            [heading, *(wrapped(text, f"    {label}", " " * (4 + (len(label) or 2))) for label, text in notes if text)]
-        )
+        lines = [wrapped(text, f"    {label}", " " * (4 + (len(label) or 2))) for label, text in notes if text]
+        return "\n".join([heading, *lines])
 
 
 class RecipeError(ValueError):
@@ -58,6 +59,55 @@ class RecipeError(ValueError):
         super().__init__("\n\n".join([*count, *map(str, self.problems)]))
 
 
+@dataclass
+class Document:
+    """The values of a recipe, where each was written, and what was already found to be wrong."""
+
+    name: str
+    values: Any = None
+    locations: dict[Keys, SourceLocation] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def location(self, keys: Keys) -> SourceLocation:
+        """Where the value at `keys` was written; for one that is not there, where its section was."""
+        while keys and keys not in self.locations:
+            keys = keys[:-1]
+        return self.locations.get(keys, SourceLocation(self.name))
+
+    def value(self, keys: Keys) -> Any:
+        """The value at `keys`, or None where nothing is."""
+        value = self.values
+        for key in keys:
+            try:
+                value = value[key]
+            except (LookupError, TypeError):
+                return None
+        return value
+
+    def explain(self, path: str, complaint: str) -> Problem:
+        """What is wrong with the setting at a dotted path, or with several in the section there."""
+        known = {dotted(keys): keys for keys in self.locations}
+        above = path
+        while above and above not in known:
+            above = above.rpartition(".")[0]
+        keys = known.get(above, ())
+        found = shown(self.value(keys)) if above and above == path else ""
+        overridden = any(
+            known[: len(keys)] == keys and self.locations[known] == COMMAND_LINE for known in self.locations
+        )
+        return Problem(
+            COMMAND_LINE if overridden else self.location(keys),  # which does not go with the file
+            path,
+            without_name(path, complaint),
+            "" if found.endswith("…") else found,
+        )
+
+    def forget(self, keys: Keys) -> None:
+        """Drop the locations at and below `keys`, whose values are being replaced or removed."""
+        for known in [known for known in self.locations if known[: len(keys)] == keys]:
+            del self.locations[known]
+
+
 def shown(value: Any, limit: int = 60) -> str:
     """`value` as YAML in one line, text in quotes, cut when it is long."""
     text = repr(value) if isinstance(value, str) else in_line(value)
@@ -66,7 +116,6 @@ def shown(value: Any, limit: int = 60) -> str:
 
 def wrapped(text: str, start: str, indent: str) -> str:
     """`text` in lines of a terminal's width, the first after `start`, the others after `indent`."""
-    wrapper = textwrap.TextWrapper(
-        WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    return textwrap.fill(
+        text, WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
-    return wrapper.fill(text)

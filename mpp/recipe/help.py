@@ -36,23 +36,23 @@ def help_text(model: type[BaseModel]) -> str:
 
 
 def _is_section(setting: Setting) -> bool:
-    return bool(setting.hint.variants) or setting.hint.model not in (None, Duration)
+    return bool(setting.variants) or setting.model not in (None, Duration)
 
 
 def _section(path: str, setting: Setting, depth: int) -> Iterator[str]:
     """A room, or a part of one: what it is for, then its settings, or those of each of its kinds."""
-    if setting.hint.variants:
+    if setting.variants:
         default = _REQUIRED if setting.required else getattr(setting.default, KIND, "null")
-        yield from _heading(f"{path}.{KIND}={default}", listed(setting.hint.variants), depth)
+        yield from _heading(f"{path}.{KIND}={default}", listed(setting.variants), depth)
         yield from _paragraph(setting.doc, depth + 2)
-    for kind, model in setting.hint.variants.items():
+    for kind, model in setting.variants.items():
         yield from _heading(f"{path}.{KIND}={kind}:", "", depth)
         yield from _paragraph(_doc(model), depth + 2)
         yield from _settings(path, model, depth + 1)
-    if setting.hint.model is not None:
+    if setting.model is not None:
         yield from _heading(path, "", depth)
-        yield from _paragraph(setting.doc or _doc(setting.hint.model), depth + 2)
-        yield from _settings(path, setting.hint.model, depth + 1)
+        yield from _paragraph(setting.doc or _doc(setting.model), depth + 2)
+        yield from _settings(path, setting.model, depth + 1)
 
 
 def _settings(path: str, model: type[BaseModel], depth: int) -> Iterator[str]:
@@ -65,9 +65,9 @@ def _settings(path: str, model: type[BaseModel], depth: int) -> Iterator[str]:
 
 def _setting(path: str, setting: Setting, depth: int) -> Iterator[str]:
     default = setting.default
-    words = setting.hint.words()
-    if setting.hint.model is Duration:
-        words = "duration or null" if setting.hint.nullable else "duration"
+    words = setting.words()
+    if setting.model is Duration:
+        words = "duration or null" if setting.nullable else "duration"
     if isinstance(default, Duration):
         [(unit, length)] = plain(default).items()
         path, value = f"{path}.{unit}", _brief(length)

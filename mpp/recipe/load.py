@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mpp.recipe.errors import Problem, RecipeError, shown
-from mpp.recipe.overrides import apply_overrides, complete
-from mpp.recipe.parse import Document, read_document
+from mpp.recipe.errors import Document, Problem, RecipeError, shown
+from mpp.recipe.overrides import apply_overrides
+from mpp.recipe.parse import read_document
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.validate import check
 from mpp.settings import SettingError, Settings
 from mpp.type_hints import listed, nearest
-
-S = TypeVar("S", bound=Settings)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | None = None) -> Any:
@@ -23,14 +21,15 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | 
     `command` is the command that wants to run it: a recipe for another one is refused. Whatever is wrong raises one
     `RecipeError` that lists everything.
     """
-    document = read_document(path)
-    return _load(document, _schema(document, command), overrides)
+    return open_recipe(path, overrides, command)[1]
 
 
-def open_recipe(path: str | Path, overrides: Iterable[str], command: str) -> tuple[Document, Any]:
+def open_recipe(path: str | Path, overrides: Iterable[str], command: str | None) -> tuple[Document, Any]:
     """As `load_recipe`, with the document that remembers where each setting was written."""
     document = read_document(path)
-    return document, _load(document, _schema(document, command), overrides)
+    model = _model(document, command)
+    apply_overrides(document, model, overrides)
+    return document, check(document, model)
 
 
 def report(error: SettingError, document: Document) -> RecipeError:
@@ -39,38 +38,24 @@ def report(error: SettingError, document: Document) -> RecipeError:
     return RecipeError(problems, document.name)
 
 
-def load_settings(model: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:
-    """Any settings class, read and checked as recipes are."""
-    return _load(read_document(path), model, overrides)
-
-
-def _load(document: Document, model: type[S], overrides: Iterable[str]) -> S:
-    complete(model, document.values)
-    apply_overrides(document, model, overrides)
-    return check(document, model).at("")
-
-
-def _schema(document: Document, wanted: str | None) -> type[Settings]:
+def _model(document: Document, wanted: str | None) -> type[Settings]:
+    """The settings class of the recipe's command, which has to be the one that is wanted."""
     named = document.values.get("command")
+    if isinstance(named, str) and named in COMMANDS and wanted in (None, named):
+        return COMMANDS[named]
+    location, found, allowed = document.location(("command",)), shown(named), listed(COMMANDS)
     if isinstance(named, str) and named in COMMANDS:
-        if wanted in (None, named):
-            return COMMANDS[named]
         complaint = f"this recipe is for another command, not for {wanted}"
         advice = f"run it with: python -m mpp.{named} {document.name}"
-        problem = Problem(document.location(("command",)), "command", complaint, shown(named), "", advice)
+        problem = Problem(location, "command", complaint, found, "", advice)
     elif wanted is not None:
         return COMMANDS[wanted]  # whose check names the wrong command along with everything else
+    elif "command" in document.values:
+        match = nearest(named, COMMANDS)
+        problem = Problem(location, "command", "", found, allowed, f"did you mean {match}?" if match else "")
     else:
-        problem = _no_command(document)
+        match = nearest("command", document.values)
+        advice = f"is {match} in {document.location((match,))} meant to be it?" if match else ""
+        complaint = "missing: it names the command that the recipe is for"
+        problem = Problem(location, "command", complaint, "", allowed, advice)
     raise RecipeError([*document.problems, problem], document.name)
-
-
-def _no_command(document: Document) -> Problem:
-    location, allowed = document.location(("command",)), listed(COMMANDS)
-    if "command" in document.values:
-        named = document.values["command"]
-        match = nearest(named, list(COMMANDS))
-        return Problem(location, "command", "", shown(named), allowed, f"did you mean {match}?" if match else "")
-    match = nearest("command", list(document.values))
-    advice = f"is {match} in {document.location((match,))} meant to be it?" if match else ""
-    return Problem(location, "command", "missing: it names the command that the recipe is for", "", allowed, advice)

@@ -2,61 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mpp.recipe.errors import COMMAND_LINE, Problem, RecipeError, SourceLocation, shown
+from mpp.recipe.errors import COMMAND_LINE, Document, Problem, RecipeError, SourceLocation, shown
 from mpp.recipe.yaml import Loader, read_scalar
-from mpp.settings import without_name
 from mpp.type_hints import Keys, dotted, listed, nearest
-
-
-@dataclass
-class Document:
-    """The values of a recipe, where each was written, and what was already seen to be wrong."""
-
-    name: str
-    values: Any = None
-    locations: dict[Keys, SourceLocation] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def location(self, keys: Keys) -> SourceLocation:
-        """Where the value at `keys` was written; for one that is not there, where its section was."""
-        while keys and keys not in self.locations:
-            keys = keys[:-1]
-        return self.locations.get(keys, SourceLocation(self.name))
-
-    def value(self, keys: Keys) -> Any:
-        """The value at `keys`, or None where nothing is."""
-        value = self.values
-        for key in keys:
-            if isinstance(value, dict) or (isinstance(value, list) and isinstance(key, int) and key < len(value)):
-                value = value.get(key) if isinstance(value, dict) else value[key]  # type: ignore[index]
-            else:
-                return None
-        return value
-
-    def find(self, path: str) -> Keys:
-        """The keys of a dotted path, or of the section above that was written."""
-        known = {dotted(keys): keys for keys in self.locations}
-        while path and path not in known:
-            path = path.rpartition(".")[0]
-        return known.get(path, ())
-
-    def explain(self, path: str, complaint: str) -> Problem:
-        """What is wrong with the setting at a dotted path, with its line and value."""
-        keys = self.find(path)
-        found = shown(self.value(keys)) if dotted(keys) == path else ""
-        found = "" if found.endswith("…") else found
-        return Problem(self.location(keys), path, without_name(path, complaint), found)
-
-    def forget(self, keys: Keys) -> None:
-        """Drop the locations at and below `keys`, whose values are being replaced or removed."""
-        for known in [known for known in self.locations if known[: len(keys)] == keys]:
-            del self.locations[known]
 
 
 def read_document(path: str | Path) -> Document:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import difflib
 import functools
-import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -26,16 +25,14 @@ UNITS = ("steps", "epochs", "images")
 Keys = tuple[str | int, ...]
 """The path of a value in the tree: keys of mappings, and numbers of list items."""
 
-_NOUNS = {int: "integer", float: "number", str: "text", Path: "path", bool: "true or false", dict: "mapping"}
+_NOUNS = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "mapping"}
 _LISTS = (list, tuple, set, frozenset)
 _LIMITS = {
     "gt": "above {}",
     "ge": "at least {}",
     "lt": "below {}",
     "le": "at most {}",
-    "multiple_of": "a multiple of {}",
     "min_length": "at least {} long",
-    "max_length": "at most {} long",
     "pattern": "matching {}",
 }
 
@@ -79,7 +76,7 @@ class Setting:
     @property
     def is_text(self) -> bool:
         """Whether any text at all is allowed, and nothing else but null."""
-        return self.types in ((str,), (Path,))
+        return self.types == (str,)
 
     def admits(self, *wanted: Any) -> bool:
         """Whether one of the types is among `wanted`; `list[int]` is a `list`."""
@@ -113,31 +110,23 @@ class Setting:
 @functools.cache
 def settings_of(model: type[BaseModel]) -> dict[str, Setting]:
     """The fields of a settings class, in its order."""
-    return {name: read_hint(field.annotation, field) for name, field in model.model_fields.items()}
+    return {name: read_hint(field) for name, field in model.model_fields.items()}
 
 
-def read_hint(annotation: Any, field: FieldInfo | None = None) -> Setting:
-    """A type hint, and the field that has it, with unions flattened and annotations collected."""
-    found: list[Any] = []
-    limits = _limits(field) if field else {}
-
-    def collect(annotation: Any) -> None:
-        if get_origin(annotation) is Annotated:
-            inner, *extras = get_args(annotation)
-            limits.update(_limits(*extras))
-            collect(inner)
-        elif get_origin(annotation) in (Union, types.UnionType):
-            for member in get_args(annotation):
-                collect(member)
-        else:
-            found.append(annotation)
-
-    collect(annotation)
-    members = tuple(each for each in found if each not in (None, type(None)))
-    if field is None:
-        return Setting(members, limits, len(members) < len(found))
-    default = field.get_default(call_default_factory=True)
-    return Setting(members, limits, len(members) < len(found), default, field.description or "")
+def read_hint(hint: Any) -> Setting:
+    """A type hint, or a field of a settings class, with its unions flattened and its annotations collected."""
+    field = hint if isinstance(hint, FieldInfo) else FieldInfo.from_annotation(hint)
+    limits = {name: at for each in field.metadata for name in _LIMITS if (at := getattr(each, name, None)) is not None}
+    types = [field.annotation]
+    nullable = field.annotation in (None, NoneType)
+    if get_origin(field.annotation) in (Union, UnionType):
+        members = [read_hint(member) for member in get_args(field.annotation)]
+        types = [each for member in members for each in member.types]
+        nullable = any(member.nullable for member in members)
+        for member in members:
+            limits |= member.limits
+    types = tuple(each for each in types if each not in (None, NoneType))
+    return Setting(types, limits, nullable, field.get_default(call_default_factory=True), field.description or "")
 
 
 def resolve(model: type[BaseModel], keys: Keys, values: Any) -> Setting | None:
@@ -169,13 +158,7 @@ def every_setting(model: type[BaseModel], above: Keys = ()) -> Iterator[tuple[Ke
     for name, setting in settings_of(model).items():
         yield (*above, name), setting
         for inner in setting.models:
-            if not is_duration(inner):
-                yield from every_setting(inner, (*above, name))
-
-
-def is_duration(model: type[BaseModel] | None) -> bool:
-    """Whether a settings class is a duration, whose units count as one value."""
-    return model is not None and tuple(model.model_fields) == UNITS
+            yield from every_setting(inner, (*above, name))
 
 
 def dotted(keys: Keys) -> str:
@@ -214,7 +197,7 @@ def _words(annotation: Any, limits: Mapping[str, Any]) -> Sequence[str]:
     if origin is Literal:
         return [_plain(choice) for choice in arguments]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if is_duration(annotation):
+        if tuple(annotation.model_fields) == UNITS:
             return [f"a duration: {listed(f'{{{unit}: …}}' for unit in UNITS)}"]
         return [f"a mapping of {', '.join(annotation.model_fields)}"]
     bounds = listed(_limit_words(limits), "and") if limits else ""
@@ -224,21 +207,10 @@ def _words(annotation: Any, limits: Mapping[str, Any]) -> Sequence[str]:
     noun, comma, rest = items[0].partition(", ") if items else ("any value", "", "")
     if len(items) > 1:
         noun = listed(items, "and")
-    elif noun in ("integer", "number", "text", "path"):
+    elif noun in ("integer", "number", "text"):
         noun, comma = f"{noun}s", comma and ", each "
     fixed = origin is tuple and Ellipsis not in arguments and len(items) == 1
     return [f"list of {f'{len(arguments)} ' if fixed else ''}{noun}{comma}{rest}{bounds and ', ' + bounds}"]
-
-
-def _limits(*metadata: Any) -> dict[str, Any]:
-    """The limits in the metadata of a field, whatever class they come in."""
-    limits: dict[str, Any] = {}
-    for entry in metadata:
-        if isinstance(entry, FieldInfo):
-            limits |= _limits(*entry.metadata)
-        else:
-            limits |= {name: getattr(entry, name) for name in _LIMITS if getattr(entry, name, None) is not None}
-    return limits
 
 
 def _limit_words(limits: Mapping[str, Any]) -> list[str]:

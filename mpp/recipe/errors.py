@@ -84,23 +84,23 @@ class Document:
                 return None
         return value
 
+    def problem(
+        self, keys: Keys, complaint: str = "", *, found: str = "", allowed: str = "", advice: str = ""
+    ) -> Problem:
+        """What is wrong with the value at `keys`."""
+        return Problem(self.location(keys), dotted(keys), complaint, found, allowed, advice)
+
     def explain(self, path: str, complaint: str) -> Problem:
-        """What is wrong with the setting at a dotted path, or with several in the section there."""
+        """What settings say is wrong with the one at a dotted path, or with several in the section there."""
         known = {dotted(keys): keys for keys in self.locations}
         above = path
         while above and above not in known:
             above = above.rpartition(".")[0]
         keys = known.get(above, ())
         found = shown(self.value(keys)) if above and above == path else ""
-        overridden = any(
-            known[: len(keys)] == keys and self.locations[known] == COMMAND_LINE for known in self.locations
-        )
-        return Problem(
-            COMMAND_LINE if overridden else self.location(keys),  # which does not go with the file
-            path,
-            without_name(path, complaint),
-            "" if found.endswith("…") else found,
-        )
+        overridden = any(at == COMMAND_LINE for known, at in self.locations.items() if known[: len(keys)] == keys)
+        location = COMMAND_LINE if overridden else self.location(keys)  # an override does not go with the file
+        return Problem(location, path, without_name(path, complaint), "" if found.endswith("…") else found)
 
     def forget(self, keys: Keys) -> None:
         """Drop the locations at and below `keys`, whose values are being replaced or removed."""

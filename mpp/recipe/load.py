@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mpp.recipe.errors import Document, Problem, RecipeError, shown
+from mpp.recipe.errors import Document, RecipeError, shown
 from mpp.recipe.overrides import apply_overrides
 from mpp.recipe.parse import read_document
 from mpp.recipe.tree import COMMANDS
@@ -43,19 +43,20 @@ def _model(document: Document, wanted: str | None) -> type[Settings]:
     named = document.values.get("command")
     if isinstance(named, str) and named in COMMANDS and wanted in (None, named):
         return COMMANDS[named]
-    location, found, allowed = document.location(("command",)), shown(named), listed(COMMANDS)
+    keys, advice = ("command",), ""
     if isinstance(named, str) and named in COMMANDS:
         complaint = f"this recipe is for another command, not for {wanted}"
         advice = f"run it with: python -m mpp.{named} {document.name}"
-        problem = Problem(location, "command", complaint, found, "", advice)
+        problem = document.problem(keys, complaint, found=shown(named), advice=advice)
     elif wanted is not None:
         return COMMANDS[wanted]  # whose check names the wrong command along with everything else
-    elif "command" in document.values:
-        match = nearest(named, COMMANDS)
-        problem = Problem(location, "command", "", found, allowed, f"did you mean {match}?" if match else "")
+    elif keys[0] in document.values:
+        if match := nearest(named, COMMANDS):
+            advice = f"did you mean {match}?"
+        problem = document.problem(keys, found=shown(named), allowed=listed(COMMANDS), advice=advice)
     else:
-        match = nearest("command", document.values)
-        advice = f"is {match} in {document.location((match,))} meant to be it?" if match else ""
+        if match := nearest(keys[0], document.values):
+            advice = f"is {match} in {document.location((match,))} meant to be it?"
         complaint = "missing: it names the command that the recipe is for"
-        problem = Problem(location, "command", complaint, "", allowed, advice)
+        problem = document.problem(keys, complaint, allowed=listed(COMMANDS), advice=advice)
     raise RecipeError([*document.problems, problem], document.name)

@@ -17,12 +17,10 @@ def read_document(path: str | Path) -> Document:
     name = str(path)
     document = _parse(_read_text(Path(path)), name)
     if document.values is None:
-        raise _refusal(
-            SourceLocation(name), "the file is empty; a recipe begins with a line such as 'command: pretrain'"
-        )
+        raise _refusal(name, "the file is empty; the first line of a recipe is, for example, 'command: pretrain'")
     if not isinstance(document.values, dict):
         found = f"found {shown(document.values)}"
-        raise _refusal(SourceLocation(name), f"a recipe is a mapping of settings, such as 'command: pretrain'; {found}")
+        raise _refusal(name, f"a recipe is a mapping of settings, such as 'command: pretrain'; {found}")
     return document
 
 
@@ -32,8 +30,8 @@ def read_value(text: str, setting: str) -> tuple[Any, list[Problem]]:
         document = _parse(text, COMMAND_LINE.name)
     except RecipeError as error:
         return None, [Problem(COMMAND_LINE, setting, problem.complaint, shown(text)) for problem in error.problems]
-    below = [Problem(COMMAND_LINE, f"{setting}.{known.setting}", known.complaint) for known in document.problems]
-    return document.values, below
+    found = [Problem(COMMAND_LINE, f"{setting}.{known.setting}", known.complaint) for known in document.problems]
+    return document.values, found
 
 
 def _parse(text: str, name: str) -> Document:
@@ -45,10 +43,10 @@ def _parse(text: str, name: str) -> Document:
         line = mark.line + 1 if mark else 0
         written = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
         complaint = f"not valid YAML: {error.problem or error.context}"
-        raise _refusal(SourceLocation(name, line), complaint, found=shown(written) if written else "") from None
+        raise _refusal(name, complaint, line=line, found=shown(written) if written else "") from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise _refusal(SourceLocation(name, line), f"not valid YAML: the character #x{error.character:04x}") from None
+        raise _refusal(name, f"not valid YAML: the character #x{error.character:04x}", line=line) from None
     if node is not None:
         document.values = _build(node, (), document)
     return document
@@ -64,9 +62,8 @@ def _build(node: yaml.Node, keys: Keys, document: Document) -> Any:
         for key_node, value_node in node.value:
             location = SourceLocation(document.name, key_node.start_mark.line + 1)
             if not isinstance(key_node, yaml.ScalarNode):
-                document.problems.append(
-                    Problem(location, dotted(keys), "a key must be a word, not a list or a mapping")
-                )
+                complaint = "a key must be a word, not a list or a mapping"
+                document.problems.append(Problem(location, dotted(keys), complaint))
                 continue
             below = (*keys, key_node.value)
             if key_node.value in entries:
@@ -79,34 +76,34 @@ def _build(node: yaml.Node, keys: Keys, document: Document) -> Any:
     try:
         return read_scalar(node.tag, node.value)
     except ValueError as error:
-        document.problems.append(Problem(document.location(keys), dotted(keys), str(error)))
+        document.problems.append(document.problem(keys, str(error)))
         return None
 
 
 def _read_text(path: Path) -> str:
-    location = SourceLocation(str(path))
     if path.is_dir():
         inside = sorted(str(found) for found in path.glob("*.yaml"))
-        raise _refusal(location, "is a directory, not a recipe", f"it holds {listed(inside, 'and')}" if inside else "")
+        advice = f"it holds {listed(inside, 'and')}" if inside else ""
+        raise _refusal(path, "is a directory, not a recipe", advice=advice)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise _refusal(location, "does not exist", _near_matches(path)) from None
+        raise _refusal(path, "does not exist", advice=_near_matches(path)) from None
     except UnicodeDecodeError as error:
         complaint = f"not a text file in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
-        raise _refusal(location, complaint) from None
+        raise _refusal(path, complaint) from None
     except OSError as error:
-        raise _refusal(location, f"cannot be read: {error.strerror or error}") from None
+        raise _refusal(path, f"cannot be read: {error.strerror or error}") from None
 
 
 def _near_matches(path: Path) -> str:
     """The recipe that was probably meant: one of the same folder, else one of `recipes/`."""
     for folder, pattern in ((path.parent, "*.yaml"), (Path("recipes"), "**/*.yaml")):
         names = {found.name: str(found) for found in sorted(folder.glob(pattern), reverse=True)}
-        if match := nearest(path.name, list(names)):
+        if match := nearest(path.name, names):
             return f"did you mean {names[match]}?"
     return ""
 
 
-def _refusal(location: SourceLocation, complaint: str, advice: str = "", found: str = "") -> RecipeError:
-    return RecipeError([Problem(location, "", complaint, found=found, advice=advice)], location.name)
+def _refusal(name: str | Path, complaint: str, line: int = 0, found: str = "", advice: str = "") -> RecipeError:
+    return RecipeError([Problem(SourceLocation(str(name), line), "", complaint, found, "", advice)], str(name))

@@ -14,6 +14,8 @@ from mpp.settings import SettingError, Settings
 from mpp.type_hints import KIND, Keys, Setting, dotted, every_setting, keys_of, listed, nearest, resolve
 
 S = TypeVar("S", bound=Settings)
+_IN_WORDS = ("_type", "_parsing", "_than", "_than_equal", "_error", "_short", "_float", "_invalid")
+"""How pydantic's names of errors end whose constraints `Setting.words` explains."""
 
 
 def check(document: Document, model: type[S]) -> S:
@@ -45,31 +47,20 @@ def _explain(details: ErrorDetails, model: type[BaseModel], document: Document) 
         return
     if kind.startswith("union_tag") and isinstance(document.value(keys), dict):
         keys, kind = (*keys, KIND), "missing" if kind == "union_tag_not_found" else kind
-    location, value = document.location(keys), document.value(keys)
-    setting = resolve(model, keys, document.values)
+    setting, value = resolve(model, keys, document.values), document.value(keys)
     allowed = setting.words() if setting else ""
     if kind == "extra_forbidden":
         yield _unknown_key(keys, model, document)
     elif kind == "missing":
-        yield Problem(location, dotted(keys), "missing", allowed=allowed)
+        yield document.problem(keys, "missing", allowed=allowed)
     elif details["loc"][-1] == "[key]":
-        yield Problem(location, dotted(keys), "", shown(keys[-1]), details["msg"])
+        yield document.problem(keys, found=shown(keys[-1]), allowed=details["msg"])
     else:
-        covered = (
-            "_type",
-            "_parsing",
-            "_than",
-            "_than_equal",
-            "_error",
-            "_short",
-            "_long",
-            "_of",
-            "_float",
-            "_invalid",
-        )
-        if not (allowed and kind.endswith(covered)):  # a constraint that words() cannot put
+        if not (allowed and kind.endswith(_IN_WORDS)):
             allowed = f"{allowed}; {details['msg']}" if allowed else details["msg"]
-        yield Problem(location, dotted(keys), "", shown(value), allowed, _advice(value, setting) if setting else "")
+        yield document.problem(
+            keys, found=shown(value), allowed=allowed, advice=_advice(value, setting) if setting else ""
+        )
 
 
 def _unknown_key(keys: Keys, model: type[BaseModel], document: Document) -> Problem:
@@ -88,7 +79,7 @@ def _unknown_key(keys: Keys, model: type[BaseModel], document: Document) -> Prob
     else:
         match = nearest(key, siblings)
         advice = f"did you mean {dotted((*above, match))}?" if match else ""
-    return Problem(document.location(keys), dotted(keys), "unknown key", "", ", ".join(siblings), advice)
+    return document.problem(keys, "unknown key", allowed=", ".join(siblings), advice=advice)
 
 
 def _advice(value: Any, setting: Setting) -> str:

@@ -8,6 +8,7 @@ Here a number is a number, with or without a dot or an exponent; only `true` and
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -82,21 +83,20 @@ Dumper.add_representer(dict, Dumper.entries)
 Dumper.add_representer(list, Dumper.items)
 
 
+_READ: dict[str, Callable[[str], Any]] = {
+    NULL: lambda text: None,
+    BOOL: lambda text: text.lower() == "true",
+    INT: lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
+    FLOAT: lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    TEXT: str,
+}
+
+
 def read_scalar(tag: str, text: str) -> Any:
     """The value of a scalar of the core schema."""
-    match tag:
-        case "tag:yaml.org,2002:null":
-            return None
-        case "tag:yaml.org,2002:bool":
-            return text.lower() == "true"
-        case "tag:yaml.org,2002:int":
-            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-        case "tag:yaml.org,2002:float":
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        case "tag:yaml.org,2002:str":
-            return text
-        case _:
-            raise ValueError(f"the tag {tag!r} is not read in recipes")
+    if tag not in _READ:
+        raise ValueError(f"the tag {tag!r} is not read in recipes")
+    return _READ[tag](text)
 
 
 def in_block(value: Any) -> str:

@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe, report
+from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe
 from mpp.settings import SettingError
 
 MISTAKE = 2
-"""Exit code for what the user can mend."""
+"""Exit code for what the user can correct."""
 FAILED = 1
-"""Exit code for a run that could not go on."""
+"""Exit code for a run that could not continue."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 TRACEBACK = "MPP_TRACEBACK"
 """Set this in the environment to see where an error comes from."""
@@ -31,29 +31,26 @@ def run_command(
     """Read `RECIPE [key=value …]`, run `work` on the recipe, and give the exit code.
 
     `reads` is the command whose recipes are read, where a command has none of its own.
-
-    An error is reported as one message on stderr, without a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to end
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal lacks does not stop the run
             with suppress(OSError):
                 stream.reconfigure(errors="backslashreplace")
-    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+    if not arguments or {"-h", "--help"} & set(arguments):
         text = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"
         text += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
         print(f"usage: python -m mpp.{name} RECIPE [key=value …]\n\n{text}\n\n{rest}", end="")
         return 0 if arguments else MISTAKE
-    path, *overrides = arguments
     warnings.formatwarning = _format_warning
 
     def run() -> int:
-        document, recipe = open_recipe(path, overrides, reads or name)
+        document, recipe = open_recipe(arguments[0], arguments[1:], reads or name)
         try:
             return work(recipe)
         except SettingError as error:
-            raise report(error, document) from error
+            raise document.report(error) from error
 
     return guarded(run)
 
@@ -74,7 +71,7 @@ def guarded(work: Callable[[], int]) -> int:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning of this package is for the user: its text. Any other shows where it comes from."""
+    """The text alone of a warning of this package, which is for the user; of any other also where it comes from."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         return f"warning: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"

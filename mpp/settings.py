@@ -17,7 +17,7 @@ from pydantic_core import CoreSchema
 
 from mpp.type_hints import UNITS, dotted, keys_of, nearest, resolve, settings_of
 
-_SETTINGS = "\n\nSettings:\n"
+_SETTINGS = "\n\nSettings:"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Settings(BaseModel, metaclass=_SettingsType):
     _location: Location = PrivateAttr(Location())
 
     shorthand: ClassVar[str | None] = None
-    """The setting that is meant where a recipe gives plain text for the whole section: `encoder=runs/mine`."""
+    """The setting that plain text sets where a recipe gives it for the whole section: `encoder=runs/mine`."""
 
     def at(self, path: str) -> Self:
         """A copy of these settings that has this dotted path in a recipe; all sections in it follow."""
@@ -84,13 +84,10 @@ class Settings(BaseModel, metaclass=_SettingsType):
         try:
             yield
         except SettingError as error:
-            raise SettingError(
-                {
-                    setting: message
-                    for name, complaint in error.complaints.items()
-                    for setting, message in elsewhere.get(name, self).error(**{name: complaint}).complaints.items()
-                }
-            ) from error
+            complaints: dict[str, str] = {}
+            for name, complaint in error.complaints.items():
+                complaints |= elsewhere.get(name, self).error(**{name: complaint}).complaints
+            raise SettingError(complaints) from error
         except ValueError as error:
             raise self.error(**{default: str(error)}) from error
 
@@ -98,17 +95,16 @@ class Settings(BaseModel, metaclass=_SettingsType):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         """Describe every setting in the docstring, for `help()`."""
         if cls.__doc__ and cls.__pydantic_fields_complete__:
-            lines = [
-                f"    {name}: {setting.words()}"
-                + ("" if setting.required else f"; {setting.default!r} by default")
-                + (f". {' '.join(setting.doc.split())}" if setting.doc else "")
-                for name, setting in settings_of(cls).items()  # pyright: ignore[reportArgumentType]
-            ]
-            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}{_SETTINGS}" + "\n".join(lines)
+            lines = [inspect.cleandoc(cls.__doc__) + _SETTINGS]
+            for name, setting in settings_of(cls).items():  # pyright: ignore[reportArgumentType]
+                default = "" if setting.required else f"; {setting.default!r} by default"
+                doc = f". {' '.join(setting.doc.split())}" if setting.doc else ""
+                lines.append(f"    {name}: {setting.words()}{default}{doc}")
+            cls.__doc__ = "\n".join(lines)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The JSON Schema that editors check recipes by, in which a shorthand may stand for its section."""
+        """The JSON Schema by which editors check recipes; it allows a shorthand in place of its section."""
         whole = handler.resolve_ref_schema(reference := handler(schema))
         whole["description"] = whole.get("description", "").partition(_SETTINGS)[0]
         if cls.shorthand is not None:
@@ -135,7 +131,7 @@ class SettingError(ValueError):
 
 
 def without_name(path: str, complaint: str) -> str:
-    """A complaint without the name of its setting, where it begins with that."""
+    """A complaint without its first word, where that is the name of its setting."""
     return re.sub(rf"^(\w+\.)*{re.escape(path.rpartition('.')[2])} ", "", complaint)
 
 

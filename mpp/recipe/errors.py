@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mpp.recipe.yaml import in_line
-from mpp.settings import without_name
+from mpp.settings import SettingError, without_name
 from mpp.type_hints import Keys, dotted
 
 WIDTH = 79
@@ -101,6 +101,10 @@ class Document:
         overridden = any(at == COMMAND_LINE for known, at in self.locations.items() if known[: len(keys)] == keys)
         location = COMMAND_LINE if overridden else self.location(keys)  # an override does not go with the file
         return Problem(location, path, without_name(path, complaint), "" if found.endswith("…") else found)
+
+    def report(self, error: SettingError) -> RecipeError:
+        """An error about settings, with the line of each and its value."""
+        return RecipeError([self.explain(*each) for each in error.complaints.items()], self.name)
 
     def forget(self, keys: Keys) -> None:
         """Drop the locations at and below `keys`, whose values are being replaced or removed."""

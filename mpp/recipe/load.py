@@ -11,7 +11,7 @@ from mpp.recipe.overrides import apply_overrides
 from mpp.recipe.parse import read_document
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.validate import check
-from mpp.settings import SettingError, Settings
+from mpp.settings import Settings
 from mpp.type_hints import listed, nearest
 
 
@@ -30,12 +30,6 @@ def open_recipe(path: str | Path, overrides: Iterable[str], command: str | None)
     model = _model(document, command)
     apply_overrides(document, model, overrides)
     return document, check(document, model)
-
-
-def report(error: SettingError, document: Document) -> RecipeError:
-    """An error about settings, with the line of each and its value."""
-    problems = [document.explain(path, complaint) for path, complaint in error.complaints.items()]
-    return RecipeError(problems, document.name)
 
 
 def _model(document: Document, wanted: str | None) -> type[Settings]:

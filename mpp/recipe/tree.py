@@ -79,14 +79,7 @@ class PretrainingPart(TrainingPart):
     evaluation: InTrainingSettings = InTrainingSettings()
 
 
-class ClassifierPart(TrainingPart):
-    """How a classifier is trained."""
-
-    augmentation: AugmentationSettings = AugmentationSettings()
-    search: SearchSettings = SearchSettings()
-
-
-class FinetuningPart(ClassifierPart):
+class FinetuningPart(TrainingPart):
     """How every arm of a study is fine-tuned downstream."""
 
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1,)
@@ -99,6 +92,8 @@ class FinetuningPart(ClassifierPart):
     """Stochastic depth in fine-tuning."""
 
     objective: FineTuningSettings = FineTuningSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    search: SearchSettings = SearchSettings()
 
 
 class EvaluationPart(Settings):
@@ -142,11 +137,13 @@ class PretrainRecipe(PretrainingPart, TrainRecipe[Literal["pretrain"]]):
         return self
 
 
-class FinetuneRecipe(ClassifierPart, TrainRecipe[Literal["finetune"]]):
+class FinetuneRecipe(TrainingPart, TrainRecipe[Literal["finetune"]]):
     """Train a classifier from an encoder, or from scratch: `python -m mpp.finetune RECIPE encoder=runs/mine`."""
 
     labels: LabelSettings = LabelSettings()
     objective: ClassificationSettings = FineTuningSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    search: SearchSettings = SearchSettings()
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
     journal: JournalSettings = JournalSettings()
 

@@ -7,24 +7,16 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from mpp.type_hints import UNITS, dotted, keys_of, nearest, resolve, settings_of
 
 _SETTINGS = "\n\nSettings:"
-
-
-@dataclass(frozen=True)
-class Location:
-    """The dotted path of a section in its recipe. Settings are equal wherever they are."""
-
-    path: str = field(default="", compare=False)
 
 
 class _SettingsType(type(BaseModel)):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
@@ -50,7 +42,7 @@ class Settings(BaseModel, metaclass=_SettingsType):
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
-    _location: Location = PrivateAttr(Location())
+    _location: str = ""
 
     shorthand: ClassVar[str | None] = None
     """The setting that plain text sets where a recipe gives it for the whole section: `encoder=runs/mine`."""
@@ -58,17 +50,21 @@ class Settings(BaseModel, metaclass=_SettingsType):
     def at(self, path: str) -> Self:
         """A copy of these settings that has this dotted path in a recipe; all sections in it follow."""
         copy = self.model_copy(update={name: _at(value, f"{path}.{name}".lstrip(".")) for name, value in self})
-        copy._location = Location(path)
+        copy._location = path
         return copy
 
     @property
     def location(self) -> str:
         """The dotted path of this section in its recipe; empty for a whole recipe, and for settings of no recipe."""
-        return self._location.path
+        return self._location
 
     def error(self, **complaints: str) -> SettingError:
         """The error to raise: what is wrong with each of these settings, by its name in this section."""
         return SettingError({f"{self.location}.{name}".lstrip("."): message for name, message in complaints.items()})
+
+    def __eq__(self, other: object) -> bool:
+        """Settings are equal wherever in a recipe they are."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
 
     @contextmanager
     def blamed(self, default: str, **elsewhere: Settings) -> Iterator[None]:

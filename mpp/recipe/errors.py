@@ -40,12 +40,10 @@ class Problem:
     advice: str = ""
 
     def __str__(self) -> str:
-        notes = [("found: ", self.found), ("allowed: ", self.allowed), ("", self.advice)]
-        if self.setting:
-            notes.insert(0, ("", self.complaint))
-            heading = f"{self.location}: {self.setting}"
-        else:
-            heading = wrapped(f"{self.location}: {self.complaint}", "", "    ")
+        heading, complaint = f"{self.location}: {self.setting}", self.complaint
+        if not self.setting:
+            heading, complaint = wrapped(f"{heading}{complaint}", "", "    "), ""
+        notes = [("", complaint), ("found: ", self.found), ("allowed: ", self.allowed), ("", self.advice)]
         lines = [wrapped(text, f"    {label}", " " * (4 + (len(label) or 2))) for label, text in notes if text]
         return "\n".join([heading, *lines])
 

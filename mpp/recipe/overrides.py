@@ -19,7 +19,7 @@ from mpp.type_hints import KIND, Keys, Setting, dotted, read_hint, resolve, sett
 
 
 def apply_overrides(document: Document, model: type[BaseModel], overrides: Iterable[str]) -> None:
-    """Write each `a.b.c=value` over what the file says; mistakes are added to the document's problems."""
+    """Replace values of the file by each `a.b.c=value`; mistakes are added to the document's problems."""
     complete(document.values, read_hint(model))
     texts: dict[Keys, str] = {}
     for override in overrides:
@@ -32,10 +32,8 @@ def apply_overrides(document: Document, model: type[BaseModel], overrides: Itera
             complaint = f"not an override: write key=value, as in {example}"
             document.problems.append(Problem(COMMAND_LINE, override or "''", complaint))
         else:
-            if short := _shorthand(resolve(model, keys, document.values), text):
-                keys = (*keys, short)
-            texts.pop(keys, None)
-            texts[keys] = text
+            short = _shorthand(resolve(model, keys, document.values), text)
+            texts[(*keys, short) if short else keys] = text
     # Sections before what is in them, kinds before what depends on them: so the order they came in does not matter.
     for keys in sorted(texts, key=lambda keys: (len(keys), keys[-1] != KIND)):
         _override(document, model, keys, texts[keys])
@@ -82,31 +80,28 @@ def _override(document: Document, model: type[BaseModel], keys: Keys, text: str)
             allowed = f"{dotted(above)}=…, {setting.words()}" if setting else ""
             document.problems.append(Problem(COMMAND_LINE, dotted(keys), complaint, found, allowed))
             return
-    value, problems = _value(text, resolve(model, keys, document.values), dotted(keys))
-    document.problems.extend(problems)
-    if not problems:
-        section = document.value(keys[:-1])
-        for outdated in _outdated(section, resolve(model, keys[:-1], document.values), keys[-1], value):
-            if document.location((*keys[:-1], outdated)) != COMMAND_LINE:
-                del section[outdated]
-                document.forget((*keys[:-1], outdated))
-        section[keys[-1]] = value
-        document.forget(keys)
-        document.locations[keys] = COMMAND_LINE
+    setting, bare = resolve(model, keys, document.values), text.strip()
+    if setting and setting.is_text and bare not in ("", "null", "~") and bare[0] not in "'\"":
+        value = bare  # so that `output_dir=2024` or `a: b` need no second quotes
+    else:
+        value, problems = read_value(text, dotted(keys))
+        document.problems.extend(problems)
+        if problems:
+            return
+    section = document.value(keys[:-1])
+    for outdated in _outdated(section, resolve(model, keys[:-1], document.values), keys[-1], value):
+        if document.location((*keys[:-1], outdated)) != COMMAND_LINE:
+            del section[outdated]
+            document.forget((*keys[:-1], outdated))
+    section[keys[-1]] = value
+    document.forget(keys)
+    document.locations[keys] = COMMAND_LINE
 
 
 def _shorthand(setting: Setting | None, text: str) -> str | None:
     """The setting that plain text is for, in a section that has a shorthand."""
     plain = text.strip() and text.strip()[0] not in "{[" and text.strip() not in ("null", "~")
     return getattr(setting.model, "shorthand", None) if setting and plain else None
-
-
-def _value(text: str, setting: Setting | None, path: str) -> tuple[Any, list[Problem]]:
-    """The value of `text`: literally where text is meant, so that `output_dir=2024` or `a: b` need no second quotes."""
-    bare = text.strip()
-    if setting is not None and setting.is_text and bare not in ("", "null", "~") and bare[0] not in "'\"":
-        return bare, []
-    return read_value(text, path)
 
 
 def _outdated(section: dict[str, Any], setting: Setting | None, key: str | int, value: Any) -> list[str]:

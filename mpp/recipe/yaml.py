@@ -24,6 +24,7 @@ _CORE_SCHEMA = [  # tag, what such a scalar looks like, and the characters that 
     (FLOAT, r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
 ]
 
+_LIST = "tag:yaml.org,2002:seq"
 DEEPEST = 32
 """Levels of nesting; no recipe needs more, and Python's own limit is not far above."""
 
@@ -69,10 +70,6 @@ class Dumper(yaml.SafeDumper):
         brief = len(entries) == 1 and not isinstance(next(iter(entries.values())), (dict, list))
         return self.represent_mapping("tag:yaml.org,2002:map", entries.items(), flow_style=brief or None)
 
-    def items(self, items: list[Any]) -> yaml.Node:
-        """A list, in one line."""
-        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
 
 _YAML_1_1 = Resolver()
 for _tag, _pattern, _first in _CORE_SCHEMA:
@@ -80,7 +77,7 @@ for _tag, _pattern, _first in _CORE_SCHEMA:
         _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
 Dumper.add_representer(str, Dumper.text)
 Dumper.add_representer(dict, Dumper.entries)
-Dumper.add_representer(list, Dumper.items)
+Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence(_LIST, items, flow_style=True))
 
 
 _READ: dict[str, Callable[[str], Any]] = {

@@ -50,7 +50,7 @@ def run_command(
         try:
             return work(recipe)
         except SettingError as error:
-            raise document.report(error) from error
+            raise RecipeError(document.problems_of(error), document.name) from error
 
     return guarded(run)
 

@@ -26,7 +26,6 @@ Keys = tuple[str | int, ...]
 """The path of a value in the tree: keys of mappings, and numbers of list items."""
 
 _NOUNS = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "mapping"}
-_LISTS = (list, tuple, set, frozenset)
 _LIMITS = {
     "gt": "above {}",
     "ge": "at least {}",
@@ -185,7 +184,7 @@ def _item(annotation: Any, key: str | int) -> Setting | None:
         return settings_of(annotation).get(str(key))
     if origin is dict and not isinstance(key, int):
         return read_hint(arguments[1] if arguments else Any)
-    if origin in _LISTS and isinstance(key, int) and arguments:
+    if origin in (list, tuple) and isinstance(key, int) and arguments:
         fixed = origin is tuple and arguments[-1] is not Ellipsis
         return read_hint(arguments[min(key, len(arguments) - 1)] if fixed else arguments[0])
     return None
@@ -195,13 +194,13 @@ def _words(annotation: Any, limits: Mapping[str, Any]) -> Sequence[str]:
     """A type and its limits in words; one for each choice of a Literal."""
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Literal:
-        return [_plain(choice) for choice in arguments]
+        return [str(choice) for choice in arguments]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if tuple(annotation.model_fields) == UNITS:
             return [f"a duration: {listed(f'{{{unit}: …}}' for unit in UNITS)}"]
         return [f"a mapping of {', '.join(annotation.model_fields)}"]
     bounds = listed(_limit_words(limits), "and") if limits else ""
-    if origin not in _LISTS:
+    if origin not in (list, tuple):
         return [f"{_NOUNS.get(origin, 'any value')}{bounds and ', ' + bounds}"]
     items = list(dict.fromkeys(read_hint(item).words() for item in arguments if item is not Ellipsis))
     noun, comma, rest = items[0].partition(", ") if items else ("any value", "", "")
@@ -219,9 +218,5 @@ def _limit_words(limits: Mapping[str, Any]) -> list[str]:
         del left["min_length"]
         words.append("not empty")
     if "ge" in left and "le" in left:
-        words.append(f"from {_plain(left.pop('ge'))} to {_plain(left.pop('le'))}")
-    return words + [phrase.format(_plain(left[name])) for name, phrase in _LIMITS.items() if name in left]
-
-
-def _plain(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else f"{value}"
+        words.append(f"from {left.pop('ge')} to {left.pop('le')}")
+    return words + [phrase.format(left[name]) for name, phrase in _LIMITS.items() if name in left]

@@ -73,10 +73,10 @@ def test_what_a_room_refuses_is_reported_with_file_line_and_value(tmp_path: Path
         build_backbone(recipe.encoder, recipe.data.image_size, recipe.data)
     assert set(caught.value.complaints) == {"data.image_size"}
     assert str(caught.value).startswith("data.image_size 15 is not a multiple of the patch size 4")
-    assert str(document.report(caught.value)).startswith(f"{path}:3: data.image_size\n    15 is not a multiple")
+    assert str(document.problems_of(caught.value)[0]).startswith(f"{path}:3: data.image_size\n    15 is not a multiple")
     with pytest.raises(SettingError) as caught:
         make_optimizer(nn.Linear(1, 1), recipe.optimizer)
-    assert str(document.report(caught.value)).startswith("command line: optimizer.name\n    'adamm' is not one")
+    assert str(document.problems_of(caught.value)[0]).startswith("command line: optimizer.name\n    'adamm' is not one")
 
 
 def test_settings_of_no_recipe_give_their_names_alone():

@@ -88,21 +88,25 @@ class Document:
         """What is wrong with the value at `keys`."""
         return Problem(self.location(keys), dotted(keys), complaint, found, allowed, advice)
 
-    def explain(self, path: str, complaint: str) -> Problem:
-        """What settings say is wrong with the one at a dotted path, or with several in the section there."""
-        known = {dotted(keys): keys for keys in self.locations}
-        above = path
-        while above and above not in known:
-            above = above.rpartition(".")[0]
-        keys = known.get(above, ())
-        found = shown(self.value(keys)) if above and above == path else ""
-        overridden = any(at == COMMAND_LINE for known, at in self.locations.items() if known[: len(keys)] == keys)
-        location = COMMAND_LINE if overridden else self.location(keys)  # an override does not go with the file
-        return Problem(location, path, without_name(path, complaint), "" if found.endswith("…") else found)
-
-    def report(self, error: SettingError) -> RecipeError:
-        """An error about settings, with the line of each and its value."""
-        return RecipeError([self.explain(*each) for each in error.complaints.items()], self.name)
+    def problems_of(self, error: Exception, above: Keys = ()) -> list[Problem]:
+        """What a check of the settings at `above` complains about, with the line and the value of each setting."""
+        complaints = error.complaints if isinstance(error, SettingError) else {"": str(error)}
+        problems = []
+        for path, complaint in complaints.items():
+            keys = (*above, *filter(None, path.split(".")))
+            overridden = [
+                at for known, at in self.locations.items() if known[: len(keys)] == keys and at == COMMAND_LINE
+            ]
+            found = shown(self.value(keys)) if keys in self.locations and keys else ""
+            problems.append(
+                Problem(
+                    COMMAND_LINE if overridden else self.location(keys),  # an override does not go with the file
+                    dotted(keys),
+                    without_name(dotted(keys), complaint),
+                    "" if found.endswith("…") else found,
+                )
+            )
+        return problems
 
     def forget(self, keys: Keys) -> None:
         """Drop the locations at and below `keys`, whose values are being replaced or removed."""

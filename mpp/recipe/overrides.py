@@ -15,7 +15,7 @@ from mpp.recipe.errors import COMMAND_LINE, Document, Problem, shown
 from mpp.recipe.parse import read_value
 from mpp.recipe.yaml import DEEPEST
 from mpp.settings import Duration
-from mpp.type_hints import KIND, Keys, Setting, dotted, read_hint, resolve, settings_of
+from mpp.type_hints import KIND, Keys, Setting, dotted, read_hint, resolve
 
 
 def apply_overrides(document: Document, model: type[BaseModel], overrides: Iterable[str]) -> None:
@@ -41,11 +41,10 @@ def apply_overrides(document: Document, model: type[BaseModel], overrides: Itera
 
 
 def complete(value: Any, setting: Setting | None) -> Any:
-    """`value` of a file or an override with what recipes may leave out or write in short, for strict checks.
+    """`value` with what recipes may leave out or write in short, for strict checks.
 
     Text where a section has a shorthand becomes that one setting: `encoder: X` is `encoder: {source: X}`. A kind is
-    added where the default has one, and so is a section without a default, so that all its missing settings are named.
-    Integers may be written as 5e4.
+    added where the default has one. Integers may be written as 5e4.
     """
     if setting is None:
         return value
@@ -60,9 +59,6 @@ def complete(value: Any, setting: Setting | None) -> Any:
     if setting.variants and KIND not in value and isinstance(setting.default, BaseModel):
         value[KIND] = getattr(setting.default, KIND)
     inner = setting.narrowed(value.get(KIND))
-    for name, below in settings_of(inner.model).items() if inner.model else ():
-        if name not in value and below.required and below.model not in (None, Duration):
-            value[name] = {}
     value.update({key: complete(below, inner.item(key)) for key, below in value.items()})
     return value
 

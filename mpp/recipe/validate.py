@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mpp.recipe.errors import Document, Problem, RecipeError, shown
-from mpp.settings import SettingError, Settings
+from mpp.settings import Settings
 from mpp.type_hints import KIND, Keys, Setting, dotted, every_setting, keys_of, listed, nearest, resolve
 
 S = TypeVar("S", bound=Settings)
@@ -38,12 +38,8 @@ def check(document: Document, model: type[S]) -> S:
 
 def _explain(details: ErrorDetails, model: type[BaseModel], document: Document) -> Iterator[Problem]:
     keys, kind, refused = keys_of(details, document.values), details["type"], details.get("ctx", {}).get("error")
-    if isinstance(refused, SettingError):
-        for path, message in refused.complaints.items():
-            yield document.explain(dotted((*keys, path)), message)
-        return
-    if isinstance(refused, Exception):
-        yield document.explain(dotted(keys), str(refused))
+    if isinstance(refused, Exception):  # by a validator of ours
+        yield from document.problems_of(refused, keys)
         return
     if kind.startswith("union_tag") and isinstance(document.value(keys), dict):
         keys, kind = (*keys, KIND), "missing" if kind == "union_tag_not_found" else kind

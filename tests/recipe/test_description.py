@@ -147,7 +147,6 @@ def test_one_walk_finds_every_setting() -> None:
         (int | None, "integer or null"),
         (Optional[Annotated[int, Field(gt=0)]], "integer, above 0, or null"),  # noqa: UP045
         (Annotated[float, Field(ge=0, le=1)], "number, from 0 to 1"),
-        (Literal["a", "b", None, True], "a, b, null or true"),
         (Literal["a", "b"] | None, "a, b or null"),
         (list[Annotated[float, Field(ge=0)]], "list of numbers, each at least 0"),
         (tuple[int, str], "list of integer and text"),

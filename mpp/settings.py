@@ -68,14 +68,11 @@ class Settings(BaseModel, metaclass=_SettingsType):
 
     @contextmanager
     def blamed(self, default: str, **elsewhere: Settings) -> Iterator[None]:
-        """Report errors of a function that takes plain arguments as errors of the settings that these came from.
+        """Report a ValueError of a function of plain arguments as a SettingError of the settings that they came from.
 
         Args:
             default: the setting to name where the error names no argument.
-            elsewhere: by argument, other settings that it came from.
-
-        Raises:
-            SettingError: for any ValueError.
+            elsewhere: by argument, the section that it came from, where that is another one.
         """
         try:
             yield
@@ -118,12 +115,11 @@ class SettingError(ValueError):
         self.complaints = complaints
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{path}: {message}".removeprefix(": ")
-            if message == (rest := without_name(path, message))
-            else f"{path} {rest}"
-            for path, message in self.complaints.items()
-        )
+        lines = []
+        for path, message in self.complaints.items():
+            rest = without_name(path, message)
+            lines.append(f"{path} {rest}" if rest != message else f"{path}: {message}".removeprefix(": "))
+        return "\n".join(lines)
 
 
 def without_name(path: str, complaint: str) -> str:
@@ -150,11 +146,7 @@ def _complaints(model: type[Settings], values: dict[str, Any], error: Validation
 
 
 def together(*checks: Callable[[], object]) -> None:
-    """Make every check, even if others fail.
-
-    Raises:
-        SettingError: with the complaints of all.
-    """
+    """Make every check, even if others fail; raise one SettingError with the complaints of all."""
     complaints: dict[str, str] = {}
     for check in checks:
         try:

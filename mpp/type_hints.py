@@ -179,14 +179,14 @@ def nearest(word: Any, words: Iterable[str]) -> str | None:
 
 
 def _item(annotation: Any, key: str | int) -> Setting | None:
+    """What may be at `key` of a value of one type; the items of a list are all of the same type."""
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return settings_of(annotation).get(str(key))
     if origin is dict and not isinstance(key, int):
         return read_hint(arguments[1] if arguments else Any)
     if origin in (list, tuple) and isinstance(key, int) and arguments:
-        fixed = origin is tuple and arguments[-1] is not Ellipsis
-        return read_hint(arguments[min(key, len(arguments) - 1)] if fixed else arguments[0])
+        return read_hint(arguments[0])
     return None
 
 
@@ -199,17 +199,15 @@ def _words(annotation: Any, limits: Mapping[str, Any]) -> Sequence[str]:
         if tuple(annotation.model_fields) == UNITS:
             return [f"a duration: {listed(f'{{{unit}: …}}' for unit in UNITS)}"]
         return [f"a mapping of {', '.join(annotation.model_fields)}"]
-    bounds = listed(_limit_words(limits), "and") if limits else ""
+    limit_words = _limit_words(limits)
+    bounds = f", {listed(limit_words, 'and')}" if limit_words else ""
     if origin not in (list, tuple):
-        return [f"{_NOUNS.get(origin, 'any value')}{bounds and ', ' + bounds}"]
-    items = list(dict.fromkeys(read_hint(item).words() for item in arguments if item is not Ellipsis))
-    noun, comma, rest = items[0].partition(", ") if items else ("any value", "", "")
-    if len(items) > 1:
-        noun = listed(items, "and")
-    elif noun in ("integer", "number", "text"):
+        return [f"{_NOUNS.get(origin, 'any value')}{bounds}"]
+    noun, comma, rest = read_hint(arguments[0] if arguments else Any).words().partition(", ")
+    if noun in ("integer", "number", "text"):
         noun, comma = f"{noun}s", comma and ", each "
-    fixed = origin is tuple and Ellipsis not in arguments and len(items) == 1
-    return [f"list of {f'{len(arguments)} ' if fixed else ''}{noun}{comma}{rest}{bounds and ', ' + bounds}"]
+    length = f"{len(arguments)} " if origin is tuple and Ellipsis not in arguments else ""
+    return [f"list of {length}{noun}{comma}{rest}{bounds}"]
 
 
 def _limit_words(limits: Mapping[str, Any]) -> list[str]:

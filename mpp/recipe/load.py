@@ -34,23 +34,22 @@ def open_recipe(path: str | Path, overrides: Iterable[str], command: str | None)
 
 def _model(document: Document, wanted: str | None) -> type[Settings]:
     """The settings class of the recipe's command, which has to be the one that is wanted."""
-    named = document.values.get("command")
-    if isinstance(named, str) and named in COMMANDS and wanted in (None, named):
+    keys, named = ("command",), document.values.get("command")
+    known = isinstance(named, str) and named in COMMANDS
+    if known and wanted in (None, named):
         return COMMANDS[named]
-    keys, advice = ("command",), ""
-    if isinstance(named, str) and named in COMMANDS:
+    if wanted is not None and not known:
+        return COMMANDS[wanted]  # whose check names the wrong command along with everything else
+    if known:
         complaint = f"this recipe is for another command, not for {wanted}"
         advice = f"run it with: python -m mpp.{named} {document.name}"
         problem = document.problem(keys, complaint, found=shown(named), advice=advice)
-    elif wanted is not None:
-        return COMMANDS[wanted]  # whose check names the wrong command along with everything else
     elif keys[0] in document.values:
-        if match := nearest(named, COMMANDS):
-            advice = f"did you mean {match}?"
+        advice = f"did you mean {match}?" if (match := nearest(named, COMMANDS)) else ""
         problem = document.problem(keys, found=shown(named), allowed=listed(COMMANDS), advice=advice)
     else:
-        if match := nearest(keys[0], document.values):
-            advice = f"is {match} in {document.location((match,))} meant to be it?"
+        match = nearest(keys[0], document.values)
+        advice = f"is {match} in {document.location((match,))} meant to be it?" if match else ""
         complaint = "missing: it names the command that the recipe is for"
         problem = document.problem(keys, complaint, allowed=listed(COMMANDS), advice=advice)
     raise RecipeError([*document.problems, problem], document.name)

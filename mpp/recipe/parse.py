@@ -41,12 +41,12 @@ def _parse(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
-        written = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
+        written = "".join(text.splitlines()[line - 1 : line]).strip()
         complaint = f"not valid YAML: {error.problem or error.context}"
-        raise _refusal(name, complaint, line=line, found=shown(written) if written else "") from None
+        raise _refusal(name, complaint, line, shown(written) if written else "") from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise _refusal(name, f"not valid YAML: the character #x{error.character:04x}", line=line) from None
+        raise _refusal(name, f"not valid YAML: the character #x{error.character:04x}", line) from None
     if node is not None:
         document.values = _build(node, (), document)
     return document

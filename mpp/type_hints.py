@@ -116,15 +116,13 @@ def read_hint(hint: Any) -> Setting:
     """A type hint, or a field of a settings class, with its unions flattened and its annotations collected."""
     field = hint if isinstance(hint, FieldInfo) else FieldInfo.from_annotation(hint)
     limits = {name: at for each in field.metadata for name in _LIMITS if (at := getattr(each, name, None)) is not None}
-    types = [field.annotation]
-    nullable = field.annotation in (None, NoneType)
-    if get_origin(field.annotation) in (Union, UnionType):
-        members = [read_hint(member) for member in get_args(field.annotation)]
-        types = [each for member in members for each in member.types]
-        nullable = any(member.nullable for member in members)
-        for member in members:
-            limits |= member.limits
-    types = tuple(each for each in types if each not in (None, NoneType))
+    is_union = get_origin(field.annotation) in (Union, UnionType)
+    members = [read_hint(member) for member in get_args(field.annotation)] if is_union else []
+    for member in members:
+        limits |= member.limits
+    nullable = field.annotation in (None, NoneType) or any(member.nullable for member in members)
+    found = [each for member in members for each in member.types] if is_union else [field.annotation]
+    types = tuple(each for each in found if each not in (None, NoneType))
     return Setting(types, limits, nullable, field.get_default(call_default_factory=True), field.description or "")
 
 
@@ -199,8 +197,7 @@ def _words(annotation: Any, limits: Mapping[str, Any]) -> Sequence[str]:
         if tuple(annotation.model_fields) == UNITS:
             return [f"a duration: {listed(f'{{{unit}: …}}' for unit in UNITS)}"]
         return [f"a mapping of {', '.join(annotation.model_fields)}"]
-    limit_words = _limit_words(limits)
-    bounds = f", {listed(limit_words, 'and')}" if limit_words else ""
+    bounds = _bounds(limits)
     if origin not in (list, tuple):
         return [f"{_NOUNS.get(origin, 'any value')}{bounds}"]
     noun, comma, rest = read_hint(arguments[0] if arguments else Any).words().partition(", ")
@@ -210,11 +207,12 @@ def _words(annotation: Any, limits: Mapping[str, Any]) -> Sequence[str]:
     return [f"list of {length}{noun}{comma}{rest}{bounds}"]
 
 
-def _limit_words(limits: Mapping[str, Any]) -> list[str]:
+def _bounds(limits: Mapping[str, Any]) -> str:
     left, words = dict(limits), []
     if left.get("min_length") == 1:
         del left["min_length"]
         words.append("not empty")
     if "ge" in left and "le" in left:
         words.append(f"from {left.pop('ge')} to {left.pop('le')}")
-    return words + [phrase.format(left[name]) for name, phrase in _LIMITS.items() if name in left]
+    words += [phrase.format(left[name]) for name, phrase in _LIMITS.items() if name in left]
+    return f", {listed(words, 'and')}" if words else ""

@@ -13,12 +13,11 @@ from mpp.recipe.yaml import in_block
 from mpp.settings import Duration
 from mpp.type_hints import KIND, UNITS
 
-_HEADER = "# Every setting as it was resolved from recipe, command line and defaults. Written by mpp.\n"
-
 
 def write_recipe(recipe: BaseModel, path: str | Path) -> None:
     """Write the resolved recipe; `load_recipe(path)` gives an equal one."""
-    write_text(Path(path), _HEADER + recipe_text(recipe))
+    header = "# Every setting as it was resolved from recipe, command line and defaults. Written by mpp.\n"
+    write_text(Path(path), header + recipe_text(recipe))
 
 
 def recipe_text(recipe: BaseModel) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpp.recipe.yaml import in_line
 from mpp.settings import SettingError, without_name
@@ -14,8 +14,7 @@ from mpp.type_hints import Keys, dotted
 WIDTH = 79
 
 
-@dataclass(frozen=True, order=True)
-class SourceLocation:
+class SourceLocation(NamedTuple):
     """Where something was written: a line of a file, or the command line."""
 
     name: str
@@ -28,8 +27,7 @@ class SourceLocation:
 COMMAND_LINE = SourceLocation("command line")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One mistake: where it was written, the setting, what was found, what is allowed."""
 
     location: SourceLocation
@@ -98,14 +96,9 @@ class Document:
                 at for known, at in self.locations.items() if known[: len(keys)] == keys and at == COMMAND_LINE
             ]
             found = shown(self.value(keys)) if keys in self.locations and keys else ""
-            problems.append(
-                Problem(
-                    COMMAND_LINE if overridden else self.location(keys),  # an override does not go with the file
-                    dotted(keys),
-                    without_name(dotted(keys), complaint),
-                    "" if found.endswith("…") else found,
-                )
-            )
+            location = COMMAND_LINE if overridden else self.location(keys)  # an override does not go with the file
+            complaint = without_name(dotted(keys), complaint)
+            problems.append(Problem(location, dotted(keys), complaint, "" if found.endswith("…") else found))
         return problems
 
     def forget(self, keys: Keys) -> None:

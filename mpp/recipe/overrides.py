@@ -54,12 +54,11 @@ def complete(value: Any, setting: Setting | None) -> Any:
         value = {short: value}
     if isinstance(value, list):
         return [complete(item, setting.item(number)) for number, item in enumerate(value)]
-    if not isinstance(value, dict):
-        return value
-    if setting.variants and KIND not in value and isinstance(setting.default, BaseModel):
-        value[KIND] = getattr(setting.default, KIND)
-    inner = setting.narrowed(value.get(KIND))
-    value.update({key: complete(below, inner.item(key)) for key, below in value.items()})
+    if isinstance(value, dict):
+        if setting.variants and KIND not in value and isinstance(setting.default, BaseModel):
+            value[KIND] = getattr(setting.default, KIND)
+        inner = setting.narrowed(value.get(KIND))
+        value.update({key: complete(below, inner.item(key)) for key, below in value.items()})
     return value
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.launch import launch
-from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe, report
+from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe
 from mpp.settings import SettingError
 
 OPTIONS = """RECIPE is a file, or one of the names that 'mpp recipes' lists.
@@ -24,9 +24,9 @@ OPTIONS = """RECIPE is a file, or one of the names that 'mpp recipes' lists.
   --quiet         print errors and warnings alone
 """
 MISTAKE = 2
-"""Exit code for what the user can mend."""
+"""Exit code for what the user can correct."""
 FAILED = 1
-"""Exit code for a run that could not go on."""
+"""Exit code for a run that could not continue."""
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 TRACEBACK = "MPP_TRACEBACK"
 """Set this in the environment to see where an error comes from."""
@@ -38,15 +38,13 @@ def run_command(
     """Read `RECIPE [key=value …] [--processes N] [--quiet]`, run `work` on the recipe, and give the exit code.
 
     `reads` is the command whose recipes are read, where a command has none of its own.
-
-    An error is reported as one message on stderr, without a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter is no reason to end
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal lacks does not stop the run
             with suppress(OSError):
                 stream.reconfigure(errors="backslashreplace")
-    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+    if not arguments or {"-h", "--help"} & set(arguments):
         text = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"
         text += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
@@ -66,7 +64,7 @@ def run_command(
             with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
                 return work(recipe)
         except SettingError as error:
-            raise report(error, document) from error
+            raise RecipeError(document.problems_of(error), document.name) from error
 
     return guarded(run)
 
@@ -109,7 +107,7 @@ def guarded(work: Callable[[], int]) -> int:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning of this package is for the user: its text. Any other shows where it comes from."""
+    """The text alone of a warning of this package, which is for the user; of any other also where it comes from."""
     if Path(filename).is_relative_to(Path(__file__).parent):
         return f"warning: {message}\n"
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"

@@ -60,15 +60,9 @@ def philox(counter: tuple[Array, Array, Array, Array], key: Key) -> tuple[Array,
 
 
 def words(key: Key, sample: Array, index: Array) -> tuple[Array, Array, Array, Array]:
-    """Four independent words in [0, 2**32) for each (sample, index).
+    """Four independent words in [0, 2**32) for each sample number and the index of each draw of a sample.
 
-    Args:
-        key: from `key(seed, purpose)`.
-        sample: int64, non-negative, any shape: the sample numbers.
-        index: int64 in [0, 2**32), of a shape that broadcasts with `sample`: which draw of a sample.
-
-    Returns:
-        Four int64 arrays of the broadcast shape.
+    `sample` (int64, at least 0) and `index` (int64 in [0, 2**32)) broadcast; all four int64 arrays have that shape.
     """
     sample, index = sample + index * 0, index + sample * 0  # broadcast, in NumPy and torch alike
     return philox((sample & MASK_32, (sample >> 32) & MASK_32, index, index * 0), key)

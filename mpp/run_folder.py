@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import time
 import weakref
@@ -12,9 +13,9 @@ from pathlib import Path
 
 LOCK = ".lock"
 PATIENCE = 2.0
-"""Seconds to wait for the lock: a process that was just killed takes a moment to vanish."""
+"""Seconds to wait for the lock: a process that was just killed still exists for a moment."""
 RUN_FILES = {"recipe.yaml", "metrics.jsonl", "checkpoints", "encoder", "results.json"}
-"""A folder with one of these holds a run."""
+"""A folder with one of these is a run's."""
 
 
 class FolderLock:
@@ -24,11 +25,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
-        """Lock the folder, and create it if necessary.
-
-        Args:
-            folder: of the run.
-            patience: seconds to wait for another process.
+        """Lock the folder, and create it if necessary; wait `patience` seconds for another process.
 
         Raises:
             ValueError: if another process holds the lock, or the folder cannot be written to.
@@ -71,11 +68,9 @@ class FolderLock:
 
 
 def _remove_empty(folders: list[Path], process: int) -> None:
-    """Remove folders, the innermost first, if there is nothing in them but the lock.
+    """Remove a run's folder and those above it, innermost first, if there is nothing in them but the lock.
 
-    Args:
-        folders: the run's folder, and those above it.
-        process: the one that created them; its forks inherit the lock object, but not the lock.
+    Only the process that created them does: its forks inherit the lock object, but not the lock.
     """
     with contextlib.suppress(OSError):
         if os.getpid() == process and [entry.name for entry in folders[0].iterdir()] == [LOCK]:
@@ -85,10 +80,7 @@ def _remove_empty(folders: list[Path], process: int) -> None:
 
 
 def move_aside(folder: Path) -> Path | None:
-    """Move a run, except its lock, to a new numbered folder beside it.
-
-    Returns:
-        The new folder, or None if there was nothing to move.
+    """Move a run, except its lock, to a new numbered folder beside it; None if there is nothing to move.
 
     Raises:
         ValueError: if the folder holds files, but no run.
@@ -102,9 +94,8 @@ def move_aside(folder: Path) -> Path | None:
             f"checkpoint.resume=false would move {folder} aside, but it holds files of no run, e.g. "
             f"{min(entry.name for entry in entries)}; choose another output_dir"
         )
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
+    numbered = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+    aside = next(each for each in numbered if not each.exists())
     aside.mkdir()
     for entry in entries:
         entry.rename(aside / entry.name)

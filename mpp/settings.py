@@ -7,26 +7,16 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from mpp.type_hints import dotted, nearest, resolve, settings_of, without_variants
+from mpp.type_hints import UNITS, dotted, keys_of, nearest, resolve, settings_of
 
-OBJECTIONS = ("value_error", "assertion_error")
-"""Pydantic's names for what a validator of ours raises."""
-_SETTINGS = "\n\nSettings:\n"
-
-
-@dataclass(frozen=True)
-class Location:
-    """The dotted path of a section in its recipe. Settings are equal wherever they are."""
-
-    path: str = field(default="", compare=False)
+_SETTINGS = "\n\nSettings:"
 
 
 class _SettingsType(type(BaseModel)):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
@@ -36,7 +26,7 @@ class _SettingsType(type(BaseModel)):  # pyright: ignore[reportUntypedBaseClass,
         try:
             return super().__call__(*args, **values)
         except ValidationError as error:
-            raise SettingError(_complaints(cls, error)) from None  # pyright: ignore[reportArgumentType]
+            raise SettingError(_complaints(cls, values, error)) from None  # pyright: ignore[reportArgumentType]
 
     def __dir__(cls) -> list[str]:
         return [name for name in super().__dir__() if not name.startswith("_") and not hasattr(Settings, name)]
@@ -52,47 +42,45 @@ class Settings(BaseModel, metaclass=_SettingsType):
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
-    _location: Location = PrivateAttr(Location())
+    _location: str = ""
 
     shorthand: ClassVar[str | None] = None
-    """The setting that is meant where a recipe gives plain text for the whole section: `encoder=runs/mine`."""
+    """The setting that plain text sets where a recipe gives it for the whole section: `encoder=runs/mine`."""
 
     def at(self, path: str) -> Self:
         """A copy of these settings that has this dotted path in a recipe; all sections in it follow."""
         copy = self.model_copy(update={name: _at(value, f"{path}.{name}".lstrip(".")) for name, value in self})
-        copy._location = Location(path)
+        copy._location = path
         return copy
 
     @property
     def location(self) -> str:
         """The dotted path of this section in its recipe; empty for a whole recipe, and for settings of no recipe."""
-        return self._location.path
+        return self._location
 
     def error(self, **complaints: str) -> SettingError:
         """The error to raise: what is wrong with each of these settings, by its name in this section."""
         return SettingError({f"{self.location}.{name}".lstrip("."): message for name, message in complaints.items()})
 
+    def __eq__(self, other: object) -> bool:
+        """Settings are equal wherever in a recipe they are."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
     @contextmanager
     def blamed(self, default: str, **elsewhere: Settings) -> Iterator[None]:
-        """Report errors of a function that takes plain arguments as errors of the settings that these came from.
+        """Report a ValueError of a function of plain arguments as a SettingError of the settings that they came from.
 
         Args:
             default: the setting to name where the error names no argument.
-            elsewhere: by argument, other settings that it came from.
-
-        Raises:
-            SettingError: for any ValueError.
+            elsewhere: by argument, the section that it came from, where that is another one.
         """
         try:
             yield
         except SettingError as error:
-            raise SettingError(
-                {
-                    setting: message
-                    for name, complaint in error.complaints.items()
-                    for setting, message in elsewhere.get(name, self).error(**{name: complaint}).complaints.items()
-                }
-            ) from error
+            complaints: dict[str, str] = {}
+            for name, complaint in error.complaints.items():
+                complaints |= elsewhere.get(name, self).error(**{name: complaint}).complaints
+            raise SettingError(complaints) from error
         except ValueError as error:
             raise self.error(**{default: str(error)}) from error
 
@@ -100,17 +88,16 @@ class Settings(BaseModel, metaclass=_SettingsType):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         """Describe every setting in the docstring, for `help()`."""
         if cls.__doc__ and cls.__pydantic_fields_complete__:
-            lines = [
-                f"    {name}: {setting.hint.words()}"
-                + ("" if setting.required else f"; {setting.default!r} by default")
-                + (f". {' '.join(setting.doc.split())}" if setting.doc else "")
-                for name, setting in settings_of(cls).items()  # pyright: ignore[reportArgumentType]
-            ]
-            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}{_SETTINGS}" + "\n".join(lines)
+            lines = [inspect.cleandoc(cls.__doc__) + _SETTINGS]
+            for name, setting in settings_of(cls).items():  # pyright: ignore[reportArgumentType]
+                default = "" if setting.required else f"; {setting.default!r} by default"
+                doc = f". {' '.join(setting.doc.split())}" if setting.doc else ""
+                lines.append(f"    {name}: {setting.words()}{default}{doc}")
+            cls.__doc__ = "\n".join(lines)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The JSON Schema that editors check recipes by, in which a shorthand may stand for its section."""
+        """The JSON Schema by which editors check recipes; it allows a shorthand in place of its section."""
         whole = handler.resolve_ref_schema(reference := handler(schema))
         whole["description"] = whole.get("description", "").partition(_SETTINGS)[0]
         if cls.shorthand is not None:
@@ -128,45 +115,38 @@ class SettingError(ValueError):
         self.complaints = complaints
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{path}: {message}".removeprefix(": ")
-            if message == (rest := without_name(path, message))
-            else f"{path} {rest}"
-            for path, message in self.complaints.items()
-        )
+        lines = []
+        for path, message in self.complaints.items():
+            rest = without_name(path, message)
+            lines.append(f"{path} {rest}" if rest != message else f"{path}: {message}".removeprefix(": "))
+        return "\n".join(lines)
 
 
 def without_name(path: str, complaint: str) -> str:
-    """A complaint without the name of its setting, where it begins with that."""
+    """A complaint without its first word, where that is the name of its setting."""
     return re.sub(rf"^(\w+\.)*{re.escape(path.rpartition('.')[2])} ", "", complaint)
 
 
-def _complaints(model: type[Settings], error: ValidationError) -> dict[str, str]:
+def _complaints(model: type[Settings], values: dict[str, Any], error: ValidationError) -> dict[str, str]:
     """What pydantic found wrong with arguments in Python, in plain words."""
     complaints: dict[str, str] = {}
     for details in error.errors(include_url=False):
-        keys = without_variants(model, details["loc"])
-        path, hint = dotted(keys), resolve(model, keys, {})
-        name, found = (str(keys[-1]), details["input"]) if keys else ("", None)
+        keys, refused = keys_of(details, values), details.get("ctx", {}).get("error")
+        setting = resolve(model, keys, values)
         if details["type"] == "extra_forbidden":
-            close = nearest(name, list(model.model_fields))
-            message = f"{name} is no setting of {model.__name__}" + (f"; did you mean {close}?" if close else "")
-        elif details["type"] == "missing":
-            message = f"{name} is missing" + (f": it must be {hint.phrase()}" if hint else "")
-        elif details["type"] in OBJECTIONS or hint is None:
-            message = str(details.get("ctx", {}).get("error", details["msg"]))
+            close = nearest(keys[-1], model.model_fields)
+            message = f"{keys[-1]} is no setting of {model.__name__}" + (f"; did you mean {close}?" if close else "")
+        elif isinstance(refused, Exception):  # by a validator
+            message = str(refused)
         else:
-            message = f"{name} must be {hint.phrase()}, found {found!r}"
-        complaints.setdefault(path, message)
+            found = "missing" if details["type"] == "missing" else f"found {details['input']!r}"
+            message = f"{found}; allowed: {setting.words() if setting else details['msg']}"
+        complaints.setdefault(dotted(keys), message)
     return complaints
 
 
 def together(*checks: Callable[[], object]) -> None:
-    """Make every check, even if others fail.
-
-    Raises:
-        SettingError: with the complaints of all.
-    """
+    """Make every check, even if others fail; raise one SettingError with the complaints of all."""
     complaints: dict[str, str] = {}
     for check in checks:
         try:
@@ -204,7 +184,7 @@ class Duration(Settings):
 
     @model_validator(mode="after")
     def _one_unit(self) -> Duration:
-        given = [unit for unit in ("steps", "epochs", "images") if getattr(self, unit) is not None]
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "nothing"
             raise ValueError(f"a duration needs exactly one of steps, epochs or images; found {found}")
@@ -222,13 +202,13 @@ class Duration(Settings):
         """The duration times a factor; what was not 0 does not become 0."""
         if self.epochs is not None:
             return Duration(epochs=self.epochs * factor)
-        whole = {unit: getattr(self, unit) for unit in ("steps", "images") if getattr(self, unit) is not None}
-        return Duration(**{unit: max(round(count * factor), 1) if count else 0 for unit, count in whole.items()})
+        length = getattr(self, self.unit)
+        return Duration(**{self.unit: max(round(length * factor), 1) if length else 0})
 
     @property
     def unit(self) -> str:
         """The unit that it is given in."""
-        return next(unit for unit in ("steps", "epochs", "images") if getattr(self, unit) is not None)
+        return next(unit for unit in UNITS if getattr(self, unit) is not None)
 
     def __str__(self) -> str:
-        return next(f"{getattr(self, u):g} {u}" for u in ("steps", "epochs", "images") if getattr(self, u) is not None)
+        return f"{getattr(self, self.unit):g} {self.unit}"

@@ -14,7 +14,7 @@ from mpp.encoder.build import build_backbone
 from mpp.encoder.settings import EncoderSettings
 from mpp.objective.corruption import Corruption
 from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
-from mpp.recipe import load_recipe, open_recipe, report
+from mpp.recipe import load_recipe, open_recipe
 from mpp.settings import SettingError
 from mpp.study.units import recipes_of, unit_named
 from mpp.training.optimizer import make_optimizer
@@ -73,10 +73,10 @@ def test_what_a_room_refuses_is_reported_with_file_line_and_value(tmp_path: Path
         build_backbone(recipe.encoder, recipe.data.image_size, recipe.data)
     assert set(caught.value.complaints) == {"data.image_size"}
     assert str(caught.value).startswith("data.image_size 15 is not a multiple of the patch size 4")
-    assert str(report(caught.value, document)).startswith(f"{path}:3: data.image_size\n    15 is not a multiple")
+    assert str(document.problems_of(caught.value)[0]).startswith(f"{path}:3: data.image_size\n    15 is not a multiple")
     with pytest.raises(SettingError) as caught:
         make_optimizer(nn.Linear(1, 1), recipe.optimizer)
-    assert str(report(caught.value, document)).startswith("command line: optimizer.name\n    'adamm' is not one")
+    assert str(document.problems_of(caught.value)[0]).startswith("command line: optimizer.name\n    'adamm' is not one")
 
 
 def test_settings_of_no_recipe_give_their_names_alone():
@@ -89,11 +89,11 @@ def test_settings_of_no_recipe_give_their_names_alone():
 @pytest.mark.parametrize(
     ("settings", "values", "said"),
     [
-        (MeanColor, {"bits": 9}, "bits must be an integer from 1 to 4, found 9"),
-        (Corruption, {"fraction": 2}, "fraction must be a number above 0 and at most 1, found 2"),
+        (MeanColor, {"bits": 9}, "bits: found 9; allowed: integer, from 1 to 4"),
+        (Corruption, {"fraction": 2}, "fraction: found 2; allowed: number, above 0 and at most 1"),
         (Corruption, {"mask": 0.5}, "mask, swap and keep must add up to 1; found 0.7"),
-        (DownsizedPatch, {"cells": "x"}, "cells must be an integer of at least 1, found 'x'"),
-        (FullPatch, {"normalize": "maybe"}, "normalize must be true or false, found 'maybe'"),
+        (DownsizedPatch, {"cells": "x"}, "cells: found 'x'; allowed: integer, at least 1"),
+        (FullPatch, {"normalize": "maybe"}, "normalize: found 'maybe'; allowed: true or false"),
         (FullPatch, {"normalise": True}, "normalise is no setting of FullPatch; did you mean normalize?"),
     ],
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from mpp.settings import Settings
 
@@ -68,15 +69,14 @@ class DataSettings(Settings):
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """The run stops when more than this share of the images cannot be decoded."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> DataSettings:
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale must satisfy 0 < from <= to <= 1; found {low:g}, {high:g}")
-        low, high = self.crop_ratio
-        if not 0 < low <= high:
-            raise ValueError(f"crop_ratio must satisfy 0 < from <= to; found {low:g}, {high:g}")
-        return self
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ordered(cls, limits: tuple[float, float], field: ValidationInfo) -> tuple[float, float]:
+        low, high = limits
+        bound, most = (" <= 1", 1.0) if field.field_name == "crop_scale" else ("", math.inf)
+        if not 0 < low <= high <= most:
+            raise ValueError(f"{field.field_name} must satisfy 0 < from <= to{bound}; found {low:g}, {high:g}")
+        return limits
 
 
 class LabelSettings(Settings):

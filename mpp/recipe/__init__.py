@@ -5,19 +5,19 @@
     parse.py         file → values that remember their lines
     overrides.py     key=value → values
     validate.py      values → settings, or all mistakes at once
-    errors.py        how a mistake is shown
+    errors.py        the line of each setting; how a mistake is shown
     shipped.py       the recipes that ship with the package, by name
     load.py          all of this together
     help.py          every setting, for --help
     dump.py          settings → YAML; the differences between two
 
-Nothing here imports torch: help and errors come at once.
+Nothing here imports torch: help and errors take no time.
 """
 
 from mpp.recipe.dump import differences, recipe_text, write_recipe
 from mpp.recipe.errors import RecipeError
 from mpp.recipe.help import help_text
-from mpp.recipe.load import load_recipe, load_settings, open_recipe, report
+from mpp.recipe.load import load_recipe, open_recipe
 from mpp.recipe.tree import (
     COMMANDS,
     EvaluateRecipe,
@@ -39,10 +39,8 @@ __all__ = [
     "differences",
     "help_text",
     "load_recipe",
-    "load_settings",
     "open_recipe",
     "recipe_text",
-    "report",
     "same_data",
     "write_recipe",
 ]

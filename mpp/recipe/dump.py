@@ -1,4 +1,4 @@
-"""Settings written down: as YAML that reads back as the same settings, and as what changed between two."""
+"""Settings → YAML that reads back as the same settings; the differences between two."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from mpp.recipe.yaml import in_block
 from mpp.settings import Duration
 from mpp.type_hints import KIND, UNITS
 
-_HEADER = "# Every setting as it was resolved from recipe, command line and defaults. Written by mpp.\n"
-
 
 def write_recipe(recipe: BaseModel, path: str | Path) -> None:
     """Write the resolved recipe; `load_recipe(path)` gives an equal one."""
-    write_text(Path(path), _HEADER + recipe_text(recipe))
+    header = "# Every setting as it was resolved from recipe, command line and defaults. Written by mpp.\n"
+    write_text(Path(path), header + recipe_text(recipe))
 
 
 def recipe_text(recipe: BaseModel) -> str:
@@ -29,21 +28,19 @@ def recipe_text(recipe: BaseModel) -> str:
 def plain(value: Any) -> Any:
     """Settings as mappings, lists and scalars; a duration as its one unit."""
     if isinstance(value, Duration):
-        return {unit: getattr(value, unit) for unit in UNITS if getattr(value, unit) is not None}
+        return {value.unit: getattr(value, value.unit)}
     if isinstance(value, BaseModel):
         names = sorted(type(value).model_fields, key=lambda name: name != KIND)  # a kind explains what follows it
         return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, dict):
         return {key: plain(below) for key, below in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def differences(old: BaseModel, new: BaseModel) -> list[tuple[str, Any, Any]]:
     """The settings that differ: dotted path, old and new value, in the order of the classes.
 
-    Durations and lists count as one value. Where a `kind` differs it stands for all that follows from it. A setting
+    Durations and lists count as one value. Where a `kind` differs, the settings beside it are not compared. A setting
     that one of the two does not have is None there.
     """
     return list(_differences("", plain(old), plain(new)))

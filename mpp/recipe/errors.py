@@ -1,19 +1,20 @@
-"""Errors of recipes: one `Problem` for each mistake, one `RecipeError` for all of them."""
+"""Errors of recipes: the line of each setting, a `Problem` for each mistake, one `RecipeError` for all of them."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from mpp.recipe.yaml import in_line
+from mpp.settings import SettingError, without_name
+from mpp.type_hints import Keys, dotted
 
 WIDTH = 79
 
 
-@dataclass(frozen=True, order=True)
-class SourceLocation:
+class SourceLocation(NamedTuple):
     """Where something was written: a line of a file, or the command line."""
 
     name: str
@@ -26,8 +27,7 @@ class SourceLocation:
 COMMAND_LINE = SourceLocation("command line")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One mistake: where it was written, the setting, what was found, what is allowed."""
 
     location: SourceLocation
@@ -38,15 +38,12 @@ class Problem:
     advice: str = ""
 
     def __str__(self) -> str:
-        notes = [("found: ", self.found), ("allowed: ", self.allowed), ("", self.advice)]
-        if self.setting:
-            notes.insert(0, ("", self.complaint))
-            heading = f"{self.location}: {self.setting}"
-        else:
-            heading = wrapped(f"{self.location}: {self.complaint}", "", "    ")
-        return "\n".join(
-            [heading, *(wrapped(text, f"    {label}", " " * (4 + (len(label) or 2))) for label, text in notes if text)]
-        )
+        heading, complaint = f"{self.location}: {self.setting}", self.complaint
+        if not self.setting:
+            heading, complaint = wrapped(f"{heading}{complaint}", "", "    "), ""
+        notes = [("", complaint), ("found: ", self.found), ("allowed: ", self.allowed), ("", self.advice)]
+        lines = [wrapped(text, f"    {label}", " " * (4 + (len(label) or 2))) for label, text in notes if text]
+        return "\n".join([heading, *lines])
 
 
 class RecipeError(ValueError):
@@ -58,6 +55,58 @@ class RecipeError(ValueError):
         super().__init__("\n\n".join([*count, *map(str, self.problems)]))
 
 
+@dataclass
+class Document:
+    """The values of a recipe, where each was written, and what was already found to be wrong."""
+
+    name: str
+    values: Any = None
+    locations: dict[Keys, SourceLocation] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def location(self, keys: Keys) -> SourceLocation:
+        """Where the value at `keys` was written; for one that is not there, where its section was."""
+        while keys and keys not in self.locations:
+            keys = keys[:-1]
+        return self.locations.get(keys, SourceLocation(self.name))
+
+    def value(self, keys: Keys) -> Any:
+        """The value at `keys`, or None where nothing is."""
+        value = self.values
+        for key in keys:
+            try:
+                value = value[key]
+            except (LookupError, TypeError):
+                return None
+        return value
+
+    def problem(
+        self, keys: Keys, complaint: str = "", *, found: str = "", allowed: str = "", advice: str = ""
+    ) -> Problem:
+        """What is wrong with the value at `keys`."""
+        return Problem(self.location(keys), dotted(keys), complaint, found, allowed, advice)
+
+    def problems_of(self, error: Exception, above: Keys = ()) -> list[Problem]:
+        """What a check of the settings at `above` complains about, with the line and the value of each setting."""
+        complaints = error.complaints if isinstance(error, SettingError) else {"": str(error)}
+        problems = []
+        for path, complaint in complaints.items():
+            keys = (*above, *filter(None, path.split(".")))
+            overridden = [
+                at for known, at in self.locations.items() if known[: len(keys)] == keys and at == COMMAND_LINE
+            ]
+            found = shown(self.value(keys)) if keys in self.locations and keys else ""
+            location = COMMAND_LINE if overridden else self.location(keys)  # an override does not go with the file
+            complaint = without_name(dotted(keys), complaint)
+            problems.append(Problem(location, dotted(keys), complaint, "" if found.endswith("…") else found))
+        return problems
+
+    def forget(self, keys: Keys) -> None:
+        """Drop the locations at and below `keys`, whose values are being replaced or removed."""
+        for known in [known for known in self.locations if known[: len(keys)] == keys]:
+            del self.locations[known]
+
+
 def shown(value: Any, limit: int = 60) -> str:
     """`value` as YAML in one line, text in quotes, cut when it is long."""
     text = repr(value) if isinstance(value, str) else in_line(value)
@@ -66,7 +115,6 @@ def shown(value: Any, limit: int = 60) -> str:
 
 def wrapped(text: str, start: str, indent: str) -> str:
     """`text` in lines of a terminal's width, the first after `start`, the others after `indent`."""
-    wrapper = textwrap.TextWrapper(
-        WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    return textwrap.fill(
+        text, WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
-    return wrapper.fill(text)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from mpp.recipe.errors import Problem, RecipeError, shown
-from mpp.recipe.overrides import apply_overrides, complete
-from mpp.recipe.parse import Document, read_document
+from mpp.recipe.errors import Document, RecipeError, shown
+from mpp.recipe.overrides import apply_overrides
+from mpp.recipe.parse import read_document
 from mpp.recipe.shipped import recipe_path
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.validate import check
-from mpp.settings import SettingError, Settings
+from mpp.settings import Settings
 from mpp.type_hints import listed, nearest
-
-S = TypeVar("S", bound=Settings)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | None = None) -> Any:
@@ -32,47 +30,29 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | 
 def open_recipe(path: str | Path, overrides: Iterable[str], command: str | None) -> tuple[Document, Any]:
     """As `load_recipe`, with the document that remembers where each setting was written."""
     document = read_document(recipe_path(path))
-    return document, _load(document, _schema(document, command), overrides)
-
-
-def report(error: SettingError, document: Document) -> RecipeError:
-    """An error about settings, with the line of each and its value."""
-    problems = [document.explain(path, complaint) for path, complaint in error.complaints.items()]
-    return RecipeError(problems, document.name)
-
-
-def load_settings(model: type[S], path: str | Path, overrides: Iterable[str] = ()) -> S:
-    """Any settings class, read and checked as recipes are."""
-    return _load(read_document(path), model, overrides)
-
-
-def _load(document: Document, model: type[S], overrides: Iterable[str]) -> S:
-    complete(model, document.values)
+    model = _model(document, command)
     apply_overrides(document, model, overrides)
-    return check(document, model).at("")
+    return document, check(document, model)
 
 
-def _schema(document: Document, wanted: str | None) -> type[Settings]:
-    named = document.values.get("command")
-    if isinstance(named, str) and named in COMMANDS:
-        if wanted in (None, named):
-            return COMMANDS[named]
+def _model(document: Document, wanted: str | None) -> type[Settings]:
+    """The settings class of the recipe's command, which has to be the one that is wanted."""
+    keys, named = ("command",), document.values.get("command")
+    known = isinstance(named, str) and named in COMMANDS
+    if known and wanted in (None, named):
+        return COMMANDS[named]
+    if wanted is not None and not known:
+        return COMMANDS[wanted]  # whose check names the wrong command along with everything else
+    if known:
         complaint = f"this recipe is for another command, not for {wanted}"
         advice = f"run it with: python -m mpp.{named} {document.name}"
-        problem = Problem(document.location(("command",)), "command", complaint, shown(named), "", advice)
-    elif wanted is not None:
-        return COMMANDS[wanted]  # whose check names the wrong command along with everything else
+        problem = document.problem(keys, complaint, found=shown(named), advice=advice)
+    elif keys[0] in document.values:
+        advice = f"did you mean {match}?" if (match := nearest(named, COMMANDS)) else ""
+        problem = document.problem(keys, found=shown(named), allowed=listed(COMMANDS), advice=advice)
     else:
-        problem = _no_command(document)
+        match = nearest(keys[0], document.values)
+        advice = f"is {match} in {document.location((match,))} meant to be it?" if match else ""
+        complaint = "missing: it names the command that the recipe is for"
+        problem = document.problem(keys, complaint, allowed=listed(COMMANDS), advice=advice)
     raise RecipeError([*document.problems, problem], document.name)
-
-
-def _no_command(document: Document) -> Problem:
-    location, allowed = document.location(("command",)), listed(COMMANDS)
-    if "command" in document.values:
-        named = document.values["command"]
-        match = nearest(named, list(COMMANDS))
-        return Problem(location, "command", "", shown(named), allowed, f"did you mean {match}?" if match else "")
-    match = nearest("command", list(document.values))
-    advice = f"is {match} in {document.location((match,))} meant to be it?" if match else ""
-    return Problem(location, "command", "missing: it names the command that the recipe is for", "", allowed, advice)

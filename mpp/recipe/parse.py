@@ -2,61 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mpp.recipe.errors import COMMAND_LINE, Problem, RecipeError, SourceLocation, shown
+from mpp.recipe.errors import COMMAND_LINE, Document, Problem, RecipeError, SourceLocation, shown
 from mpp.recipe.yaml import Loader, read_scalar
-from mpp.settings import without_name
 from mpp.type_hints import Keys, dotted, listed, nearest
-
-
-@dataclass
-class Document:
-    """The values of a recipe, where each was written, and what was already seen to be wrong."""
-
-    name: str
-    values: Any = None
-    locations: dict[Keys, SourceLocation] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-    def location(self, keys: Keys) -> SourceLocation:
-        """Where the value at `keys` was written; for one that is not there, where its section was."""
-        while keys and keys not in self.locations:
-            keys = keys[:-1]
-        return self.locations.get(keys, SourceLocation(self.name))
-
-    def value(self, keys: Keys) -> Any:
-        """The value at `keys`, or None where nothing is."""
-        value = self.values
-        for key in keys:
-            if isinstance(value, dict) or (isinstance(value, list) and isinstance(key, int) and key < len(value)):
-                value = value.get(key) if isinstance(value, dict) else value[key]  # type: ignore[index]
-            else:
-                return None
-        return value
-
-    def find(self, path: str) -> Keys:
-        """The keys of a dotted path, or of the section above that was written."""
-        known = {dotted(keys): keys for keys in self.locations}
-        while path and path not in known:
-            path = path.rpartition(".")[0]
-        return known.get(path, ())
-
-    def explain(self, path: str, complaint: str) -> Problem:
-        """What is wrong with the setting at a dotted path, with its line and value."""
-        keys = self.find(path)
-        found = shown(self.value(keys)) if dotted(keys) == path else ""
-        found = "" if found.endswith("…") else found
-        return Problem(self.location(keys), path, without_name(path, complaint), found)
-
-    def forget(self, keys: Keys) -> None:
-        """Drop the locations at and below `keys`, whose values are being replaced or removed."""
-        for known in [known for known in self.locations if known[: len(keys)] == keys]:
-            del self.locations[known]
 
 
 def read_document(path: str | Path) -> Document:
@@ -64,12 +17,10 @@ def read_document(path: str | Path) -> Document:
     name = str(path)
     document = _parse(_read_text(Path(path)), name)
     if document.values is None:
-        raise _refusal(
-            SourceLocation(name), "the file is empty; a recipe begins with a line such as 'command: pretrain'"
-        )
+        raise _refusal(name, "the file is empty; the first line of a recipe is, for example, 'command: pretrain'")
     if not isinstance(document.values, dict):
         found = f"found {shown(document.values)}"
-        raise _refusal(SourceLocation(name), f"a recipe is a mapping of settings, such as 'command: pretrain'; {found}")
+        raise _refusal(name, f"a recipe is a mapping of settings, such as 'command: pretrain'; {found}")
     return document
 
 
@@ -79,8 +30,8 @@ def read_value(text: str, setting: str) -> tuple[Any, list[Problem]]:
         document = _parse(text, COMMAND_LINE.name)
     except RecipeError as error:
         return None, [Problem(COMMAND_LINE, setting, problem.complaint, shown(text)) for problem in error.problems]
-    below = [Problem(COMMAND_LINE, f"{setting}.{known.setting}", known.complaint) for known in document.problems]
-    return document.values, below
+    found = [Problem(COMMAND_LINE, f"{setting}.{known.setting}", known.complaint) for known in document.problems]
+    return document.values, found
 
 
 def _parse(text: str, name: str) -> Document:
@@ -90,12 +41,12 @@ def _parse(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
-        written = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
+        written = "".join(text.splitlines()[line - 1 : line]).strip()
         complaint = f"not valid YAML: {error.problem or error.context}"
-        raise _refusal(SourceLocation(name, line), complaint, found=shown(written) if written else "") from None
+        raise _refusal(name, complaint, line, shown(written) if written else "") from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise _refusal(SourceLocation(name, line), f"not valid YAML: the character #x{error.character:04x}") from None
+        raise _refusal(name, f"not valid YAML: the character #x{error.character:04x}", line) from None
     if node is not None:
         document.values = _build(node, (), document)
     return document
@@ -111,9 +62,8 @@ def _build(node: yaml.Node, keys: Keys, document: Document) -> Any:
         for key_node, value_node in node.value:
             location = SourceLocation(document.name, key_node.start_mark.line + 1)
             if not isinstance(key_node, yaml.ScalarNode):
-                document.problems.append(
-                    Problem(location, dotted(keys), "a key must be a word, not a list or a mapping")
-                )
+                complaint = "a key must be a word, not a list or a mapping"
+                document.problems.append(Problem(location, dotted(keys), complaint))
                 continue
             below = (*keys, key_node.value)
             if key_node.value in entries:
@@ -126,34 +76,34 @@ def _build(node: yaml.Node, keys: Keys, document: Document) -> Any:
     try:
         return read_scalar(node.tag, node.value)
     except ValueError as error:
-        document.problems.append(Problem(document.location(keys), dotted(keys), str(error)))
+        document.problems.append(document.problem(keys, str(error)))
         return None
 
 
 def _read_text(path: Path) -> str:
-    location = SourceLocation(str(path))
     if path.is_dir():
         inside = sorted(str(found) for found in path.glob("*.yaml"))
-        raise _refusal(location, "is a directory, not a recipe", f"it holds {listed(inside, 'and')}" if inside else "")
+        advice = f"it holds {listed(inside, 'and')}" if inside else ""
+        raise _refusal(path, "is a directory, not a recipe", advice=advice)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise _refusal(location, "does not exist", _near_matches(path)) from None
+        raise _refusal(path, "does not exist", advice=_near_matches(path)) from None
     except UnicodeDecodeError as error:
         complaint = f"not a text file in UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
-        raise _refusal(location, complaint) from None
+        raise _refusal(path, complaint) from None
     except OSError as error:
-        raise _refusal(location, f"cannot be read: {error.strerror or error}") from None
+        raise _refusal(path, f"cannot be read: {error.strerror or error}") from None
 
 
 def _near_matches(path: Path) -> str:
     """The recipe that was probably meant: one of the same folder, else one of `recipes/`."""
     for folder, pattern in ((path.parent, "*.yaml"), (Path("recipes"), "**/*.yaml")):
         names = {found.name: str(found) for found in sorted(folder.glob(pattern), reverse=True)}
-        if match := nearest(path.name, list(names)):
+        if match := nearest(path.name, names):
             return f"did you mean {names[match]}?"
     return ""
 
 
-def _refusal(location: SourceLocation, complaint: str, advice: str = "", found: str = "") -> RecipeError:
-    return RecipeError([Problem(location, "", complaint, found=found, advice=advice)], location.name)
+def _refusal(name: str | Path, complaint: str, line: int = 0, found: str = "", advice: str = "") -> RecipeError:
+    return RecipeError([Problem(SourceLocation(str(name), line), "", complaint, found, "", advice)], str(name))

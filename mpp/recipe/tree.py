@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -38,126 +38,48 @@ from mpp.training.settings import (
 Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
 
 
-class PretrainRecipe(Settings):
-    """Pre-train a Vision Transformer: `python -m mpp.pretrain RECIPE`."""
+Command = TypeVar("Command")
 
-    command: Literal["pretrain"]
+
+class RunRecipe(Settings, Generic[Command]):
+    """The settings of every run."""
+
+    command: Command
     """The command that this recipe is for."""
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Of every random draw: weights, order, crops, corruption."""
+    """Of every random draw: weights, order, crops, corruption, augmentation; and of the held-out rows where the data
+    has one split."""
 
     output_dir: Folder
-    """The run's folder: encoder, checkpoints, metrics and this recipe, resolved."""
+    """The run's folder: networks, results, checkpoints, metrics and this recipe, resolved."""
 
     data: DataSettings = DataSettings()
     encoder: EncoderSettings = EncoderSettings()
-    objective: ObjectiveSettings
+
+
+class TrainRecipe(RunRecipe[Command], Generic[Command]):
+    """The settings of every run that trains."""
+
+    objective: Any
+
+
+class TrainingPart(Settings):
+    """How a network is trained."""
+
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
-    journal: JournalSettings = JournalSettings()
-    reconstructions: ReconstructionSettings = ReconstructionSettings()
-    evaluation: InTrainingSettings = InTrainingSettings()
-    hub: HubSettings = HubSettings()
-
-    @model_validator(mode="after")
-    def _layers_lead_to_one_head(self) -> PretrainRecipe:
-        if self.optimizer.layer_decay is not None and not self.objective.has_layers:
-            raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
-        return self
 
 
-class FinetuneRecipe(Settings):
-    """Train a classifier from an encoder, or from scratch: `python -m mpp.finetune RECIPE encoder=runs/mine`."""
-
-    command: Literal["finetune"]
-    """The command that this recipe is for."""
-
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Of every random draw: weights, order, crops, augmentation."""
-
-    output_dir: Folder
-    """The run's folder: classifier, encoder, results, checkpoints, metrics and this recipe, resolved."""
-
-    data: DataSettings = DataSettings()
-    labels: LabelSettings = LabelSettings()
-    encoder: EncoderSettings = EncoderSettings()
-    objective: ClassificationSettings = FineTuningSettings()
-    augmentation: AugmentationSettings = AugmentationSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    training: TrainingSettings = TrainingSettings()
-    search: SearchSettings = SearchSettings()
-    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
-    validation: ValidationSettings = ValidationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    journal: JournalSettings = JournalSettings()
-
-    @model_validator(mode="after")
-    def _chooses_by_a_dev_split(self) -> FinetuneRecipe:
-        patience, searches = self.early_stopping.patience, self.search.is_asked_for
-        if searches and patience:
-            raise ValueError(
-                "early_stopping does not go with search, whose choice is trained on all of train: there is no dev "
-                "split left to stop by; set early_stopping.patience=0, or search.lr=[] search.pool=[]"
-            )
-        if (searches or patience) and not self.labels.dev:
-            raise ValueError("search and early_stopping choose by a dev split; give labels.dev a share above 0")
-        return self
-
-
-class EvaluateRecipe(Settings):
-    """Measure what an encoder's frozen features are worth: `python -m mpp.evaluate RECIPE encoder=runs/mine`."""
-
-    command: Literal["evaluate"]
-    """The command that this recipe is for."""
-
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Of random weights, and of the held-out rows where the data has one split."""
-
-    output_dir: Folder | None = None
-    """Where features and results go; null takes `evaluation/` in the run that the encoder comes from, or
-    `runs/evaluation/` and its name."""
-
-    data: DataSettings = DataSettings()
-    labels: LabelSettings = LabelSettings()
-    encoder: EncoderSettings = EncoderSettings()
-    features: FeatureSettings = FeatureSettings()
-
-    few_shot: FewShotSettings | None = FewShotSettings()
-    """null leaves it out."""
-
-    knn: NeighbourSettings | None = NeighbourSettings()
-    """null leaves it out."""
-
-    linear_probe: ProbeSettings | None = ProbeSettings()
-    """null leaves it out."""
-
-    by_depth: tuple[Evaluator, ...] = ("few_shot", "knn", "linear_probe")
-    """Evaluators that are run at every block and pool on the dev split, and choose the best place by themselves;
-    the others take the place that the last of these chose."""
-
-    compute: ComputeSettings = ComputeSettings()
-
-    @model_validator(mode="after")
-    def _measures_something(self) -> EvaluateRecipe:
-        if self.few_shot is None and self.knn is None and self.linear_probe is None:
-            raise ValueError("few_shot, knn and linear_probe are all null: there is nothing to measure")
-        return self
-
-
-class PretrainingPart(Settings):
+class PretrainingPart(TrainingPart):
     """How every arm of a study that pre-trains does so: the same images, order, crops and steps."""
 
-    optimizer: OptimizerSettings = OptimizerSettings()
-    training: TrainingSettings = TrainingSettings()
-    validation: ValidationSettings = ValidationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: InTrainingSettings = InTrainingSettings()
 
 
-class FinetuningPart(Settings):
+class FinetuningPart(TrainingPart):
     """How every arm of a study is fine-tuned downstream."""
 
     fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1,)
@@ -171,11 +93,7 @@ class FinetuningPart(Settings):
 
     objective: FineTuningSettings = FineTuningSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
-    training: TrainingSettings = TrainingSettings()
     search: SearchSettings = SearchSettings()
-    validation: ValidationSettings = ValidationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
 
 
 class EvaluationPart(Settings):
@@ -194,7 +112,62 @@ class EvaluationPart(Settings):
     """null leaves it out."""
 
     by_depth: tuple[Evaluator, ...] = ("few_shot", "knn", "linear_probe")
-    """Evaluators that choose block and pool by themselves, on the dev split."""
+    """Evaluators that are run at every block and pool on the dev split, and choose the best of these by themselves;
+    the others take the block and pool that the last of these chose."""
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Self:
+        if self.few_shot is None and self.knn is None and self.linear_probe is None:
+            raise ValueError("few_shot, knn and linear_probe are all null: there is nothing to measure")
+        return self
+
+
+class PretrainRecipe(PretrainingPart, TrainRecipe[Literal["pretrain"]]):
+    """Pre-train a Vision Transformer: `python -m mpp.pretrain RECIPE`."""
+
+    objective: ObjectiveSettings
+    journal: JournalSettings = JournalSettings()
+    reconstructions: ReconstructionSettings = ReconstructionSettings()
+    hub: HubSettings = HubSettings()
+
+    @model_validator(mode="after")
+    def _layers_lead_to_one_head(self) -> PretrainRecipe:
+        if self.optimizer.layer_decay is not None and not self.objective.has_layers:
+            raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
+        return self
+
+
+class FinetuneRecipe(TrainingPart, TrainRecipe[Literal["finetune"]]):
+    """Train a classifier from an encoder, or from scratch: `python -m mpp.finetune RECIPE encoder=runs/mine`."""
+
+    labels: LabelSettings = LabelSettings()
+    objective: ClassificationSettings = FineTuningSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    search: SearchSettings = SearchSettings()
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    journal: JournalSettings = JournalSettings()
+
+    @model_validator(mode="after")
+    def _chooses_by_a_dev_split(self) -> FinetuneRecipe:
+        patience, searches = self.early_stopping.patience, self.search.is_asked_for
+        if searches and patience:
+            raise ValueError(
+                "early_stopping does not go with search, whose choice is trained on all of train: there is no dev "
+                "split left to stop by; set early_stopping.patience=0, or search.lr=[] search.pool=[]"
+            )
+        if (searches or patience) and not self.labels.dev:
+            raise ValueError("search and early_stopping choose by a dev split; give labels.dev a share above 0")
+        return self
+
+
+class EvaluateRecipe(EvaluationPart, RunRecipe[Literal["evaluate"]]):
+    """Measure the accuracy of an encoder's frozen features: `python -m mpp.evaluate RECIPE encoder=runs/mine`."""
+
+    output_dir: Folder | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Where features and results go; null takes `evaluation/` in the run that the encoder comes from, or
+    `runs/evaluation/` and its name."""
+
+    compute: ComputeSettings = ComputeSettings()
 
 
 class GapRecipe(Settings):
@@ -227,29 +200,22 @@ class GapRecipe(Settings):
 
     def _complaints(self) -> Iterator[tuple[str, str]]:
         """Every setting that does not go with the others, by its dotted path."""
-        study, measured, tuned, up, down = self.study, self.evaluation, self.finetuning, self.upstream, self.downstream
+        study, tuned, up, down = self.study, self.finetuning, self.upstream, self.downstream
         if self.encoder.source is not None:
             yield "encoder.source", "every arm starts from random weights; use encoder.name and encoder.arguments"
-        for part in ("pretraining", "finetuning"):
-            if not getattr(self, part).checkpoint.resume:
+        for name, part in (("pretraining", self.pretraining), ("finetuning", tuned)):
+            if not part.checkpoint.resume:
                 message = "resume is false, but a study always resumes; delete a unit's folder to run it again"
-                yield f"{part}.checkpoint.resume", message
-            if getattr(self, part).training.duration.unit == "epochs":
-                yield f"{part}.training.duration", "use steps or images: arms are compared by those"
+                yield f"{name}.checkpoint.resume", message
+            if part.training.duration.unit == "epochs":
+                yield f"{name}.training.duration", "use steps or images: arms are compared by those"
         sizes = {f"study.sizes.{name}.arguments": other.arguments for name, other in study.sizes.items()}
-        for where, arguments in {"encoder.arguments": self.encoder.arguments, **sizes}.items():
-            if found := sorted(DROPOUT & set(arguments)):
-                yield (
-                    where,
-                    (
-                        f"arguments has {', '.join(found)}, which fine-tuning from a run does not keep: arms would "
-                        "differ in more than their start; set encoder.drop_path and finetuning.drop_path instead"
-                    ),
-                )
-        if measured.labels.seed:
+        for path, arguments in {"encoder.arguments": self.encoder.arguments, **sizes}.items():
+            if found := ", ".join(sorted(DROPOUT & set(arguments))):
+                message = f"arguments has {found}, which fine-tuning from a run does not keep: arms would differ in "
+                yield path, f"{message}more than their start; set encoder.drop_path and finetuning.drop_path instead"
+        if self.evaluation.labels.seed:
             yield "evaluation.labels.seed", "leave it out: study.seeds decide which labels are used"
-        if measured.few_shot is None and measured.knn is None and measured.linear_probe is None:
-            yield "evaluation", "few_shot, knn and linear_probe are all null: there is nothing to measure"
         if self.pretraining.optimizer.layer_decay is not None:
             yield "pretraining.optimizer.layer_decay", "layer_decay is for classification, and one for all arms"
         for name in dict.fromkeys((*study.arms, *study.axis_arms)):
@@ -259,19 +225,14 @@ class GapRecipe(Settings):
                 yield "study.arms", f"{name}: {error}"
         if tuned.search.is_asked_for and not tuned.dev:
             yield "finetuning.search", "search chooses by a dev split; give finetuning.dev a share above 0"
-        mixes, micro = tuned.augmentation.mixup or tuned.augmentation.cutmix, tuned.training.micro_batch_size
-        if mixes and (micro or tuned.training.batch_size) % 2:
+        micro_batch_size = tuned.training.micro_batch_size or tuned.training.batch_size
+        if (tuned.augmentation.mixup or tuned.augmentation.cutmix) and micro_batch_size % 2:
             yield "finetuning.augmentation", "mixup and CutMix pair the images of a micro-batch; let it be even"
         if not (study.arms or study.controls or (study.axis_arms and (study.images or study.sizes))):
             yield "study.arms", "arms is empty, and nothing else is asked for: there is nothing to run"
         if _same_images(up, down):
-            yield (
-                "downstream.source",
-                (
-                    f"upstream and downstream are both {up.source}, {up.split}: evaluation needs other images "
-                    "than pre-training; choose two data sets"
-                ),
-            )
+            message = f"upstream and downstream are both {up.source}, {up.split}: evaluation needs other images than "
+            yield "downstream.source", f"{message}pre-training; choose two data sets"
         if up.image_size != down.image_size:
             yield "downstream.image_size", f"upstream images have {up.image_size} px, and both must have the same size"
         for name in ("precision", "threads", "deterministic"):

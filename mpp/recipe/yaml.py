@@ -8,6 +8,7 @@ Here a number is a number, with or without a dot or an exponent; only `true` and
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -23,6 +24,7 @@ _CORE_SCHEMA = [  # tag, what such a scalar looks like, and the characters that 
     (FLOAT, r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
 ]
 
+_LIST = "tag:yaml.org,2002:seq"
 DEEPEST = 32
 """Levels of nesting; no recipe needs more, and Python's own limit is not far above."""
 
@@ -68,10 +70,6 @@ class Dumper(yaml.SafeDumper):
         brief = len(entries) == 1 and not isinstance(next(iter(entries.values())), (dict, list))
         return self.represent_mapping("tag:yaml.org,2002:map", entries.items(), flow_style=brief or None)
 
-    def items(self, items: list[Any]) -> yaml.Node:
-        """A list, in one line."""
-        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
 
 _YAML_1_1 = Resolver()
 for _tag, _pattern, _first in _CORE_SCHEMA:
@@ -79,24 +77,23 @@ for _tag, _pattern, _first in _CORE_SCHEMA:
         _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
 Dumper.add_representer(str, Dumper.text)
 Dumper.add_representer(dict, Dumper.entries)
-Dumper.add_representer(list, Dumper.items)
+Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence(_LIST, items, flow_style=True))
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    NULL: lambda text: None,
+    BOOL: lambda text: text.lower() == "true",
+    INT: lambda text: int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)),
+    FLOAT: lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    TEXT: str,
+}
 
 
 def read_scalar(tag: str, text: str) -> Any:
     """The value of a scalar of the core schema."""
-    match tag:
-        case "tag:yaml.org,2002:null":
-            return None
-        case "tag:yaml.org,2002:bool":
-            return text.lower() == "true"
-        case "tag:yaml.org,2002:int":
-            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-        case "tag:yaml.org,2002:float":
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        case "tag:yaml.org,2002:str":
-            return text
-        case _:
-            raise ValueError(f"the tag {tag!r} is not read in recipes")
+    if tag not in _READ:
+        raise ValueError(f"the tag {tag!r} is not read in recipes")
+    return _READ[tag](text)
 
 
 def in_block(value: Any) -> str:

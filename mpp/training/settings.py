@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mpp.settings import Duration, Settings
 
@@ -95,13 +95,13 @@ class TrainingSettings(ComputeSettings):
     max_skipped: int = Field(default=10, ge=1)
     """The run stops after this many steps in a row whose loss or gradient is not finite (each is skipped)."""
 
-    @model_validator(mode="after")
-    def _divides(self) -> TrainingSettings:
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
-        return self
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _divides(cls, micro_batch_size: int | None, others: ValidationInfo) -> int | None:
+        batch_size = others.data.get("batch_size", 0)  # which is left out where it is itself wrong
+        if micro_batch_size is not None and batch_size % micro_batch_size:
+            raise ValueError(f"micro_batch_size {micro_batch_size} does not divide batch_size {batch_size}")
+        return micro_batch_size
 
 
 class ValidationSettings(Settings):

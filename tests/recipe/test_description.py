@@ -15,14 +15,14 @@ import pytest
 import yaml
 from pydantic import Field
 
-from mpp.recipe import PretrainRecipe, differences, help_text, load_recipe, load_settings, recipe_text, write_recipe
+from mpp.recipe import PretrainRecipe, differences, help_text, load_recipe, recipe_text, write_recipe
 from mpp.recipe.dump import plain
 from mpp.recipe.parse import read_document
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.yaml import in_line
 from mpp.settings import Duration
 from mpp.type_hints import every_setting, read_hint, resolve
-from tests.support.small_recipe import GOOD, Classify, Guess, Loop, Pixels, Source, Tree, load
+from tests.support.small_recipe import GOOD, Classify, Guess, Loop, Pixels, Source, Tree, load, read
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -77,7 +77,7 @@ def test_what_is_written_reads_back_equal(recipe: Path) -> None:
             loop=Loop(lr=draw.choice(numbers), every=draw.choice([None, Duration(images=50000), Duration(epochs=0.1)])),
         )
         write_recipe(tree, "written.yaml")
-        back = load_settings(Tree, "written.yaml")
+        back = read("written.yaml")
         assert back == tree
         assert repr(back) == repr(tree)
         assert yaml.safe_load(recipe_text(tree)) == plain(tree)  # for readers of YAML 1.1, too
@@ -147,14 +147,10 @@ def test_one_walk_finds_every_setting() -> None:
         (int | None, "integer or null"),
         (Optional[Annotated[int, Field(gt=0)]], "integer, above 0, or null"),  # noqa: UP045
         (Annotated[float, Field(ge=0, le=1)], "number, from 0 to 1"),
-        (Annotated[int, Field(multiple_of=8)], "integer, a multiple of 8"),
-        (Literal["a", "b", None, True], "a, b, null or true"),
         (Literal["a", "b"] | None, "a, b or null"),
         (list[Annotated[float, Field(ge=0)]], "list of numbers, each at least 0"),
-        (tuple[int, str], "list of integer and text"),
         (tuple[float, float, float], "list of 3 numbers"),
         (dict[str, int], "mapping"),
-        (Path, "path"),
         (Any, "any value"),
     ],
 )
@@ -186,13 +182,13 @@ def test_every_shipped_recipe_loads_and_reads_back_equal(path: Path, tmp_path: P
 
 def test_a_section_left_out_is_as_good_as_an_empty_one() -> None:
     for keys, setting in every_setting(PretrainRecipe):
-        if setting.hint.model not in (None, Duration):
+        if setting.model not in (None, Duration):
             assert setting.default == type(setting.default)(), keys
 
 
 def test_every_setting_says_what_it_is_for() -> None:
     for keys, setting in every_setting(PretrainRecipe):
-        assert setting.doc or setting.hint.model or setting.hint.variants, keys
+        assert setting.doc or setting.model or setting.variants, keys
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mpp.recipe import PretrainRecipe, RecipeError, load_recipe, load_settings
+from mpp.objective.targets import MeanColor
+from mpp.recipe import PretrainRecipe, RecipeError, load_recipe
 from mpp.recipe.parse import read_value
-from tests.support.small_recipe import GOOD, Guess, Tiles, Tree, block, load, wrong
+from tests.support.small_recipe import GOOD, Guess, Tiles, block, load, read, wrong
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "mean_color.yaml"
 
@@ -166,7 +167,7 @@ def test_missing_settings_are_named_where_they_belong(recipe: Path) -> None:
     assert block(message, "r.yaml:2: source.path") == ["missing", "allowed: text"]
     assert block(message, "r.yaml:4: task.kind") == ["missing", "allowed: guess or classify"]
     message = wrong("seed: 1\n")
-    assert block(message, "r.yaml: source.path") == ["missing", "allowed: text"]
+    assert block(message, "r.yaml: source")[1].startswith("allowed: a mapping of path, column,")
     assert block(message, "r.yaml: task") == ["missing", "allowed: a mapping with kind: guess or classify"]
 
 
@@ -204,7 +205,7 @@ def test_null_in_quotes_is_not_null(recipe: Path) -> None:
 def test_a_file_that_is_no_recipe_gets_one_message(recipe: Path, content: bytes, message: str) -> None:
     recipe.write_bytes(content)
     with pytest.raises(RecipeError) as caught:
-        load_settings(Tree, recipe)
+        read(recipe)
     assert str(caught.value).startswith(message)
     assert all(len(line) < 80 for line in str(caught.value).splitlines())
 
@@ -217,7 +218,7 @@ def test_a_recipe_that_is_nested_too_deeply_gets_one_message(recipe: Path, nest:
     recipe.write_text(GOOD)
     for override in (f"source.extra={nest}", "source.extra." + "a." * 5000 + "b=1"):
         with pytest.raises(RecipeError, match="nested more than 32 deep"):
-            load_settings(Tree, recipe, [override])
+            read(recipe, override)
 
 
 def test_odd_keys_and_tags_are_collected(recipe: Path) -> None:
@@ -249,7 +250,7 @@ def test_a_missing_file_is_answered_with_its_neighbour(recipe: Path) -> None:
 
 def test_a_byte_order_mark_is_no_part_of_the_recipe(recipe: Path) -> None:
     recipe.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
-    assert load_settings(Tree, recipe).seed == 3
+    assert read(recipe).seed == 3
 
 
 def test_a_recipe_for_another_command_says_which(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +288,42 @@ def test_what_settings_say_together_is_told_beside_other_mistakes_of_their_secti
     said = str(caught.value)
     for words in ("data.sorce", "crop_scale", "training.precision", "100", "30"):
         assert words in said, said
+
+
+@pytest.mark.parametrize(
+    ("arm", "path", "lines"),
+    [
+        (
+            "{objective: {kind: masked_ptch}}",
+            "objective.kind",
+            ["found: 'masked_ptch'", "allowed: masked_patch or supervised", "did you mean masked_patch?"],
+        ),
+        (
+            "{objective: {kind: masked_patch, target: {kind: downsized, bits: 9}}}",
+            "objective.target.bits",
+            ["found: 9", "allowed: integer, from 1 to 4"],
+        ),
+        (
+            "{titel: x}",
+            "titel",
+            [
+                "unknown key",
+                "allowed: title, start, objective, optimizer, budget",
+                "did you mean study.arms.mine.title?",
+            ],
+        ),
+    ],
+)
+def test_a_mistake_in_an_arm_of_the_user_s_is_named_by_its_own_path(arm: str, path: str, lines: list[str]):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(SHIPPED.with_name("gap.yaml"), [f"study.arms={{mine: {arm}}}"])
+    assert block(str(caught.value), f"command line: study.arms.mine.{path}") == lines
+
+
+def test_an_arm_may_leave_out_what_a_default_says_and_write_integers_as_they_are_meant():
+    arm = "{objective: {kind: masked_patch, target: {bits: 2e0}}}"
+    recipe = load_recipe(SHIPPED.with_name("gap.yaml"), [f"study.arms={{mine: {arm}}}"])
+    assert recipe.study.arm("mine").objective.target == MeanColor(bits=2)
 
 
 def test_a_default_that_stands_in_for_a_mistake_is_not_blamed():

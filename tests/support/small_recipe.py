@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from mpp.recipe import RecipeError, load_settings
+from mpp.recipe import RecipeError
+from mpp.recipe.overrides import apply_overrides
+from mpp.recipe.parse import read_document
+from mpp.recipe.validate import check
 from mpp.settings import Duration, Settings
 
 
@@ -97,9 +100,15 @@ loop:
 """
 
 
+def read(path: str | Path, *overrides: str) -> Tree:
+    document = read_document(path)
+    apply_overrides(document, Tree, overrides)
+    return check(document, Tree)
+
+
 def load(text: str, *overrides: str) -> Tree:
     Path("r.yaml").write_text(text)
-    return load_settings(Tree, "r.yaml", overrides)
+    return read("r.yaml", *overrides)
 
 
 def wrong(text: str, *overrides: str) -> str:

@@ -46,6 +46,11 @@ class Row(NamedTuple):
         """How its unit departs from the study's own settings."""
         return Variant(self.direction == "swapped", self.images, self.size)
 
+    @property
+    def measure(self) -> Measure:
+        """What it is an accuracy of."""
+        return Measure(self.evaluator, self.setting, self.layer)
+
 
 class Measure(NamedTuple):
     """A kind of accuracy on the downstream test images."""
@@ -58,7 +63,7 @@ class Measure(NamedTuple):
     def title(self) -> str:
         """For people; at the default layer it is the same."""
         match self.evaluator:
-            case "few_shot":
+            case "few_shot" if self.setting is not None:
                 return f"{self.setting:g}-shot"
             case "finetune":
                 return f"fine-tuned, {100 * (self.setting or 0):g} % of labels"
@@ -77,16 +82,18 @@ def select(rows: Iterable[Row], **where: Any) -> list[Row]:
     return [row for row in rows if all(getattr(row, name) == value for name, value in where.items())]
 
 
+def downstream(rows: Iterable[Row], **where: Any) -> list[Row]:
+    """The downstream accuracies; of several k of kNN the first alone, by which its layer was chosen."""
+    found = select(rows, metric="accuracy", **where)
+    k = next((row.setting for row in found if row.evaluator == "knn"), None)
+    return [row for row in found if row.evaluator != "knn" or row.setting == k]
+
+
 def accuracies(rows: Iterable[Row], variant: Variant) -> Cells:
-    """Every downstream accuracy of a variant; of several k of kNN the first alone, by which its layer was chosen."""
+    """Every downstream accuracy of a variant."""
     cells: Cells = {}
-    for row in sorted(select(rows, metric="accuracy", variant=variant), key=lambda row: row.seed):
-        seeds = cells.setdefault(row.arm, {})
-        several = row.evaluator == "knn" and any(
-            known.evaluator == "knn" and known.layer == row.layer and known.setting != row.setting for known in seeds
-        )
-        if not several:
-            seeds.setdefault(Measure(row.evaluator, row.setting, row.layer), {})[row.seed] = row.value
+    for row in downstream(rows, variant=variant):
+        cells.setdefault(row.arm, {}).setdefault(row.measure, {})[row.seed] = row.value
     return cells
 
 

@@ -37,7 +37,6 @@ from mpp.settings import SettingError, together
 from mpp.study import results
 from mpp.study.claims import NOTE, claims_of
 from mpp.study.processes import OUTCOME, PATIENCE, run_all
-from mpp.study.report.page import write_page
 from mpp.study.units import Unit, recipes_of, unit_named, units_of
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code
@@ -73,6 +72,8 @@ def study(recipe: GapRecipe) -> int:
     code = 0 if len(done) == len(units) else run_all(recipe.study, folder, units, failed)
     outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
     if outcomes:
+        from mpp.study.report.page import write_page  # late: its packages are optional
+
         found = summarize(recipe, outcomes)
         found["unfinished"] = [str(unit) for unit in units if unit not in outcomes]
         write_text(folder / "results.json", _compact(found))

@@ -177,13 +177,9 @@ class Forest:
         low, high = max(min(0.0, lows.min()), -most), min(max(0.0, highs.max()), most)
         return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
-    def description(self, looks: Looks) -> str:
+    def description(self, _: Looks) -> str:
         """The differences in words."""
-        parts = []
-        for arm, claim in self.claims:
-            low, mean, high = (signed(points) for points in _points(claim))
-            parts.append(f"{_measure(claim)}, {looks[arm].label}: {mean} [{low}, {high}]")
-        return "; ".join(parts)
+        return "; ".join(claim["text"] for _, claim in self.claims)
 
 
 def draw(panels: Iterable[Lines | Forest], looks: Looks) -> Image | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from mpp.study.claims import variant_title
 from mpp.study.report.charts import Forest, Image, Lines, Looks, Runs, draw
 from mpp.study.results import Row, downstream, select
 from mpp.study.units import Variant
@@ -18,18 +19,23 @@ X = Callable[[Row], float]
 
 
 class Figures:
-    """The figures of one variant of a study; every one is a query of its rows.
+    """The figures of one direction of a study; every one is a query of its rows.
 
     Args:
         looks: of the arms.
         arms: `title` and `role` of each arm.
-        rows: of one variant.
+        rows: of the whole study.
+        swapped: which direction.
     """
 
-    def __init__(self, looks: Looks, arms: Mapping[str, Mapping[str, str]], rows: Sequence[Row]) -> None:
-        self.looks, self.arms, self.rows = looks, arms, rows
-        self.chance = chance(rows)
-        self.tuned = select(rows, evaluator="finetune", metric="accuracy")
+    def __init__(self, looks: Looks, arms: Mapping[str, Mapping[str, str]], rows: Sequence[Row], *, swapped: bool):
+        self.looks, self.arms, self.swapped = looks, arms, swapped
+        self.rows = select(rows, variant=Variant(swapped))
+        self.variants = [row for row in rows if row.variant.swapped == swapped and row not in self.rows]
+        self.tuned = select(self.rows, evaluator="finetune", metric="accuracy")
+        classes = mean(row.value for row in select(self.rows, evaluator="evaluate", metric="classes"))
+        self.chance = 100 / classes if classes else None
+        """Downstream accuracy by guessing, per cent."""
 
     def by_labels(self) -> Image | None:
         """Accuracy against the number of labels: few-shot, and fine-tuned."""
@@ -100,16 +106,24 @@ class Figures:
         panels = self._panels(found, "block", lambda row: float(row.block or 0), _kind)
         return draw(filter(_has_lines, panels), self.looks)
 
-    def axis(self, label: str, positions: Mapping[Variant, float], names: Sequence[str] = ()) -> Image | None:
-        """Accuracy over variants of the study, a panel for each measure.
+    def along(self, axis: str) -> list[Row]:
+        """The rows of the arms that have variants by `images` or `size`, from the smallest variant to the largest."""
+        varied = [row for row in self.variants if getattr(row, axis) is not None]
+        arms = {row.arm for row in varied}
+        found = [row for row in (*self.rows, *varied) if row.arm in arms]
+        sizes = _sizes(found, axis)
+        return sorted(found, key=lambda row: sizes[row.variant])
 
-        Args:
-            label: of the x axis.
-            positions: of the variants on it.
-            names: of the variants, for an axis of names; else it is logarithmic.
-        """
-        found = [row for row in downstream(self.rows) if row.layer != "default"]
-        x, title = (lambda row: positions[row.variant]), (lambda row: row.measure.title)
+    def by(self, axis: str) -> Image | None:
+        """Accuracy by `images` or `size`, a panel for each measure."""
+        rows = self.along(axis)
+        sizes, names = _sizes(rows, axis), []
+        if axis == "size":
+            names = [variant_title(variant) or "as in the recipe" for variant in sizes]
+            sizes = {variant: float(rank) for rank, variant in enumerate(sizes)}
+        label = "size of the encoder" if names else "pre-training images"
+        found = [row for row in downstream(rows) if row.layer != "default"]
+        x, title = (lambda row: sizes[row.variant]), (lambda row: row.measure.title)
         panels = self._panels(found, label, x, title, log=True, categories=names)
         return draw(filter(_has_lines, panels), self.looks)
 
@@ -161,7 +175,9 @@ def mean(values: Iterable[float]) -> float | None:
     return statistics.fmean(kept) if kept else None
 
 
-def chance(rows: Iterable[Row]) -> float | None:
-    """Downstream accuracy by guessing, per cent."""
-    classes = mean(row.value for row in select(rows, evaluator="evaluate", metric="classes"))
-    return 100 / classes if classes else None
+def _sizes(rows: Iterable[Row], axis: str) -> dict[Variant, float]:
+    """The number of pre-training images of each variant, or the operations of its encoder."""
+    found = dict.fromkeys((row.variant for row in rows), 0.0)
+    for row in select(rows, metric="rows" if axis == "images" else "flops_per_image"):
+        found[row.variant] = max(found[row.variant], row.value)
+    return found

@@ -1,4 +1,4 @@
-"""The tables and sentences of the report, as text that a template only has to lay out."""
+"""The tables of the report, as text that a template only has to lay out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mpp.study.claims import OPEN, REVERSE, SHOWN, signed, variant_title
 from mpp.study.report.figures import POOLS, mean
-from mpp.study.results import Cells, Measure, Row, measures, select
+from mpp.study.results import Measure, Row, accuracies, measures, select
 from mpp.study.units import Variant
 
 Arms = Mapping[str, Mapping[str, str]]
@@ -41,35 +41,25 @@ class Table(NamedTuple):
     groups: Sequence[tuple[str, Sequence[Line]]]
 
 
-class Answer(NamedTuple):
-    """Headline claims about the same arms: a question, who is compared, the sum, each claim."""
-
-    rank: int
-    """Where it is shown: the gap first, then the gains, then the orders."""
-    question: str
-    arms: str
-    summary: str
-    claims: Sequence[Mapping[str, Any]]
-
-
 def _table(label: str, columns: Sequence[str], groups: Iterable[tuple[str, Sequence[Line]]]) -> Table | None:
     """A table of the groups that have lines; None if there are none."""
     kept = [(heading, lines) for heading, lines in groups if lines]
     return Table(label, columns, kept) if kept else None
 
 
-def accuracy_table(tables: Sequence[tuple[str, Cells]], arms: Arms, label: str, layer: str = "chosen") -> Table | None:
-    """Arms × measures, in per cent: mean ± standard deviation over the seeds; None where there is nothing.
+def accuracy_table(rows: Sequence[Row], arms: Arms, label: str, layer: str = "chosen") -> Table | None:
+    """Arms × measures, in per cent: mean ± standard deviation over the seeds. Controls get a group of their own.
 
     Args:
-        tables: accuracies with a heading each. Controls get a group of their own.
+        rows: of one or several variants.
         arms: of the study.
         label: what the table is.
         layer: of frozen features.
     """
-    shown = list(dict.fromkeys(measure for _, cells in tables for measure in measures(cells, layer)))
+    tables = {variant: accuracies(rows, variant) for variant in dict.fromkeys(row.variant for row in rows)}
+    shown = list(dict.fromkeys(measure for cells in tables.values() for measure in measures(cells, layer)))
     groups: list[tuple[str, list[Line]]] = []
-    for heading, cells in tables:
+    for variant, cells in tables.items():
         lines: list[Line] = []
         controls: list[Line] = []
         for arm, about in arms.items():
@@ -77,6 +67,7 @@ def accuracy_table(tables: Sequence[tuple[str, Cells]], arms: Arms, label: str, 
             if most := max(map(len, found), default=0):
                 line = Line(about["title"], [f"{most}", *(accuracy(values, most) for values in found)], arm)
                 (controls if about["role"] == "control" else lines).append(line)
+        heading = variant_title(variant) or "as in the recipe" if len(tables) > 1 else ""
         groups += [(heading, lines), ("controls: nothing is learnt", controls)]
     return _table(label, ["arm", "seeds", *(measure.title for measure in shown)], groups)
 
@@ -160,28 +151,14 @@ def _claim_line(claim: dict[str, Any], arms: Arms) -> Line:
     return Line(f"{names[1]} − {names[0]}{where}", [mean, f"[{low}, {high}]", *last])
 
 
-def answers(claims: Iterable[dict[str, Any]], arms: Arms) -> list[Answer]:
-    """The headline claims by the arms that they compare."""
+def headlines(claims: Iterable[dict[str, Any]], arms: Arms) -> list[list[dict[str, Any]]]:
+    """The headline claims by the arms that they compare: the gap first, then the gains, then the orders."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for claim in claims:
         if claim["headline"]:
             groups.setdefault(tuple(claim["arms"]), []).append(claim)
-    return sorted((_answer(names, group, arms) for names, group in groups.items()), key=lambda answer: answer.rank)
-
-
-def _answer(names: Sequence[str], claims: Sequence[dict[str, Any]], arms: Arms) -> Answer:
-    titles = [arms[name]["title"] for name in names]
-    counts = Counter(claim["verdict"] for claim in claims)
-    parts = [f"{verdict} by {counts[verdict]}" for verdict in VERDICTS if counts[verdict]]
-    summary = f"Of {len(claims)} measures: {'; '.join(parts)}."
-    if len(names) > 2:
-        return Answer(2, f"Is “{titles[1]}” in between?", " < ".join(titles), summary, claims)
-    means = [100 * claim["mean"] for claim in claims]
-    summary = f"{signed(min(means))} to {signed(max(means))} points of accuracy. {summary}"
-    compared = f"{titles[1]} − {titles[0]}"
-    if arms[names[1]]["role"] == "supervised":
-        return Answer(0, f"How far ahead is {titles[1]} pre-training?", compared, summary, claims)
-    return Answer(1, f"Is “{titles[1]}” better than “{titles[0]}”?", compared, summary, claims)
+    order = sorted(groups, key=lambda names: (len(names), arms[names[1]]["role"] != "supervised"))
+    return [groups[names] for names in order]
 
 
 def cost_table(rows: Sequence[Row], arms: Arms, label: str) -> Table | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mpp.study.results import Cells, Measure, Row, accuracies, measures
@@ -34,55 +36,60 @@ def claims_of(rows: list[Row], arms: Mapping[str, Mapping[str, str]]) -> list[di
     return found
 
 
+@dataclass(frozen=True)
 class _Comparisons:
     """The claims about one measure of one variant."""
 
-    def __init__(self, cells: Cells, measure: Measure, variant: Variant, arms: Mapping[str, Mapping[str, str]]) -> None:
-        self.cells, self.measure, self.variant, self.arms = cells, measure, variant, arms
+    cells: Cells
+    measure: Measure
+    variant: Variant
+    arms: Mapping[str, Mapping[str, str]]
 
     def of(self, *roles: str) -> list[str]:
         """The arms of some roles, in their order."""
         return [name for name, arm in self.arms.items() if arm["role"] in roles and name in self.cells]
 
+    @property
+    def floors(self) -> list[str]:
+        """The arms without pre-training that a pre-trained arm should exceed."""
+        return self.of("scratch" if self.measure.evaluator == "finetune" else "random")
+
     def all(self) -> Iterator[dict[str, Any]]:
         """Over its floor, below supervised, the order of the three; over controls and other targets."""
-        tuned = self.measure.evaluator == "finetune"
         learnt = self.of("self-supervised", "pretrained")
-        floors, supervised = self.of("scratch" if tuned else "random"), self.of("supervised")
         for arm in learnt:
-            for floor in floors:
+            for floor in self.floors:
                 yield from self.pair(floor, arm)
-            for other in supervised:
+            for other in self.of("supervised"):
                 yield from self.pair(arm, other)
-                for floor in floors:
+                for floor in self.floors:
                     yield from self.order(floor, arm, other)
-            for floor in self.of("random") if tuned else ():
+            for floor in self.of("random") if self.measure.evaluator == "finetune" else ():
                 yield from self.pair(floor, arm)
         for other in (*self.of("control"), *learnt[1:]) if learnt else ():
             yield from self.pair(other, learnt[0])
 
     def pair(self, lower: str, higher: str) -> Iterator[dict[str, Any]]:
-        """How much better one arm is than another; nothing where they share fewer than two seeds."""
+        """How much better one arm is than another; nothing where they have fewer than two seeds in common."""
         low, high = (self.cells[arm].get(self.measure, {}) for arm in (lower, higher))
         seeds = sorted(low.keys() & high.keys())
         if len(seeds) < 2:
             return
         interval = paired([low[seed] for seed in seeds], [high[seed] for seed in seeds])
         verdict = SHOWN if interval.low > 0 else REVERSE if interval.high < 0 else OPEN
-        if interval.high - interval.low < NO_SPREAD:  # equal differences by chance: no spread to judge by
+        if interval.high - interval.low < NO_SPREAD:  # equal differences by chance: their spread says nothing
             verdict = OPEN
         mean, least, most = (signed(100 * value) for value in interval)
-        text = f"{self.title(higher)} against {self.title(lower)}: {mean} points [{least}, {most}]"
+        text = f"{self.arms[higher]['title']} against {self.arms[lower]['title']}: {mean} points [{least}, {most}]"
         yield self.claim([lower, higher], seeds, verdict, text) | interval._asdict()
 
-    def order(self, floor: str, arm: str, supervised: str) -> Iterator[dict[str, Any]]:
+    def order(self, *arms: str) -> Iterator[dict[str, Any]]:
         """The order of three arms, claimed only where both lower bounds are above 0."""
-        steps = [*self.pair(floor, arm), *self.pair(arm, supervised)]
+        steps = [step for pair in itertools.pairwise(arms) for step in self.pair(*pair)]
         if len(steps) == 2:
-            shown = all(step["verdict"] == SHOWN for step in steps)
+            verdict = SHOWN if all(step["verdict"] == SHOWN for step in steps) else OPEN
             seeds = min((step["seeds"] for step in steps), key=len)
-            names = " < ".join(self.title(name) for name in (floor, arm, supervised))
-            yield self.claim([floor, arm, supervised], seeds, SHOWN if shown else OPEN, names)
+            yield self.claim([*arms], seeds, verdict, " < ".join(self.arms[name]["title"] for name in arms))
 
     def claim(self, arms: list[str], seeds: list[int], verdict: str, text: str) -> dict[str, Any]:
         """A claim as JSON."""
@@ -100,17 +107,13 @@ class _Comparisons:
 
     def is_headline(self, arms: list[str]) -> bool:
         """The few claims that are shown first, chosen before anything is measured."""
-        few_shot = [m.setting or 0 for m in measures(self.cells, "chosen") if m.evaluator == "few_shot"]
-        minor = self.measure.evaluator == "few_shot" and self.measure.setting != max(few_shot, default=0)
-        if minor or self.measure.layer == "default" or self.variant != Variant():
+        if self.measure.layer == "default" or self.variant != Variant():
             return False
-        floor = self.of("scratch" if self.measure.evaluator == "finetune" else "random")
-        chain = [*floor[:1], *self.of("self-supervised")[:1], *self.of("supervised")[:1]]
+        same = [each.setting or 0 for each in measures(self.cells) if each.evaluator == self.measure.evaluator]
+        if self.measure.evaluator == "few_shot" and self.measure.setting != max(same):
+            return False
+        chain = [*self.floors[:1], *self.of("self-supervised")[:1], *self.of("supervised")[:1]]
         return arms in (chain, chain[:2], chain[1:])
-
-    def title(self, arm: str) -> str:
-        """For people."""
-        return self.arms[arm]["title"]
 
 
 def variant_title(variant: Variant) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -32,19 +32,21 @@ OUTCOME = "unit.json"
 class UnitProcess:
     """`python -m mpp.gap` on one unit of a study, its output in the unit's `log.txt`."""
 
-    def __init__(self, folder: Path, unit: Unit, place: int, places: int) -> None:
-        """Start it as one of `places` worker processes, which share the cores equally and the GPUs in turn."""
-        self.log = folder / str(unit) / "log.txt"
+    def __init__(self, folder: Path, unit: Unit, worker: int, workers: int) -> None:
+        """Start it as one of several workers, which have an equal number of cores each, and the GPUs in turn."""
+        self.unit, self.log = unit, folder / str(unit) / "log.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.begun, self._asked = time.monotonic(), 0.0
+        self.started, self._asked = time.monotonic(), math.inf
         command = [sys.executable, "-m", "mpp.gap", str(folder / "recipe.yaml"), f'study.only=["{unit}"]']
         command += [f"output_dir={folder}"]  # the folder may have been moved since
         environment = {**os.environ, STARTED_BY: "gap"}
-        if places > 1:
+        if workers > 1:
             environment.pop(LAUNCHED, None)  # with it, a single thread would be taken for the launcher's default
-            environment["OMP_NUM_THREADS"] = str(max(threads(ComputeSettings()) // places, 1))
-            if len(gpus := _gpus()) > 1:
-                environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+            environment["OMP_NUM_THREADS"] = str(max(threads(ComputeSettings()) // workers, 1))
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+            if len(gpus) > 1:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
         with self.log.open("a", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
@@ -52,82 +54,65 @@ class UnitProcess:
 
     def ask_to_stop(self) -> None:
         """Ask it to save and end; kill it if it takes too long: its last checkpoint remains."""
-        if not self._asked:
+        if self._asked == math.inf:
             self._asked = time.monotonic()
-            self._process.send_signal(signal.SIGTERM)
+            self._process.terminate()
         elif time.monotonic() > self._asked + PATIENCE:
             self._process.kill()
 
     def code(self) -> int | None:
         """Its exit code, `NOT_YET` if it was asked to stop and did; None while it runs."""
         code = self._process.poll()
-        return NOT_YET if self._asked and code else code
-
-
-def _gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        return NOT_YET if code and self._asked < math.inf else code
 
 
 def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: list[str]) -> int:
     """Run every unit that is not finished, and list those that fail in `failed`: 0, or the exit code of a stop."""
     stop = StopRequest()
     stop.listen()
-    deadline = time.monotonic() + 60 * study.minutes if study.minutes else float("inf")
-    waiting = []
-    for number, unit in enumerate(units, start=1):
-        name = f"[{number}/{len(units)}] {unit}"
-        if (folder / str(unit) / OUTCOME).is_file():
-            print(f"{name}: done before", flush=True)
-        else:
-            waiting.append((name, unit))
-    running: dict[int, tuple[str, UnitProcess]] = {}
-    places = min(study.parallel, len(waiting))
+    deadline = time.monotonic() + 60 * study.minutes if study.minutes else math.inf
+    names = {unit: f"[{number}/{len(units)}] {unit}" for number, unit in enumerate(units, start=1)}
+    waiting = _unfinished(folder, units)
+    for unit in units:
+        if unit not in waiting:
+            print(f"{names[unit]}: done before", flush=True)
+    workers = min(study.parallel, len(waiting))
+    running: dict[int, UnitProcess] = {}
     try:
-        _run(folder, waiting, running, places, deadline, stop, failed)
-    finally:  # e.g. the disk is full
-        while running:
-            for place, (_, process) in list(running.items()):
-                process.ask_to_stop()
-                if process.code() is not None:
-                    del running[place]
+        while waiting or running:
+            if stop.asked() is not None or time.monotonic() > deadline:
+                waiting.clear()
+                for process in running.values():
+                    process.ask_to_stop()
+            for worker in range(workers):
+                if worker in running and (code := running[worker].code()) is not None:
+                    _report(running.pop(worker), code, names, failed)
+                if waiting and worker not in running:
+                    print(f"{names[waiting[0]]} …", flush=True)
+                    running[worker] = UnitProcess(folder, waiting.pop(0), worker, workers)
             time.sleep(POLL)
-    left = sum(not (folder / str(unit) / OUTCOME).is_file() for unit in units)
-    number = stop.asked()
+    finally:  # e.g. the disk is full
+        while running := {worker: process for worker, process in running.items() if process.code() is None}:
+            for process in running.values():
+                process.ask_to_stop()
+            time.sleep(POLL)
+    left, number = len(_unfinished(folder, units)), stop.asked()
     if not left or (failed and number is None and left == len(failed)):
         return 0
     print(f"\n{left} of {len(units)} are left. Give the same command again to resume.")
     return NOT_YET if number is None else exit_code(number)
 
 
-def _run(
-    folder: Path,
-    waiting: list[tuple[str, Unit]],
-    running: dict[int, tuple[str, UnitProcess]],
-    places: int,
-    deadline: float,
-    stop: StopRequest,
-    failed: list[str],
-) -> None:
-    """Start the next unit wherever a worker is free, until none is left or it is time to stop."""
-    while waiting or running:
-        if stop.asked() is not None or time.monotonic() > deadline:
-            waiting.clear()
-            for _, process in running.values():
-                process.ask_to_stop()
-        for place in range(places):
-            if waiting and place not in running:
-                name, unit = waiting.pop(0)
-                print(f"{name} …", flush=True)
-                running[place] = (name, UnitProcess(folder, unit, place, places))
-        for place, (name, process) in list(running.items()):
-            if (code := process.code()) is None:
-                continue
-            del running[place]
-            if code == NOT_YET:
-                continue
-            if code:  # go on with the others
-                last = "\n".join(process.log.read_text(errors="replace").strip().splitlines()[-15:])
-                failed.append(f"{name.split()[-1]} ended with exit code {code}; the end of {process.log}:\n{last}")
-            print(f"{name}: {'failed' if code else tqdm.format_interval(time.monotonic() - process.begun)}", flush=True)
-        time.sleep(POLL)
+def _unfinished(folder: Path, units: Sequence[Unit]) -> list[Unit]:
+    return [unit for unit in units if not (folder / str(unit) / OUTCOME).is_file()]
+
+
+def _report(process: UnitProcess, code: int, names: dict[Unit, str], failed: list[str]) -> None:
+    """Print how a unit ended; a failure is listed with the end of its log."""
+    if code == NOT_YET:
+        return
+    if code:
+        last = "\n".join(process.log.read_text(errors="replace").strip().splitlines()[-15:])
+        failed.append(f"{process.unit} ended with exit code {code}; the end of {process.log}:\n{last}")
+    ended = "failed" if code else tqdm.format_interval(time.monotonic() - process.started)
+    print(f"{names[process.unit]}: {ended}", flush=True)

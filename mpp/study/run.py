@@ -27,17 +27,15 @@ from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
 from mpp.data.table import ImageTable
 from mpp.encoder.inspect import has_patches
-from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.callback import divided
 from mpp.evaluation.evaluators import check_feasible
 from mpp.files import write_text
-from mpp.recipe import EvaluateRecipe, GapRecipe, PretrainRecipe, same_data, write_recipe
+from mpp.recipe import EvaluateRecipe, GapRecipe, same_data, write_recipe
 from mpp.run_folder import FolderLock
 from mpp.settings import SettingError, together
 from mpp.study import results
 from mpp.study.claims import NOTE, claims_of
 from mpp.study.processes import OUTCOME, PATIENCE, run_all
-from mpp.study.report.page import write_page
 from mpp.study.units import Unit, recipes_of, unit_named, units_of
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code
@@ -65,14 +63,17 @@ def study(recipe: GapRecipe) -> int:
         print(f"study.scale: pre-training is {recipe.study.scale:g} times as long; fine-tuning keeps its length")
     units = units_of(recipe)
     done = [unit for unit in units if _outcome_of(recipe, unit)]  # raises for units that ran with other settings
-    write_recipe(recipe, folder / "recipe.yaml")
-    failed: list[str] = []
+    code, failed = 0, list[str]()
     if len(done) < len(units):
         _check_networks(recipe, units)
         _check_data(recipe, units)
-    code = 0 if len(done) == len(units) else run_all(recipe.study, folder, units, failed)
+    write_recipe(recipe, folder / "recipe.yaml")
+    if len(done) < len(units):
+        code = run_all(recipe.study, folder, units, failed)
     outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
     if outcomes:
+        from mpp.study.report.page import write_page  # late: its packages are optional
+
         found = summarize(recipe, outcomes)
         found["unfinished"] = [str(unit) for unit in units if unit not in outcomes]
         write_text(folder / "results.json", _compact(found))
@@ -89,11 +90,10 @@ def study(recipe: GapRecipe) -> int:
 def summarize(recipe: GapRecipe, outcomes: dict[Unit, dict[str, Any]]) -> dict[str, Any]:
     """What `results.json` holds: the arms, the units, the claims, and the table of all numbers."""
     rows = results.read([row for outcome in outcomes.values() for row in outcome["rows"]])
-    used = dict.fromkeys(unit.arm for unit in outcomes)
-    controls = [name for name in used if recipe.study.arm(name).role == "control"]
+    named = {unit.arm: recipe.study.arm(unit.arm) for unit in outcomes}
     arms = {
-        name: {"title": recipe.study.arm(name).title or name, "role": recipe.study.arm(name).role}
-        for name in (*(name for name in used if name not in controls), *controls)
+        name: {"title": arm.title or name, "role": arm.role}
+        for name, arm in sorted(named.items(), key=lambda item: item[1].role == "control")  # controls last
     }
     claims = claims_of(rows, arms)
     return {
@@ -137,36 +137,31 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
     Raises:
         SettingError: with all complaints.
     """
-    found: dict[tuple[str | None, bool], EncoderSettings] = {}
-    objectives: dict[tuple[str | None, str], Callable[[], None]] = {}
-    for unit in units:
-        recipes = recipes_of(recipe, unit)
-        first = next(iter(recipes.named().values()), None)  # from scratch without fine-tuning there is none
-        arm = recipe.study.arm(unit.arm)
-        if first is not None and arm.start == "random":
-            found[unit.variant.size, arm.needs_patches] = first.encoder  # pyright: ignore[reportAttributeAccessIssue]
-        if recipes.pretrain is not None:
-            objectives[unit.variant.size, unit.arm] = partial(_check_arm, recipe, recipes.pretrain, unit)
     together(
-        *(partial(check_network, each, recipe.upstream, patches=patches) for (_, patches), each in found.items()),
-        *objectives.values(),
+        *(partial(_check_unit, recipe, unit) for unit in units),
         lambda: check_optimizer(recipe.pretraining.optimizer),
         lambda: check_optimizer(recipe.finetuning.optimizer),
     )
 
 
-def _check_arm(recipe: GapRecipe, pretraining: PretrainRecipe, unit: Unit) -> None:
-    """Check that timm can make an arm's own optimizer, and that its objective fits the patches.
+def _check_unit(recipe: GapRecipe, unit: Unit) -> None:
+    """Check that timm can make the network and the arm's own optimizer, and that its objective fits the patches.
 
     Raises:
-        SettingError: of the arm, with all complaints.
+        SettingError: of the network or of the arm, with all complaints.
     """
+    arm, size, recipes = recipe.study.arm(unit.arm), unit.variant.size, recipes_of(recipe, unit)
+    stages = [each for each in (recipes.pretrain, recipes.evaluate, *recipes.finetune.values()) if each is not None]
+    if stages and arm.start == "random":  # from scratch without fine-tuning there is nothing to run
+        check_network(stages[0].encoder, recipe.upstream, patches=arm.needs_patches)
+    if recipes.pretrain is None:
+        return
     try:
-        if recipe.study.arm(unit.arm).optimizer:
-            check_optimizer(pretraining.optimizer)
-        check_objective(pretraining.objective, pretraining.encoder, pretraining.data.image_size)
+        if arm.optimizer:
+            check_optimizer(recipes.pretrain.optimizer)
+        check_objective(recipes.pretrain.objective, recipes.pretrain.encoder, recipe.upstream.image_size)
     except SettingError as error:
-        where = recipe.study if unit.variant.size is None else recipe.study.sizes[unit.variant.size]
+        where = recipe.study if size is None else recipe.study.sizes[size]
         raise where.error(arms=f"{unit.arm}: {'; '.join(error.complaints.values())}") from error
 
 
@@ -236,18 +231,17 @@ def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
     """Run units in this process: 0, or the exit code of a stop."""
     stop = StopRequest()
     for unit in units:
-        path = _path(Path(recipe.output_dir), unit)
+        path = _path(recipe, unit)
         lock = FolderLock(path.parent, patience=PATIENCE)  # the worker of a killed study may still be saving
         if _outcome_of(recipe, unit):
             print(f"{unit}: done before")
             continue
         recipes = recipes_of(recipe, unit)
-        stages: list[Callable[[], int]] = []
-        if recipes.pretrain is not None:
-            stages.append(partial(pretrain, recipes.pretrain, stop))
+        stages: list[Callable[[], int]] = [partial(finetune, each, stop) for each in recipes.finetune.values()]
         if recipes.evaluate is not None:
-            stages.append(partial(_evaluate, recipes.evaluate, stop))
-        stages += [partial(finetune, each, stop) for each in recipes.finetune.values()]
+            stages.insert(0, partial(_evaluate, recipes.evaluate, stop))
+        if recipes.pretrain is not None:
+            stages.insert(0, partial(pretrain, recipes.pretrain, stop))
         for run in stages:
             if code := run():
                 return code
@@ -270,7 +264,7 @@ def _evaluate(recipe: EvaluateRecipe, stop: StopRequest) -> int:
 
 def _outcome(recipe: GapRecipe, unit: Unit) -> dict[str, Any]:
     """What `unit.json` holds: the recipes that the unit ran, all its numbers, and its picture."""
-    recipes, home = recipes_of(recipe, unit), Path(recipe.output_dir) / str(unit)
+    recipes, home = recipes_of(recipe, unit), _path(recipe, unit).parent
     log = home / "pretrain" / "metrics.jsonl"
     pictures = [m["reconstructions"] for m in read_metrics(log) if "reconstructions" in m] if recipes.pretrain else []
     return {
@@ -286,7 +280,7 @@ def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
     Raises:
         ValueError: if it ran with other settings, naming those.
     """
-    path = _path(Path(recipe.output_dir), unit)
+    path = _path(recipe, unit)
     if not path.is_file():
         return None
     outcome: dict[str, Any] = json.loads(path.read_text())
@@ -307,5 +301,5 @@ def _outcome_of(recipe: GapRecipe, unit: Unit) -> dict[str, Any] | None:
     return outcome
 
 
-def _path(folder: Path, unit: Unit) -> Path:
-    return folder / str(unit) / OUTCOME
+def _path(recipe: GapRecipe, unit: Unit) -> Path:
+    return Path(recipe.output_dir) / str(unit) / OUTCOME

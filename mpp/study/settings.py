@@ -89,21 +89,18 @@ class StudySettings(Settings):
     def _arms_are_known(self) -> StudySettings:
         asked = {"study.arms": tuple(self.arms), "study.axis_arms": self.axis_arms}
         asked |= {f"study.sizes.{name}.arms": other.arms or () for name, other in self.sizes.items()}
+        known = self._known()
         for setting, names in asked.items():
             for name in names:
-                if self.own(name) is None:
-                    own = self.arms if isinstance(self.arms, dict) else ()
-                    known = ", ".join(dict.fromkeys([*own, *PRESETS]))
-                    raise ValueError(f"{setting}: there is no arm {name!r}; known are {known}")
+                if name not in known:
+                    raise ValueError(f"{setting}: there is no arm {name!r}; known are {', '.join(known)}")
         return self
 
-    def own(self, name: str) -> Arm | None:
-        """The arm of this name, of the study's own or a preset; None if there is none."""
-        own = self.arms.get(name) if isinstance(self.arms, dict) else None
-        return own or PRESETS.get(name)
+    def _known(self) -> dict[str, Arm]:
+        """The presets and the study's own arms."""
+        own = self.arms if isinstance(self.arms, dict) else {}
+        return PRESETS | {name: arm for name, arm in own.items() if arm is not None}
 
     def arm(self, name: str) -> Arm:
-        """The arm of this name."""
-        arm = self.own(name)
-        assert arm is not None  # which the validator has seen to
-        return arm
+        """The arm of this name, of the study's own or a preset."""
+        return self._known()[name]

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from mpp.data.settings import DataSettings, LabelSettings
 from mpp.encoder.build import planned
 from mpp.encoder.settings import EncoderSettings
-from mpp.evaluation.settings import CONTROLS, FeatureSettings, FewShotSettings
+from mpp.evaluation.settings import CONTROLS, FeatureSettings
+from mpp.objective.settings import ObjectiveSettings
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, differences
 from mpp.settings import Duration, Settings
 from mpp.study.settings import OtherEncoder
-from mpp.training.settings import ComputeSettings, ReconstructionSettings
+from mpp.training.settings import ComputeSettings, ReconstructionSettings, TrainingSettings
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "training.micro_batch_size",
                    "training.compile", "features.batch_size", "journal.", "checkpoint.", "hub.")  # fmt: skip
@@ -55,7 +56,7 @@ class Recipes:
     pretrain: PretrainRecipe | None
     evaluate: EvaluateRecipe | None
     finetune: dict[str, FinetuneRecipe]
-    """By the share of the labels."""
+    """By the fraction of the labels."""
 
     def named(self) -> dict[str, Settings]:
         """Each recipe by what it is for."""
@@ -78,18 +79,17 @@ class Recipes:
         Raises:
             ValueError: if these are no recipes of this version.
         """
-        now, found = self.named(), []
+        now, found = self.named(), list[tuple[str, Any, Any]]()
         if before["start"] != self.start:
             found.append(("start", before["start"], self.start))
         for name in dict.fromkeys([*before, *now]):
-            if name == "start":
-                continue
-            if name not in before or name not in now:
-                found.append((name, *("asked for" if name in each else "not asked for" for each in (before, now))))
-                continue
-            then = type(now[name]).model_validate(before[name])
-            changed = (d for d in differences(then, now[name]) if not d[0].startswith(DECIDES_NOTHING))
-            found += [(f"{name}.{path}", old, new) for path, old, new in changed]
+            if name in now and name in before:
+                then = type(now[name]).model_validate(before[name])
+                changed = [d for d in differences(then, now[name]) if not d[0].startswith(DECIDES_NOTHING)]
+                found += [(f"{name}.{path}", old, new) for path, old, new in changed]
+            elif name != "start":
+                then, today = ("asked for" if name in each else "not asked for" for each in (before, now))
+                found.append((name, then, today))
         return found
 
 
@@ -121,84 +121,88 @@ def unit_named(recipe: GapRecipe, name: str) -> Unit:
 
 def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
     """The recipes of a unit, in its folder."""
-    folder = Path(recipe.output_dir) / str(unit)
     arm, (swapped, images, size) = recipe.study.arm(unit.arm), unit.variant
     upstream, downstream = recipe.upstream, recipe.downstream
     if swapped:
         upstream, downstream = downstream, upstream
     encoder = _other(recipe.encoder, recipe.study.sizes[size]) if size else recipe.encoder
     start = encoder if arm.start == "random" else _changed(encoder, source=arm.start)
-    pretrain = None
+    pretrain = evaluate = None
     if arm.objective is not None:
-        part, scale = recipe.pretraining, recipe.study.scale
-        scaled_parts = {n: scaled(getattr(part, n), scale) for n in ("training", "validation", "checkpoint")}
-        pretrain = PretrainRecipe(
-            command="pretrain",
-            seed=unit.seed,
-            output_dir=str(folder / "pretrain"),
-            data=_changed(upstream, images=images) if images else upstream,
-            encoder=start,
-            objective=arm.objective,
-            optimizer=scaled(arm.optimizer_of(part.optimizer), scale),
-            evaluation=scaled(part.evaluation, scale),
-            **scaled_parts,
-            reconstructions=ReconstructionSettings(every=Duration(steps=0)),
-        )
-        start = _changed(encoder, source=str(folder / "pretrain"))
+        if images:
+            upstream = _changed(upstream, images=images)
+        pretrain = _pretrain(recipe, unit, start, upstream, arm.objective)
+        start = _changed(encoder, source=pretrain.output_dir)
     control = arm.role == "control"
     if control:
         start = _changed(start, patch_size=_patch_size(encoder, downstream.image_size))
-    evaluate = None
     if arm.role != "scratch":
-        part = recipe.evaluation
-        evaluate = EvaluateRecipe(
-            command="evaluate",
-            seed=unit.seed,
-            output_dir=str(folder / "evaluation"),
-            data=downstream,
-            labels=_changed(part.labels, seed=unit.seed),
-            encoder=start,
-            features=FeatureSettings() if control else part.features,
-            few_shot=_draws(part.few_shot, unit.seed),
-            knn=part.knn,
-            linear_probe=part.linear_probe,
-            by_depth=part.by_depth,
-            compute=_compute(recipe),
-        )
+        evaluate = _evaluate(recipe, unit, start, downstream, control=control)
     fractions = () if control else recipe.finetuning.fractions
     finetune = {f"{fraction:g}": _finetune(recipe, unit, start, downstream, fraction) for fraction in fractions}
     return Recipes(arm.start, pretrain, evaluate, finetune)
 
 
+def _folder(recipe: GapRecipe, unit: Unit, name: str) -> str:
+    return str(Path(recipe.output_dir) / str(unit) / name)
+
+
+def _pretrain(
+    recipe: GapRecipe, unit: Unit, start: EncoderSettings, data: DataSettings, objective: ObjectiveSettings
+) -> PretrainRecipe:
+    part, arm = recipe.pretraining, recipe.study.arm(unit.arm)
+    sections = {**dict(part), "optimizer": arm.optimizer_of(part.optimizer)}
+    return PretrainRecipe(
+        command="pretrain",
+        seed=unit.seed,
+        output_dir=_folder(recipe, unit, "pretrain"),
+        data=data,
+        encoder=start,
+        objective=objective,
+        reconstructions=ReconstructionSettings(every=Duration(steps=0)),
+        **{name: scaled(section, recipe.study.scale) for name, section in sections.items()},
+    )
+
+
+def _evaluate(
+    recipe: GapRecipe, unit: Unit, start: EncoderSettings, data: DataSettings, *, control: bool
+) -> EvaluateRecipe:
+    part, training = recipe.evaluation, recipe.pretraining.training
+    sections = {**dict(part), "labels": _changed(part.labels, seed=unit.seed)}
+    if part.few_shot is not None:  # draws that no other seed of the study has
+        draws = tuple(DRAWS * unit.seed + draw for draw in part.few_shot.seeds)
+        sections["few_shot"] = _changed(part.few_shot, seeds=draws)
+    if control:
+        sections["features"] = FeatureSettings()
+    return EvaluateRecipe(
+        command="evaluate",
+        seed=unit.seed,
+        output_dir=_folder(recipe, unit, "evaluation"),
+        data=data,
+        encoder=start,
+        compute=ComputeSettings(**{name: getattr(training, name) for name in ComputeSettings.model_fields}),
+        **sections,
+    )
+
+
 def _finetune(
-    recipe: GapRecipe, unit: Unit, start: EncoderSettings, downstream: DataSettings, fraction: float
+    recipe: GapRecipe, unit: Unit, start: EncoderSettings, data: DataSettings, fraction: float
 ) -> FinetuneRecipe:
     part = recipe.finetuning
-    training = part.training
+    sections = {name: section for name, section in part if name in FinetuneRecipe.model_fields}
     if recipe.study.arm(unit.arm).budget == "total":
         before = scaled(recipe.pretraining.training, recipe.study.scale)
-        training = _changed(training, duration=_together(training, before))
+        sections["training"] = _changed(part.training, duration=_together(part.training, before))
     dev = part.dev if part.search.is_asked_for else 0.0  # nothing else is chosen: train on all labelled images
     return FinetuneRecipe(
         command="finetune",
         seed=unit.seed,
-        output_dir=str(Path(recipe.output_dir) / str(unit) / f"finetune-{fraction:g}"),
-        data=downstream,
+        output_dir=_folder(recipe, unit, f"finetune-{fraction:g}"),
+        data=data,
         labels=LabelSettings(fraction=fraction, dev=dev, seed=unit.seed),
         encoder=_changed(start, drop_path=part.drop_path),
-        objective=part.objective,
-        augmentation=part.augmentation,
-        training=training,
-        search=part.search,
-        optimizer=part.optimizer,
-        validation=part.validation,
-        checkpoint=part.checkpoint,
+        **sections,
     )
-
-
-def _draws(settings: FewShotSettings | None, seed: int) -> FewShotSettings | None:
-    """The few-shot draws of one seed of the study, which no other seed has."""
-    return settings and _changed(settings, seeds=tuple(DRAWS * seed + draw for draw in settings.seeds))
 
 
 def _patch_size(encoder: EncoderSettings, image_size: int) -> int | None:
@@ -209,27 +213,19 @@ def _patch_size(encoder: EncoderSettings, image_size: int) -> int | None:
     return layout.patch_size if layout is not None else None
 
 
-def _compute(recipe: GapRecipe) -> ComputeSettings:
-    training = recipe.pretraining.training
-    return ComputeSettings(precision=training.precision, threads=training.threads, deterministic=training.deterministic)
-
-
 def scaled(settings: Any, factor: float) -> Any:
     """Settings with all their durations times a factor."""
-    durations = {name: getattr(settings, name) for name in type(settings).model_fields}
-    return _changed(settings, **{n: d.scaled(factor) for n, d in durations.items() if isinstance(d, Duration)})
+    return _changed(settings, **{n: d.scaled(factor) for n, d in settings if isinstance(d, Duration)})
 
 
-def _together(finetuning: Any, pretraining: Any) -> Duration:
+def _together(*parts: TrainingSettings) -> Duration:
     """As many images as pre-training and fine-tuning see together; neither is given in epochs."""
-    images = 0
-    for part in (finetuning, pretraining):
-        images += part.duration.in_steps(batch_size=part.batch_size, rows=1) * part.batch_size
-    return Duration(images=images)
+    steps = [part.duration.in_steps(batch_size=part.batch_size, rows=1) for part in parts]
+    return Duration(images=sum(count * part.batch_size for count, part in zip(steps, parts, strict=True)))
 
 
 def _other(encoder: EncoderSettings, other: OtherEncoder) -> EncoderSettings:
-    """The study's encoder in another size, or another network in its place."""
+    """The study's encoder in another size, or another network."""
     pool = other.pool or encoder.pool
     if other.name is not None:
         own = {"name": other.name, "patch_size": other.patch_size, "arguments": other.arguments}
@@ -240,5 +236,4 @@ def _other(encoder: EncoderSettings, other: OtherEncoder) -> EncoderSettings:
 
 
 def _changed(settings: Any, **changes: Any) -> Any:
-    assert isinstance(settings, Settings)
     return settings.model_copy(update=changes)

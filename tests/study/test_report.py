@@ -7,7 +7,6 @@ import copy
 import html
 import re
 import statistics
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import pytest
 from PIL import Image
 
 from mpp.study.claims import signed, variant_title
-from mpp.study.report.charts import LOOKS
+from mpp.study.report.charts import COLORS, MARKERS
 from mpp.study.report.page import write_page
-from mpp.study.report.tables import accuracy, power
+from mpp.study.report.tables import accuracy
 from mpp.study.results import Row, select
 from mpp.study.units import Variant
 from tests.support.study_results import row, study, unit
@@ -150,11 +149,11 @@ def test_what_a_search_took_is_a_column_and_part_of_all_training(page: Page, tex
     costs = next(table for table in page.tables if "its search, 10 %: FLOPs" in table[0])
     line = dict(zip(costs[0], next(each for each in costs if "MPP, mean colour" in each[0]), strict=True))
     assert line["its search, 10 %: images"] == "1,280"
-    assert line["its search, 10 %: FLOPs"] == power(1.28e11)
-    assert line["pre-training: FLOPs"] == power(192e8)
+    assert line["its search, 10 %: FLOPs"] == "1.3e+11"
+    assert line["pre-training: FLOPs"] == "1.9e+10"
     total = 192 + 640 + 1280
-    [figure] = re.findall(r'alt="accuracy, % against images seen in all training\. Last points: ([^"]*)"', text)[:1]
-    assert f"MPP, mean colour {100 * statistics.fmean(tuned()):.3g} at {total / 1000:.3g}k" in html.unescape(figure)
+    [figure] = re.findall(r'accuracy, % against images seen in all training\. Last points: ([^"]*)"', text)[:1]
+    assert f"MPP, mean colour {100 * statistics.fmean(tuned()):.3g} at {total:,}" in html.unescape(figure)
 
 
 def tuned() -> list[float]:
@@ -164,7 +163,7 @@ def tuned() -> list[float]:
 
 def test_a_probe_whose_grid_ended_or_that_did_not_converge_is_reported(page: Page):
     assert "0.1; 1; 10" in page.text
-    assert "10 is the largest tried; 1 not converged" in page.text
+    assert "(10 is the largest tried; 1 not converged)" in page.text
 
 
 def test_every_part_is_there(text: str, page: Page):
@@ -178,7 +177,7 @@ def test_every_part_is_there(text: str, page: Page):
 
 def test_figures_are_svg_with_a_description_and_the_arm_s_own_colours(text: str):
     figures = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]*)"', text)
-    assert len(figures) > 15
+    assert len(figures) > 12
     for source, description in figures:
         svg = base64.b64decode(source).decode()
         assert "<svg" in svg
@@ -189,14 +188,13 @@ def test_figures_are_svg_with_a_description_and_the_arm_s_own_colours(text: str)
     assert color[1] in svg
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.color)
-def test_colours_stand_out_from_the_page(look: Any):
-    parts = [int(look.color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+@pytest.mark.parametrize("color", COLORS)
+def test_colours_stand_out_from_the_page(color: str):
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     assert 1.05 / (luminance + 0.05) >= 3
-    assert [other.color for other in LOOKS].count(look.color) == 1
-    assert [other.marker for other in LOOKS].count(look.marker) == 1
+    assert len(COLORS) == len(set(COLORS)) == len(set(MARKERS))
 
 
 def test_the_same_results_give_the_same_bytes(results: dict[str, Any], folder: Path, text: str):
@@ -253,14 +251,7 @@ def test_seeds_that_an_arm_lacks_are_noted(tmp_path: Path):
     rows = [r for r in rows if (r.arm, r.seed, r.evaluator) != ("supervised", 2, "knn")]
     header, *lines = written(study(rows), tmp_path).tables[0]
     [line] = [line for line in lines if "supervised" in line[0]]
-    assert line[header.index("kNN")].endswith("2 of 3 seeds")
-
-
-def test_what_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatch, results: dict[str, Any], tmp_path: Path):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(RuntimeError, match=re.escape('the report needs jinja2: pip install "mpp[study]"')):
-        write_page(results, tmp_path)
-    assert not (tmp_path / "report.html").exists()
+    assert line[header.index("kNN")].endswith(" (2 of 3 seeds)")
 
 
 def test_a_scale_is_named_with_what_it_scales(tmp_path: Path):
@@ -274,6 +265,5 @@ def test_a_scale_is_named_with_what_it_scales(tmp_path: Path):
 
 def test_numbers_are_written_as_people_write_them():
     assert [signed(value) for value in (1.26, -0.34, 0.04, -0.04)] == ["+1.3", "−0.3", "0.0", "0.0"]
-    assert [power(value) for value in (2.56e11, 9.99e8, None)] == ["2.6 × 10¹¹", "1.0 × 10⁹", "–"]
-    assert [accuracy([0.45, 0.455]), accuracy([0.5]), accuracy([])] == ["45.2 ± 0.4", "50.0", "–"]
+    assert [accuracy([0.45, 0.455], 2), accuracy([0.5], 1), accuracy([], 2)] == ["45.2 ± 0.4", "50.0", "–"]
     assert variant_title(Variant(True, 500, "wide")) == "swapped direction, 500 pre-training images, size wide"

@@ -8,15 +8,14 @@ from typing import Any
 
 from mpp.study.arms import PRESETS
 from mpp.study.claims import NOTE, claims_of
-from mpp.study.results import EMPTY, Row
+from mpp.study.results import Row
 
 LEVEL = {"random": 0.2, "scratch": 0.3, "mean_color": 0.4, "full_patch": 0.25, "supervised": 0.35, "raw_pixels": 0.15}
 
 
 def row(arm: str, seed: int, evaluator: str, value: float, setting: float | None = None, **more: Any) -> Row:
     """A row; without a metric, of accuracy."""
-    own = {"arm": arm, "seed": seed, "direction": "forward", "metric": "accuracy"}
-    return Row(**{**EMPTY, **own, "evaluator": evaluator, "setting": setting, "value": value, **more})
+    return Row(arm, seed, evaluator=evaluator, setting=setting, value=value)._replace(**more)
 
 
 def unit(arm: str, seed: int, **variant: Any) -> list[Row]:

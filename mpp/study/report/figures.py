@@ -2,63 +2,59 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mpp.study.claims import variant_title
-from mpp.study.report.charts import Charts, Look, Panel, Runs
-from mpp.study.results import Cells, Measure, Row, measures, select
+from mpp.study.report.charts import Forest, Image, Lines, Looks, Runs, draw
+from mpp.study.results import Row, downstream, select
 from mpp.study.units import Variant
 
 SEEN = "images seen in pre-training"
-ACCURACY = "accuracy, %"
 POOLS = {"token": "class token", "avg": "mean of patches", "both": "token and mean"}
 Curves = dict[str, Runs]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Panels beside each other under one legend: the title and look of each arm."""
-
-    panels: Sequence[Panel]
-    legend: Sequence[tuple[str, Look]]
+X = Callable[[Row], float]
 
 
 class Figures:
-    """The figures of one variant of a study; every one is a query of its rows.
+    """The figures of one direction of a study; every one is a query of its rows.
 
     Args:
-        charts: of the page.
+        looks: of the arms.
         arms: `title` and `role` of each arm.
-        rows: of one variant.
-        chance: downstream accuracy by guessing, per cent.
+        rows: of the whole study.
+        swapped: which direction.
     """
 
-    def __init__(
-        self, charts: Charts, arms: Mapping[str, Mapping[str, str]], rows: Sequence[Row], chance: float | None
-    ) -> None:
-        self.charts, self.arms, self.rows, self.chance = charts, arms, rows, chance
-        self.shares = sorted({row.setting or 0 for row in select(rows, evaluator="finetune", metric="accuracy")})
+    def __init__(self, looks: Looks, arms: Mapping[str, Mapping[str, str]], rows: Sequence[Row], *, swapped: bool):
+        self.looks, self.arms, self.swapped = looks, arms, swapped
+        self.rows = select(rows, variant=Variant(swapped))
+        self.variants = [row for row in rows if row.variant.swapped == swapped and row not in self.rows]
+        self.tuned = select(self.rows, evaluator="finetune", metric="accuracy")
+        classes = mean(row.value for row in select(self.rows, evaluator="evaluate", metric="classes"))
+        self.chance = 100 / classes if classes else None
+        """Downstream accuracy by guessing, per cent."""
 
-    def by_labels(self) -> Group | None:
+    def by_labels(self) -> Image | None:
         """Accuracy against the number of labels: few-shot, and fine-tuned."""
-        few = self._curves(select(self.rows, evaluator="few_shot", layer="chosen", metric="accuracy"), _setting)
-        tuned = self._curves(select(self.rows, evaluator="finetune", metric="accuracy"), lambda r: 100 * _setting(r))
-        kinds = (("Few-shot, frozen features", few, "labelled images of each class"),
-                 ("Fine-tuned", tuned, "labels used, %"))  # fmt: skip
-        return self._group(
-            self._accuracy(title, curves, x=x, log=True) for title, curves, x in kinds if _has_lines(curves)
-        )
+        few_shot = select(self.rows, evaluator="few_shot", layer="chosen", metric="accuracy")
+        of_classes, of_all = "labelled images of each class", "labels used, %"
+        panels = [
+            *self._panels(few_shot, of_classes, _setting, lambda _: "Few-shot, frozen features", log=True),
+            *self._panels(self.tuned, of_all, lambda row: 100 * _setting(row), lambda _: "Fine-tuned", log=True),
+        ]
+        return draw(filter(_has_lines, panels), self.looks)
 
-    def forest(self, claims: Sequence[dict[str, Any]]) -> Group | None:
-        """Each claim of two arms with its interval: what is gained over each floor, and what is missing."""
-        kinds: dict[str, list[tuple[dict[str, Any], str]]] = {}
+    def forest(self, claims: Sequence[dict[str, Any]]) -> Image | None:
+        """Each claim of two arms with its interval: the gain over each floor, and the gap to supervised."""
+        kinds: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         for claim in claims:
             if "mean" in claim and claim["layer"] != "default":
                 title, arm = self._comparison(*claim["arms"])
-                kinds.setdefault(title, []).append((claim, arm))
-        return self._group(self.charts.forest(title, *zip(*pairs, strict=True)) for title, pairs in kinds.items())
+                kinds.setdefault(title, []).append((arm, claim))
+        return draw((Forest(title, found) for title, found in kinds.items()), self.looks)
 
     def _comparison(self, lower: str, higher: str) -> tuple[str, str]:
         """The panel of a claim, and the arm whose colour it has."""
@@ -70,98 +66,81 @@ class Figures:
             others = "self-supervised"
         return f"{high['title']} − {others}", lower
 
-    def losses(self) -> Group | None:
+    def losses(self) -> Image | None:
         """Held-out loss during pre-training, a panel for each arm: their losses are not comparable."""
         panels = []
         for arm, about in self.arms.items():
             own = select(self.rows, arm=arm, evaluator="pretrain")
             masked = select(own, metric="validation_loss_mask")  # without kept patches, which leak their answer
-            names = {"baseline_histogram": "label frequencies", "baseline_neighbours": "visible neighbours"}
-            levels = {title: mean(row.value for row in select(own, metric=name)) for name, title in names.items()}
-            curves = self._curves(masked or select(own, metric="validation_loss"), _samples, factor=1)
-            y = "loss, masked patches" if masked else "loss"
-            panels.append(self.charts.lines(about["title"], curves, x=SEEN, y=y, levels=levels))
-        return self._group(panels)
+            names = {"label frequencies": "baseline_histogram", "visible neighbours": "baseline_neighbours"}
+            levels = {title: mean(row.value for row in select(own, metric=name)) for title, name in names.items()}
+            if curves := self._curves(masked or select(own, metric="validation_loss"), _samples, factor=1):
+                y = "loss, masked patches" if masked else "loss"
+                panels.append(Lines(about["title"], SEEN, y, curves, levels))
+        return draw(panels, self.looks)
 
-    def in_training(self, *, compute: bool = False) -> Group | None:
+    def in_training(self, *, compute: bool = False) -> Image | None:
         """Accuracies on upstream images during pre-training, a panel for each evaluator and pooling."""
         found = select(self.rows, metric="upstream_accuracy")
         cost = {(r.arm, r.seed): r.value for r in select(self.rows, metric="flops_per_image")}
-        panels = []
-        for evaluator, setting, pool in dict.fromkeys((r.evaluator, r.setting, r.pool) for r in found):
-            here = select(found, evaluator=evaluator, setting=setting, pool=pool)
-            at = (lambda r: cost.get((r.arm, r.seed), 0.0) * _samples(r)) if compute else _samples
-            title = f"{Measure(evaluator, setting).title}, {POOLS.get(pool or '', pool)}"
-            x = "pre-training compute, FLOPs" if compute else SEEN
-            panels.append(self._accuracy(title, self._curves(here, at), x=x, chance=None))
-        return self._group(panels)
+        x = (lambda r: cost.get((r.arm, r.seed), 0.0) * _samples(r)) if compute else _samples
+        label = "pre-training compute, FLOPs" if compute else SEEN
+        return draw(self._panels(found, label, x, _kind, chance=None), self.looks)
 
-    def tuning(self) -> Group | None:
+    def tuning(self) -> Image | None:
         """Accuracy on the dev split while fine-tuning, where a search has one."""
         found = select(self.rows, evaluator="finetune", metric="dev_accuracy")
-        return self._group(
-            self._accuracy(_labels(share), self._curves(select(found, setting=share), _samples), x="images seen")
-            for share in self.shares
-        )
+        return draw(self._panels(found, "images seen", _samples, _labels), self.looks)
 
-    def spent(self) -> Group | None:
+    def spent(self) -> Image | None:
         """Test accuracy after fine-tuning against the cost of all training, searches included."""
         panels = []
-        for share in self.shares:
-            for metric, x in (("images_seen", "images seen in all training"), ("flops", "FLOPs of all training")):
-                total: dict[tuple[str, int], float] = {}
-                for row in select(self.rows, metric=metric):
-                    if row.evaluator == "pretrain" or row.setting == share:
-                        total[row.arm, row.seed] = total.get((row.arm, row.seed), 0.0) + row.value
-                found = select(self.rows, evaluator="finetune", setting=share, metric="accuracy")
-                curves = self._curves(found, lambda r, total=total: total[r.arm, r.seed])
-                panels.append(self._accuracy(_labels(share), curves, x=x))
-        return self._group(panels)
+        for metric, label in (("images_seen", "images seen in all training"), ("flops", "FLOPs of all training")):
+            total = partial(_total, select(self.rows, metric=metric))
+            panels += self._panels(self.tuned, label, total, _labels)
+        return draw(panels, self.looks)
 
-    def depth(self) -> Group | None:
+    def depth(self) -> Image | None:
         """Accuracy on the dev split by block, a panel for each evaluator and pooling."""
         found = [row for row in select(self.rows, metric="dev_accuracy") if row.block is not None]
-        panels = []
-        for evaluator, pool in dict.fromkeys((row.evaluator, row.pool) for row in found):
-            curves = self._curves(select(found, evaluator=evaluator, pool=pool), lambda r: float(r.block or 0))
-            if _has_lines(curves):
-                title = f"{evaluator.replace('_', ' ')}, {POOLS.get(pool or '', pool)}"
-                panels.append(self._accuracy(title, curves, x="block"))
-        return self._group(panels)
+        panels = self._panels(found, "block", lambda row: float(row.block or 0), _kind)
+        return draw(filter(_has_lines, panels), self.looks)
 
-    def axis(self, variants: Sequence[tuple[float, Variant, Cells]], x: str, *, named: bool) -> Group | None:
-        """Accuracy over variants of the study, a panel for each measure, of the arms that have variants."""
-        panels = []
-        known = dict.fromkeys(measure for _, _, cells in variants for measure in measures(cells))
-        categories = [variant_title(v) or "the study's" for _, v, _ in variants] if named else []
-        for measure in known:
-            curves: Curves = {}
-            for arm in self.arms:
-                points: dict[int, list[tuple[float, float]]] = {}
-                for place, _, cells in variants:
-                    for seed, value in cells.get(arm, {}).get(measure, {}).items():
-                        points.setdefault(seed, []).append((place, 100 * value))
-                if any(len(run) > 1 for run in points.values()):
-                    curves[arm] = list(points.values())
-            panels.append(self._accuracy(measure.title, curves, x=x, log=True, categories=categories))
-        return self._group(panels)
+    def along(self, axis: str) -> list[Row]:
+        """The rows of the arms that have variants by `images` or `size`, from the smallest variant to the largest."""
+        varied = [row for row in self.variants if getattr(row, axis) is not None]
+        arms = {row.arm for row in varied}
+        found = [row for row in (*self.rows, *varied) if row.arm in arms]
+        sizes = _sizes(found, axis)
+        return sorted(found, key=lambda row: sizes[row.variant])
 
-    def _curves(self, rows: Iterable[Row], x: Callable[[Row], float], factor: float = 100) -> Curves:
+    def by(self, axis: str) -> Image | None:
+        """Accuracy by `images` or `size`, a panel for each measure."""
+        rows = self.along(axis)
+        sizes, names = _sizes(rows, axis), []
+        if axis == "size":
+            names = [variant_title(variant) or "as in the recipe" for variant in sizes]
+            sizes = {variant: float(rank) for rank, variant in enumerate(sizes)}
+        label = "size of the encoder" if names else "pre-training images"
+        found = [row for row in downstream(rows) if row.layer != "default"]
+        x, title = (lambda row: sizes[row.variant]), (lambda row: row.measure.title)
+        panels = self._panels(found, label, x, title, log=True, categories=names)
+        return draw(filter(_has_lines, panels), self.looks)
+
+    def _panels(self, rows: Iterable[Row], label: str, x: X, title: Callable[[Row], str], **more: Any) -> list[Lines]:
+        """Accuracy in per cent against x, a panel for each title."""
+        levels = {"chance": more.pop("chance", self.chance)}
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(title(row), []).append(row)
+        return [Lines(name, label, "accuracy, %", self._curves(own, x), levels, **more) for name, own in groups.items()]
+
+    def _curves(self, rows: Iterable[Row], x: X, factor: float = 100) -> Curves:
         """The points (x, value) by arm and seed."""
         found: dict[str, dict[int, list[tuple[float, float]]]] = {arm: {} for arm in self.arms}
         for row in rows:
             found[row.arm].setdefault(row.seed, []).append((x(row), factor * row.value))
         return {arm: [sorted(run) for run in seeds.values()] for arm, seeds in found.items() if seeds}
-
-    def _accuracy(self, title: str, curves: Curves, *, x: str, **more: Any) -> Panel | None:
-        levels = {"chance": more.pop("chance", self.chance)}
-        return self.charts.lines(title, curves, x=x, y=ACCURACY, levels=levels, **more)
-
-    def _group(self, panels: Iterable[Panel | None]) -> Group | None:
-        kept = [panel for panel in panels if panel is not None]
-        shown = {arm for panel in kept for arm in panel.arms}
-        legend = [(about["title"], self.charts.looks[arm]) for arm, about in self.arms.items() if arm in shown]
-        return Group(kept, legend) if kept else None
 
 
 def _setting(row: Row) -> float:
@@ -172,15 +151,33 @@ def _samples(row: Row) -> float:
     return float(row.samples or 0)
 
 
-def _labels(share: float) -> str:
-    return f"{100 * share:g} % of the labels"
+def _kind(row: Row) -> str:
+    return f"{row.measure.title}, {POOLS.get(row.pool or '', row.pool)}"
 
 
-def _has_lines(curves: Curves) -> bool:
-    return any(len(run) > 1 for runs in curves.values() for run in runs)
+def _labels(row: Row) -> str:
+    return f"{100 * _setting(row):g} % of the labels"
+
+
+def _total(costs: Sequence[Row], tuned: Row) -> float:
+    """The costs of a unit's pre-training, and of its fine-tuning and search on as many labels."""
+    own = select(costs, arm=tuned.arm, seed=tuned.seed)
+    return sum(cost.value for cost in own if cost.evaluator == "pretrain" or cost.setting == tuned.setting)
+
+
+def _has_lines(panel: Lines) -> bool:
+    return any(len(run) > 1 for runs in panel.curves.values() for run in runs)
 
 
 def mean(values: Iterable[float]) -> float | None:
     """The mean; None of nothing."""
     kept = list(values)
-    return sum(kept) / len(kept) if kept else None
+    return statistics.fmean(kept) if kept else None
+
+
+def _sizes(rows: Iterable[Row], axis: str) -> dict[Variant, float]:
+    """The number of pre-training images of each variant, or the operations of its encoder."""
+    found = dict.fromkeys((row.variant for row in rows), 0.0)
+    for row in select(rows, metric="rows" if axis == "images" else "flops_per_image"):
+        found[row.variant] = max(found[row.variant], row.value)
+    return found

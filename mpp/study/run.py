@@ -26,7 +26,7 @@ from mpp.data.sampler import Numbers
 from mpp.data.sources import Splits, open_splits
 from mpp.data.splits import dev_split, fraction_rows
 from mpp.data.table import ImageTable
-from mpp.encoder.inspect import has_patches
+from mpp.encoder.probe import has_patches
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.callback import divided
 from mpp.evaluation.evaluators import check_feasible

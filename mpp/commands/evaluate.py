@@ -16,9 +16,9 @@ from mpp import randomness
 from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.decode_cache import TooManyDamagedError
+from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import EvaluationCrops
-from mpp.data.sources import Splits, open_splits
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.splits import Splits, open_splits
 from mpp.data.table import ImageTable
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.encoder.settings import EncoderSettings

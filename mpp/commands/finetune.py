@@ -23,10 +23,10 @@ from mpp.commands.resume import (
 )
 from mpp.commands.search import Candidate, combinations, is_known_to_diverge, note_divergence, with_candidate
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
+from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
-from mpp.data.sources import Splits, open_splits
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.splits import Splits, open_splits
 from mpp.data.table import Subset
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.encoder.pretrained import weights_digest_of

@@ -16,7 +16,7 @@ from mpp.commands.resume import check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
-from mpp.data.sources import Splits, open_splits
+from mpp.data.splits import Splits, open_splits
 from mpp.data.table import ImageTable
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from torch import nn
 
-from mpp.encoder.build import build_backbone
 from mpp.encoder.settings import EncoderSettings
 from mpp.objective.corruption import Corruption
 from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
@@ -70,7 +69,7 @@ def test_what_a_room_refuses_is_reported_with_file_line_and_value(tmp_path: Path
     )
     document, recipe = open_recipe(path, ["optimizer.name=adamm"], "pretrain")
     with pytest.raises(SettingError) as caught:
-        build_backbone(recipe.encoder, recipe.data.image_size, recipe.data)
+        recipe.encoder.build(recipe.data.image_size, recipe.data)
     assert set(caught.value.complaints) == {"data.image_size"}
     assert str(caught.value).startswith("data.image_size 15 is not a multiple of the patch size 4")
     assert str(document.problems_of(caught.value)[0]).startswith(f"{path}:3: data.image_size\n    15 is not a multiple")
@@ -83,7 +82,7 @@ def test_settings_of_no_recipe_give_their_names_alone():
     with pytest.raises(SettingError, match=r"^cells is 9, but a patch is only 4 pixels a side"):
         DownsizedPatch(cells=9).outputs(4)
     with pytest.raises(SettingError, match=r"^source: .*/no/such/run"):
-        build_backbone(EncoderSettings(source="/no/such/run"), 32)
+        EncoderSettings(source="/no/such/run").build(32)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,10 @@ from mpp import randomness
 from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.decode_cache import TooManyDamagedError
+from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import EvaluationCrops
-from mpp.data.sources import Splits, open_splits
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.splits import Splits, open_splits
 from mpp.data.table import ImageTable
-from mpp.encoder.build import build_backbone
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.controls import Control
@@ -214,7 +213,7 @@ def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
         return Control(str(settings.source), recipe.data.image_size, settings.patch_size)
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
-    encoder = build_backbone(settings, recipe.data.image_size, recipe.data)
+    encoder = settings.build(recipe.data.image_size, recipe.data)
     encoder.use_fused_attention(uses_fused_attention(settings.attention, accelerator))
     return EncoderReader(encoder.to(accelerator.device).eval())
 

@@ -23,12 +23,11 @@ from mpp.commands.resume import (
 )
 from mpp.commands.search import Candidate, combinations, is_known_to_diverge, note_divergence, with_candidate
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
+from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
-from mpp.data.sources import Splits, open_splits
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.splits import Splits, open_splits
 from mpp.data.table import Subset
-from mpp.encoder.build import build_backbone
 from mpp.encoder.export import export_classifier, export_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.files import replacing, write_text
@@ -230,7 +229,7 @@ class _FineTuning:
         """The classifier to train; its random weights are decided by the seed."""
         low, high = randomness.key(recipe.seed, "weights")
         torch.manual_seed(low | high << 32)
-        backbone = build_backbone(recipe.encoder, recipe.data.image_size, recipe.data)
+        backbone = recipe.encoder.build(recipe.data.image_size, recipe.data)
         on_main(self.accelerator, lambda: check_same_weights(self.source_weights, recipe, Path(recipe.output_dir)))
         backbone.use_fused_attention(uses_fused_attention(recipe.encoder.attention, self.accelerator))
         objective = recipe.objective.build(backbone, num_classes=len(self.classes), seed=recipe.seed)

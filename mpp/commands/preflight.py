@@ -9,7 +9,6 @@ from torch import nn
 
 from mpp.data.sampler import plan_batches
 from mpp.data.settings import DataSettings
-from mpp.encoder.build import planned
 from mpp.encoder.settings import EncoderSettings
 from mpp.objective.settings import BaseObjectiveSettings
 from mpp.settings import together
@@ -42,7 +41,7 @@ def check_network(settings: EncoderSettings, data: DataSettings, *, patches: boo
         SettingError: with all complaints.
     """
     if settings.source is None:
-        planned(settings, data.image_size, data, needs_patches=patches)
+        settings.architecture(data.image_size, data, needs_patches=patches)
 
 
 def check_objective(objective: BaseObjectiveSettings, encoder: EncoderSettings, image_size: int) -> None:
@@ -54,7 +53,7 @@ def check_objective(objective: BaseObjectiveSettings, encoder: EncoderSettings, 
     if not objective.needs_patches or encoder.source is not None:
         return
     try:
-        layout = planned(encoder, image_size, needs_patches=True).layout
+        layout = encoder.architecture(image_size, needs_patches=True).layout
     except ValueError:
         return  # check_network reports it
     assert layout is not None

@@ -16,9 +16,8 @@ from mpp.commands.resume import check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
-from mpp.data.sources import Splits, open_splits
+from mpp.data.splits import Splits, open_splits
 from mpp.data.table import ImageTable
-from mpp.encoder.build import build_backbone, build_encoder
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
@@ -118,8 +117,7 @@ def make_objective(recipe: PretrainRecipe, rows: ImageTable) -> Objective:
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
     settings = recipe.objective
-    build = build_encoder if settings.needs_patches else build_backbone
-    encoder = build(recipe.encoder, recipe.data.image_size, recipe.data)
+    encoder = recipe.encoder.build(recipe.data.image_size, recipe.data, needs_patches=settings.needs_patches)
     if isinstance(encoder, Encoder):
         settings.check(encoder.layout)
     num_classes = None if rows.class_names is None else len(rows.class_names)

@@ -11,7 +11,7 @@ from datasets.utils.file_utils import xopen
 
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
-from mpp.data.table import Location
+from mpp.data.table import ImageLocation
 from mpp.settings import SettingError
 
 MAX_CLASSES = 10**6
@@ -32,35 +32,6 @@ class Selection(NamedTuple):
         return Selection(self.table.select(rows), self.split_rows[rows], self.source_rows[rows])
 
 
-class Classes(NamedTuple):
-    """The classes of a label column, and whether its values are strings."""
-
-    names: list[str]
-    strings: bool
-
-    def numbers(self, selection: Selection, column: str, name: str) -> Numbers:
-        """The class of each row: int64 `(rows,)`.
-
-        Raises:
-            ValueError: if a label is outside the classes.
-        """
-        table = selection.table
-        values = table.with_format("arrow")[:][column].to_pylist() if len(table) else []
-        numbered = values
-        if self.strings:
-            index = {label: number for number, label in enumerate(self.names)}
-            numbered = [index.get(value, -1) for value in values]
-        labels = np.array([-1 if value is None else value for value in numbered], dtype=np.int64)
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.names)))
-        if len(wrong):
-            row, value = selection.split_rows[wrong[0]], values[wrong[0]]
-            raise ValueError(
-                f"{name}: {len(wrong)} of {len(labels)} labels in column {column!r} lie outside the "
-                f"{len(self.names)} classes; the first is row {row} with {value!r}"
-            )
-        return labels
-
-
 class ArrowTable:
     """An `ImageTable` on columns of a table of `datasets`.
 
@@ -68,9 +39,9 @@ class ArrowTable:
         selection: the rows.
         image: the column of the images.
         label: the column of the labels, or None.
-        classes: of the labels, or None.
+        class_names: of the labels, or None.
         name: for messages.
-        split: what the data set calls the split.
+        split: the name of the split in the data set.
 
     Raises:
         ValueError: if there are no rows, or a label is outside the classes.
@@ -78,7 +49,14 @@ class ArrowTable:
     """
 
     def __init__(
-        self, selection: Selection, image: str, label: str | None, classes: Classes | None, *, name: str, split: str
+        self,
+        selection: Selection,
+        image: str,
+        label: str | None,
+        class_names: list[str] | None,
+        *,
+        name: str,
+        split: str,
     ) -> None:
         table = selection.table
         for setting, column in (("image_column", image), ("label_column", label)):
@@ -93,8 +71,8 @@ class ArrowTable:
         self.source_rows, self._split_rows = selection.source_rows, selection.split_rows
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
-        self.class_names = classes.names if classes else None
-        self.labels = classes.numbers(selection, label, name) if classes and label else None
+        self.class_names = class_names
+        self.labels = _labels(selection, label, class_names, name) if class_names is not None and label else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -114,13 +92,29 @@ class ArrowTable:
         with xopen(value["path"], "rb") as file:  # it may be in an archive: `zip://a.png::photos.zip`
             return file.read()
 
-    def where(self, row: int) -> Location:
+    def where(self, row: int) -> ImageLocation:
         """The number of the row in its split, and the path of its file."""
         try:
             path = (self._images[row][self._image] or {}).get("path")
         except Exception:  # whatever the readers of `datasets` raise on a damaged row
             path = None
-        return Location(int(self._split_rows[row]), path)
+        return ImageLocation(int(self._split_rows[row]), path)
+
+
+def _labels(selection: Selection, column: str, class_names: list[str], name: str) -> Numbers:
+    """The class of each row: int64 `(rows,)`. Raises ValueError if a label is outside the classes."""
+    values = selection.table.with_format("arrow")[:][column].to_pylist()
+    index: dict[Any, int] = {None: -1, **{label: number for number, label in enumerate(class_names)}}
+    numbers = [index.get(value, -1) if value is None or isinstance(value, str) else value for value in values]
+    labels = np.array(numbers, dtype=np.int64)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        row, value = selection.split_rows[wrong[0]], values[wrong[0]]
+        raise ValueError(
+            f"{name}: {len(wrong)} of {len(labels)} labels in column {column!r} lie outside the "
+            f"{len(class_names)} classes; the first is row {row} with {value!r}"
+        )
+    return labels
 
 
 def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
@@ -173,11 +167,11 @@ def label_column(table: datasets.Dataset, settings: DataSettings, *, required: b
     return None
 
 
-def classes_of(table: datasets.Dataset, whole: datasets.Dataset, column: str) -> Classes:
-    """The classes of a label column: those of its ClassLabel, else those of its integers or strings.
+def class_names_of(table: datasets.Dataset, whole: datasets.Dataset, column: str) -> list[str]:
+    """The classes of a label column: those of its ClassLabel, else its integers or strings.
 
     Args:
-        table: the rows to train on. Each of them needs a label.
+        table: the rows to train on, which all need a label.
         whole: their whole split.
         column: the label column.
 
@@ -186,9 +180,9 @@ def classes_of(table: datasets.Dataset, whole: datasets.Dataset, column: str) ->
     """
     feature = table.features.get(column)
     if isinstance(feature, datasets.ClassLabel):
-        return Classes(list(feature.names), strings=False)
+        return list(feature.names)
     if feature is None or len(table) == 0:
-        return Classes([], strings=False)  # `ArrowTable` raises the error
+        return []  # `ArrowTable` raises the error
     not_labels = f"column {column!r} holds no labels: expected integers or strings, found {feature}"
     if getattr(feature, "dtype", None) is None or _holds_images(feature):
         raise SettingError({"label_column": not_labels})
@@ -197,12 +191,11 @@ def classes_of(table: datasets.Dataset, whole: datasets.Dataset, column: str) ->
         message = f"column {column!r} has rows without a label: label them, or leave them out of the split"
         raise SettingError({"label_column": message})
     if all(isinstance(value, str) for value in values):
-        return Classes(sorted(values), strings=True)
+        return sorted(values)
     if not all(isinstance(value, int) for value in values):
         raise SettingError({"label_column": not_labels})
     if max(values) >= MAX_CLASSES:
-        message = (
-            f"column {column!r} holds no class numbers: they reach {max(values)}, with {len(values)} different ones"
-        )
-        raise SettingError({"label_column": f"{message}; number the classes from 0"})
-    return Classes([str(number) for number in range(max(values) + 1)], strings=False)
+        found = f"they reach {max(values)}, with {len(values)} different ones"
+        message = f"column {column!r} holds no class numbers: {found}; number the classes from 0"
+        raise SettingError({"label_column": message})
+    return [str(number) for number in range(max(values) + 1)]

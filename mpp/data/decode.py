@@ -60,14 +60,19 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         with Image.open(io.BytesIO(encoded)) as image:
             _check_size(*image.size, max_pixels)
-            upright = _upright(image)
-            if upright.mode.startswith(("I", "F")):  # of which PIL would clip all but 0…255
-                upright = Image.fromarray(_to_8_bits(np.asarray(upright)))
-            return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
+            return from_pil(image)
     except DamagedImageError:
         raise
     except Exception as error:  # PIL's readers raise nearly anything on damaged bytes
         raise DamagedImageError(str(error).split(" <_io")[0] or type(error).__name__) from error
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """uint8 `(3, h, w)` of an opened image, as `decode` gives it."""
+    upright = _upright(image)
+    if upright.mode.startswith(("I", "F")):  # of which PIL would clip all but 0…255
+        upright = Image.fromarray(_to_8_bits(np.asarray(upright)))
+    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

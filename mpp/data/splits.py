@@ -1,67 +1,130 @@
-"""Parts of a labelled data set: fractions of its labels, and rows held out of it; every class keeps its share."""
+"""The training and the validation split of a data set."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
+import datasets
 import numpy as np
 
 from mpp import randomness
-from mpp.data.sampler import Numbers
+from mpp.data.arrow_table import ArrowTable, Selection, class_names_of, image_column, label_column
+from mpp.data.settings import DataSettings
+from mpp.data.sources import read_source
+from mpp.data.table import ImageTable
+from mpp.settings import SettingError
+
+HOLD_OUT = 10
+"""One row in this many is held out of a data set that has a single split."""
 
 
-def fraction_rows(labels: Any, fraction: float, seed: int) -> Numbers:
-    """The rows whose labels are used, where only a fraction is.
+class Splits(NamedTuple):
+    """The rows to train on and the held-out rows."""
 
-    Of a class with n rows, ⌊fraction · n + ½⌋ are taken, at least one. Smaller fractions are parts of larger ones.
+    train: ImageTable
+    validation: ImageTable
+
+
+def open_splits(
+    settings: DataSettings,
+    seed: int,
+    *,
+    labelled: bool = False,
+    held_out: tuple[str, ...] = ("validation", "test"),
+) -> Splits:
+    """Open the training and the validation split of a data set.
+
+    A split that hides its labels while train has some, like ImageNet's test split, is not used for validation. This
+    does not depend on `labelled`: runs with and without labels train on the same images.
 
     Args:
-        labels: int64 `(n,)`.
-        fraction: in (0, 1].
-        seed: decides which.
-
-    Returns:
-        Ascending int64 row numbers.
+        settings: the data set, its splits and columns.
+        seed: of the choice of training images, if `settings.images` limits their number.
+        labelled: whether labels are needed.
+        held_out: names of the validation split, in order of preference, if `settings.validation_split` is None.
 
     Raises:
-        ValueError: for a fraction outside (0, 1].
+        SettingError: if a source, split, column or label is missing, or a split is empty.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"a fraction of the labels lies in (0, 1]; found {fraction:g}")
-    chosen = [rows[: max(int(fraction * len(rows) + 0.5), 1)] for rows in _shuffled(labels, seed, "label fraction")]
-    return np.sort(np.concatenate(chosen))
+    with settings.blamed("source"):
+        tables = read_source(settings)
+        train = _slice(tables, settings.split, "split")
+        image = image_column(train.table, settings)
+        # Labels are not read, and may be invalid, unless someone needs them.
+        label = label_column(train.table, settings, required=labelled) if labelled or settings.label_column else None
+        used = sorted({part.split("[")[0].strip() for part in settings.split.split("+")})
+        # Of the whole split: the training rows need not contain every class.
+        whole = datasets.concatenate_datasets([tables[name] for name in used])
+        classes = class_names_of(train.table, whole, label) if label else None
+        free = [name for name in held_out if name in tables and name not in used]
+        shown = label or label_column(train.table, settings, required=False)
+        # All images of a single folder have the folder's name as label: that is no class.
+        if shown is not None and (label is not None or len(_labels(train.table, shown)) > 1):
+            free = [name for name in free if not _hides_labels(tables[name], shown)]
+        other = settings.validation_split or next(iter(free), None)
+        if other is not None:
+            validation = _slice(tables, other, "validation_split")
+        else:
+            train, validation = _divide(train)
+            other = f"one in {HOLD_OUT} of {settings.split}"
+        if settings.images is not None:
+            train = _choose(train, settings.images, settings.source, seed)
+        source = settings.source
+        return Splits(
+            ArrowTable(train, image, label, classes, name=f"{source}, training split", split=settings.split),
+            ArrowTable(validation, image, label, classes, name=f"{source}, validation split", split=other),
+        )
 
 
-def dev_split(labels: Any, share: float, seed: int) -> tuple[Numbers, Numbers]:
-    """Rows to train on and rows to choose settings by.
+def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Selection:
+    """Select a split, or rows of it such as `train[:10%]`."""
+    sizes = {name: len(table) for name, table in tables.items()}
+    try:
+        parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+    except Exception as error:
+        there = ", ".join(f"{name} ({size} rows)" for name, size in sizes.items())
+        reason = str(error).strip() or type(error).__name__
+        message = f"data.{setting} {spec!r} cannot be taken: {reason}; there are {there}"
+        raise SettingError({setting: message}) from error
+    first = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    ranges = [range(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to) for p in parts]
+    slices = [tables[part.splitname].select(rows) for part, rows in zip(parts, ranges, strict=True)]
+    source_rows = [np.asarray(rows) + first[part.splitname] for part, rows in zip(parts, ranges, strict=True)]
+    return Selection(datasets.concatenate_datasets(slices), np.concatenate(ranges), np.concatenate(source_rows))
 
-    Of a class with n ≥ 2 rows, ⌊share · n + ½⌋ are held out, at least one and at most n − 1.
 
-    Args:
-        labels: int64 `(n,)`.
-        share: in (0, 1).
-        seed: decides which.
+def _labels(table: datasets.Dataset, column: str) -> set[object]:
+    """The labels in a column, without null and −1."""
+    return set(table.unique(column)) - {None, -1}
 
-    Returns:
-        Ascending int64 row numbers of both, which share none and leave none out.
 
-    Raises:
-        ValueError: for a share outside (0, 1), or if there is nothing to hold out.
+def _hides_labels(table: datasets.Dataset, column: str) -> bool:
+    """Whether a split has no labels: the column is missing, or all of it is null or −1."""
+    if column not in table.column_names:
+        return True
+    kind = str(getattr(table.features[column], "dtype", ""))
+    if not kind.startswith(("int", "uint", "string", "large_string", "null")):  # an error is raised later
+        return False
+    return len(table) > 0 and not _labels(table, column)
+
+
+def _divide(train: Selection) -> tuple[Selection, Selection]:
+    """Divide a data set with a single split: a tenth is held out for validation.
+
+    The division does not depend on the seed, so that no run is evaluated on images that another was trained on.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"the share of the dev split lies in (0, 1); found {share:g}")
-    train, dev = [], []
-    for rows in _shuffled(labels, seed, "dev split"):
-        held = min(max(int(share * len(rows) + 0.5), 1), len(rows) - 1)
-        dev.append(rows[:held])
-        train.append(rows[held:])
-    if not sum(map(len, dev)):
-        raise ValueError("no class has two images, one of which could be held out for the dev split")
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(dev))
+    rows = len(train.split_rows)
+    if rows < 2:
+        raise ValueError(f"a training split of {rows} rows cannot be divided; name a validation_split")
+    order = randomness.permutation(randomness.key(0, "hold-out"), 0, rows)
+    held = max(rows // HOLD_OUT, 1)
+    return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
 
 
-def _shuffled(labels: Any, seed: int, purpose: str) -> list[Numbers]:
-    """The rows of each class, each in an order of its own."""
-    labels = np.asarray(labels)
-    order = randomness.permutation(randomness.key(seed, purpose), 0, len(labels))
-    return [order[labels[order] == label] for label in np.unique(labels)]
+def _choose(train: Selection, images: int, source: str, seed: int) -> Selection:
+    """A seeded choice of rows."""
+    rows = len(train.split_rows)
+    if images > rows:
+        raise SettingError({"images": f"data.images {images} are more than the {rows} of {source}"})
+    order = randomness.permutation(randomness.key(seed, "images"), 0, rows)
+    return train.select(np.sort(order[:images]))

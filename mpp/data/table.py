@@ -9,7 +9,7 @@ import numpy as np
 from mpp.data.sampler import Numbers
 
 
-class Location(NamedTuple):
+class ImageLocation(NamedTuple):
     """Where an image comes from, for messages."""
 
     row: int
@@ -45,13 +45,13 @@ class ImageTable(Protocol):
         """
         ...
 
-    def where(self, row: int) -> Location:
+    def where(self, row: int) -> ImageLocation:
         """The location of a row. Never fails, even if the image is damaged."""
         ...
 
 
 class Subset:
-    """Some rows of a table as a table, under its own name. Locations are those of the whole table.
+    """Some rows of a table as a table, under its own name. ImageLocations are those of the whole table.
 
     Args:
         table: the whole table.
@@ -72,6 +72,6 @@ class Subset:
         """The image file of a row; see `ImageTable`."""
         return self._table.encoded(int(self._rows[row]))
 
-    def where(self, row: int) -> Location:
+    def where(self, row: int) -> ImageLocation:
         """The location of a row in the whole table's split."""
         return self._table.where(int(self._rows[row]))

@@ -5,13 +5,53 @@ Pixels come in as uint8 and are normalised at the door.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+HALF = (0.5, 0.5, 0.5)
+"""The ViT paper's mean and std: pixels in [−1, 1]."""
 POSITIONS_AND_TOKENS = ("pos_embed", "_token", "rel_pos_h", "rel_pos_w", "relative_position_bias")
-"""Parts of their names in timm; a network that computes positions (`rel_pos.mlp`) decays as others do."""
+"""Substrings of their names in timm; a network that computes positions (`rel_pos.mlp`) decays as others do."""
+
+
+class Layout(NamedTuple):
+    """The layout of an image's tokens: what an objective has to know about an architecture."""
+
+    image_size: int
+    """Pixels a side of the image."""
+    grid: int
+    """Tokens a side; N = grid²."""
+    num_prefix_tokens: int
+    """Tokens before the patches: class, distillation, registers."""
+    width: int
+    """d, the length of a token."""
+
+    @property
+    def patch_size(self) -> int:
+        """P, pixels a side of the patch of one token (in a hybrid not the patch embedding's own size)."""
+        return self.image_size // self.grid
+
+    @property
+    def num_patches(self) -> int:
+        """N, patches of an image."""
+        return self.grid**2
+
+
+class Architecture(NamedTuple):
+    """A timm architecture, and the sizes that follow from its arguments."""
+
+    name: str
+    """timm's."""
+    arguments: dict[str, Any]
+    """timm's arguments that build it again."""
+    image_size: int
+    """Pixels a side."""
+    width: int
+    """d, the length of a feature."""
+    layout: Layout | None
+    """None for a network without patches."""
 
 
 class Backbone(nn.Module):
@@ -19,36 +59,26 @@ class Backbone(nn.Module):
 
     Attributes:
         model: the timm model, its state-dict keys untouched; `model(x)` on normalised pixels gives pooled features.
-        name: timm's name of the architecture.
-        arguments: timm's arguments that build `model` again.
-        image_size: pixels a side.
+        name, arguments, image_size, width: as in `Architecture`.
         pretrained_size: pixels a side that its weights were trained at before; `image_size` if there were none.
-        width: d, the length of a feature.
         mean, std: float32 `(3,)`, for pixels in [0, 1].
     """
 
     KEY: ClassVar[str] = "model"
-    """Under which name state dicts know the timm model."""
+    """The prefix of the timm model in state dicts."""
 
+    arguments: dict[str, Any]
     model: Any  # timm's models share no type that says what they offer
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        image_size: int,
-        width: int,
-        name: str,
-        arguments: dict[str, Any],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        self, model: nn.Module, architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         super().__init__()
         self.add_module(self.KEY, model)
-        self.image_size, self.width, self.name, self.arguments = image_size, width, name, arguments
-        self.pretrained_size = image_size
+        self.name, self.arguments, self.image_size, self.width, _ = architecture
+        self.pretrained_size = self.image_size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
 

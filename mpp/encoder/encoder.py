@@ -8,43 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import Parameter, signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mpp.encoder.backbone import Backbone
+from mpp.encoder.backbone import HALF, Architecture, Backbone
 
 Edit = Callable[[Tensor], Tensor]
 
 
-class Layout(NamedTuple):
-    """The layout of an image's tokens: what an objective has to know about an architecture."""
-
-    image_size: int
-    """Pixels a side of the image."""
-    grid: int
-    """Tokens a side; N = grid²."""
-    num_prefix_tokens: int
-    """Tokens before the patches: class, distillation, registers."""
-    width: int
-    """d, the length of a token."""
-
-    @property
-    def patch_size(self) -> int:
-        """P, pixels a side of the patch of one token (in a hybrid not the patch embedding's own size)."""
-        return self.image_size // self.grid
-
-    @property
-    def num_patches(self) -> int:
-        """N, patches of an image."""
-        return self.grid**2
-
-
 def norm_argument(vit: nn.Module) -> Parameter | None:
-    """The argument of timm's class that places the final norm before or after the pooling; None if it has none.
+    """The argument of timm's class that puts the final norm before or after the pooling; None if it has none.
 
-    Its default is None where the place depends on the pooling.
+    Its default is None where that depends on the pooling.
     """
     for cls in type(vit).__mro__:
         taken = signature(cls.__init__).parameters
@@ -58,47 +35,29 @@ class Encoder(Backbone):
     """A timm model whose patch embeddings can be edited, with its pixel normalisation.
 
     Attributes:
-        vit: the timm model, its state-dict keys untouched; `vit(x)` on normalised pixels gives pooled features.
-        name: timm's name of the architecture.
-        arguments: timm's arguments that build `vit` again.
-        layout: the layout of the tokens.
-        mean, std: float32 `(3,)`, for pixels in [0, 1].
+        vit: `model`; `layout`: the layout of its tokens; the others are those of `Backbone`.
     """
 
     KEY = "vit"
     vit: Any
 
     def __init__(
-        self,
-        vit: nn.Module,
-        layout: Layout,
-        *,
-        name: str,
-        arguments: dict[str, Any],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        self, vit: nn.Module, architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
-        size, width = layout.image_size, layout.width
+        super().__init__(vit, architecture, mean, std)
+        assert architecture.layout is not None
+        self.layout = architecture.layout
         if (argument := norm_argument(vit)) is not None:  # or timm would move the norm with another pool
-            arguments = {**arguments, argument.name: not isinstance(getattr(vit, "fc_norm", None), nn.Identity)}
-        super().__init__(vit, image_size=size, width=width, name=name, arguments=arguments, mean=mean, std=std)
-        self.layout = layout
+            norm_is_last = not isinstance(getattr(vit, "fc_norm", None), nn.Identity)
+            self.arguments = {**self.arguments, argument.name: norm_is_last}
         self._edit: Edit | None = None
-        # One hook for good, inert unless a forward of ours is under way; a bound method, so that a deep copy
-        # opens its own seam and not its original's.
-        self.embedding.register_forward_hook(self._seam)
+        # One hook for good, without effect outside `forward`. A bound method: a deep copy edits its own embeddings.
+        self.vit.patch_embed.register_forward_hook(self._seam)
 
     @property
     def model(self) -> Any:
         """The timm model, by the name that every `Backbone` has for it."""
         return self.vit
-
-    @property
-    def embedding(self) -> nn.Module:
-        """timm's patch embedding."""
-        module = self.vit.patch_embed
-        assert isinstance(module, nn.Module)
-        return module
 
     @property
     def num_patches(self) -> int:
@@ -161,3 +120,14 @@ class Encoder(Backbone):
             return edited
         # timm's embeddings are a transposed view, and kernels round by layout: keep it, to stay equal to the last bit.
         return torch.empty_like(output).copy_(edited)
+
+
+def network(
+    model: nn.Module,
+    architecture: Architecture,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Backbone:
+    """The network around timm's model: an `Encoder` where it has patches."""
+    kind = Backbone if architecture.layout is None else Encoder
+    return kind(model, architecture, mean or HALF, std or HALF)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.encoder import Encoder
+from mpp.encoder.probe import skeleton
 from mpp.files import replacing
 
 
@@ -28,10 +29,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def ends_of(name: str) -> dict[str, Any]:
-    """What timm calls the first convolution and the classifier of an architecture.
-
-    timm needs these names to give an exported encoder other input channels or a new head.
-    """
+    """timm's names of the first convolution and the classifier, which it needs to change input channels or the head."""
     config = timm.get_pretrained_cfg(name)
     return {key: getattr(config, key, None) for key in ("first_conv", "classifier")}
 
@@ -69,9 +67,8 @@ def timm_config(encoder: Backbone, *, interpolation: str, crop_pct: float) -> di
 def export_encoder(encoder: Backbone, folder: Path, *, interpolation: str = "bilinear", crop_pct: float = 1.0) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, each replaced in one step.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the same features to the last bit, running
-    statistics of batch norm included. The configuration never changes during a run, so a reader sees a whole export
-    at any moment.
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the same features to the last bit. The
+    configuration never changes during a run, so a reader sees a whole export at any moment.
     """
     _write(folder, timm_config(encoder, interpolation=interpolation, crop_pct=crop_pct), encoder.model.state_dict())
 
@@ -92,11 +89,10 @@ def export_classifier(
         encoder: the network.
         weight, bias: of the head, `(classes, d)` and `(classes,)`.
         class_names: in the order of the labels.
-        folder: where to.
-        interpolation, crop_pct: how evaluation crops were made.
+        folder: is written as by `export_encoder`.
+        interpolation, crop_pct: of evaluation crops.
     """
-    with torch.device("meta"):
-        model: Any = timm.create_model(encoder.name, num_classes=len(class_names), **encoder.arguments)
+    model = skeleton(encoder.name, encoder.arguments, num_classes=len(class_names))
     names = model.pretrained_cfg["classifier"]
     tensors = dict(encoder.model.state_dict())
     for name in (names,) if isinstance(names, str) else names:  # a distilled model has two, and takes their mean

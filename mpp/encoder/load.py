@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,11 +11,12 @@ import timm
 from safetensors import SafetensorError
 
 from mpp.encoder.backbone import Backbone
-from mpp.encoder.create import create_backbone, plan
+from mpp.encoder.create import architecture, create_backbone
+from mpp.encoder.encoder import network
 from mpp.encoder.export import export_encoder
-from mpp.encoder.inspect import check_name, has_patches, native_size, probe
 from mpp.encoder.pos_embed import Resize, learnt_positions, resize_positions
 from mpp.encoder.pretrained import expanded, open_source
+from mpp.encoder.probe import check_name, has_patches, native_size, probe
 from mpp.encoder.weights_file import fill, read_weights, size_of
 from mpp.settings import SettingError
 
@@ -63,37 +65,32 @@ def load_encoder(
             return load_encoder(folder, image_size=image_size, pool=pool, resize=resize)
     if revision is not None:
         source = f"{source}@{revision}"
-    origin, name, saved, config = open_source(source, allow_pickle=allow_pickle)
-    arguments = saved | arguments
-    own_size = arguments.pop("img_size", None)
+    found = open_source(source, allow_pickle=allow_pickle)
+    name, arguments = found.architecture, found.arguments | arguments
+    own_size, own_pool = arguments.pop("img_size", None), arguments.pop("global_pool", None)
     if own_size is None:
-        own_size = native_size(name) if has_patches(name, arguments) else config["input_size"][-1]
-    own_pool = arguments.pop("global_pool", None)
-    if own_pool == pool:
-        pool = None
-    found = plan(name, image_size=image_size or own_size, **arguments)
-    layout, size = found.layout, found.image_size
-    if patch_size is not None and patch_size != (layout.patch_size if layout else None):
-        own = f"whose patches have {layout.patch_size} pixels a side" if layout else "which have no patches"
-        message = f"patch_size {patch_size} does not fit the weights of {source}, {own}; leave patch_size out"
+        own_size = native_size(name) if has_patches(name, arguments) else found.input_size
+    sized = architecture(name, image_size=image_size or own_size, **arguments)
+    if patch_size is not None and patch_size != (sized.layout.patch_size if sized.layout else None):
+        its = f"whose patches have {sized.layout.patch_size} pixels a side" if sized.layout else "which have no patches"
+        message = f"patch_size {patch_size} does not fit the weights of {source}, {its}; leave patch_size out"
         raise SettingError({"patch_size": message})
-    if "img_size" in found.arguments:
-        arguments["img_size"] = size
+    if "img_size" in sized.arguments:
+        arguments["img_size"] = sized.image_size
     if own_pool is not None:
         arguments["global_pool"] = own_pool
-    if layout is not None and (pool is not None or own_pool == ""):  # which gives tokens, and no feature
-        arguments |= probe(name, arguments, size).pooling(pool, arguments)
-    elif pool is not None:
-        probe(name, arguments, size).check_pool(pool)
-        arguments["global_pool"] = pool
-    model = _with_weights(source, origin, arguments)
-    resized = None if layout is None or size == own_size else learnt_positions(model)
-    if layout is not None and resized is not None and resize != "timm":
+    pool = None if pool == own_pool else pool
+    if pool is not None or own_pool == "":  # which gives tokens, and no feature
+        arguments |= probe(name, arguments, sized.image_size).pooling(pool, arguments)
+    read = partial(_with_weights, source, found.origin)
+    model, layout = read(arguments), sized.layout
+    resized = learnt_positions(model)
+    if resized is not None and resize != "timm" and layout is not None and sized.image_size != own_size:
         # timm has resized them already; read once more at their own size, whatever form the file has them in.
-        positions = learnt_positions(_with_weights(source, origin, arguments | {"img_size": own_size}))
+        positions = learnt_positions(read(arguments | {"img_size": own_size}))
         assert positions is not None
         resized.copy_(resize_positions(positions, own_size // layout.patch_size, layout.grid, resize))
-    backbone = found._replace(arguments=arguments).backbone(model, mean or config["mean"], std or config["std"])
+    backbone = network(model, sized._replace(arguments=arguments), mean or found.mean, std or found.std)
     backbone.pretrained_size = own_size
     return backbone
 
@@ -101,9 +98,7 @@ def load_encoder(
 def _from_file(
     path: Path, name: str | None, image_size: int | None, allow_pickle: bool, settings: dict[str, Any]
 ) -> Backbone:
-    """The named network with the weights of a file: at the image size that its learnt absolute positions are for, or
-    where it has none, at the one that is asked for.
-    """
+    """The named network with the weights of a file, at the image size of its learnt absolute positions if any."""
     if name is None:
         raise ValueError(f"{path} is a file of weights, which does not say of what: give the name of the timm model")
     weights = read_weights(path, allow_pickle=allow_pickle)

@@ -1,61 +1,97 @@
-"""Where weights come from: a run, an exported folder, or timm."""
+"""The sources of weights: a run, an exported folder, the Hub, or timm."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import timm
 from huggingface_hub import file_exists, try_to_load_from_cache
 from timm.models import is_model, load_model_config_from_hf
 
-from mpp.encoder.inspect import check_name
-from mpp.encoder.settings import DROPOUT, EncoderSettings
+from mpp.encoder.arguments import architecture_arguments
+from mpp.encoder.probe import check_name, native_size
 from mpp.encoder.weights_file import NEVER, PICKLES
+from mpp.files import sha256
 from mpp.redact import reason_of
 
-NOT_THE_MODEL_S = frozenset(
-    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "num_classes",
-     "features_only", "out_indices", "scriptable", "exportable", "no_jit")
-)  # fmt: skip
-"""Arguments of timm's `create_model` that say where weights come from and what for, not what the network is."""
+if TYPE_CHECKING:
+    from mpp.encoder.settings import EncoderSettings
+
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""What holds the weights of an exported folder; the second is a pickle."""
+"""The files of weights in an exported folder; the second is a pickle."""
 SAFE = ("model.safetensors", "open_clip_model.safetensors")
 """The names that timm tries before it reads a pickle."""
 
 
-def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-    """What timm opens, the architecture's name, its saved arguments, and its mean, std and input size."""
+class Source(NamedTuple):
+    """A saved or published network."""
+
+    origin: str
+    """What `timm.create_model` opens."""
+    architecture: str
+    arguments: dict[str, Any]
+    """timm's; `img_size` and `global_pool` where they are known."""
+    input_size: int
+    """Pixels a side."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def open_source(source: str | Path, *, allow_pickle: bool = False) -> Source:
+    """Find a source by its name, without reading its weights.
+
+    Raises:
+        ValueError: if there is no such source, or its weights are a pickle and that is not allowed.
+    """
+    source = str(source)
     folder = _folder(source, allow_pickle)
     if folder is not None:
         try:
             config = json.loads((folder / "config.json").read_text())
-            name, norm = config["architecture"], config["pretrained_cfg"]
-            return (
-                f"local-dir:{folder}",
-                name,
-                architecture_arguments(_sized(config.get("model_args") or {}, norm)),
-                {key: norm[key] for key in ("mean", "std", "input_size")},
-            )
+            arguments = config.get("model_args") or {}
+            return _described(f"local-dir:{folder}", config["architecture"], arguments, config["pretrained_cfg"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'config.json'} is not timm's description of a model: {error!r}") from error
     if Path(source).exists():
         raise ValueError(
             f"{source} holds no encoder: expected config.json and model.safetensors in it or in its encoder/ folder"
         )
-    if _is_hub_id(str(source)):
-        return _hub(str(source), allow_pickle)
-    name = str(source).removeprefix("timm:")
+    return _on_hub(source, allow_pickle) if _is_hub_id(source) else _in_timm(source, allow_pickle)
+
+
+def architecture_of(source: str | Path) -> Source:
+    """A source whose weights are not needed.
+
+    Raises:
+        ValueError: if there is no such source.
+    """
+    if not str(source).startswith("timm:"):
+        return open_source(source)
+    name = str(source).removeprefix("timm:").split(".")[0]
+    check_name(name)
+    return Source("", name, {}, native_size(name))
+
+
+def _described(origin: str, architecture: str, arguments: dict[str, Any], config: dict[str, Any]) -> Source:
+    """The source of timm's own description. A model of a fixed size has the size that timm itself builds it for."""
+    if config.get("fixed_input_size") and "img_size" not in arguments:
+        arguments = {**arguments, "img_size": config["input_size"][-2:]}
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Source(origin, architecture, architecture_arguments(arguments), config["input_size"][-1], mean, std)
+
+
+def _in_timm(source: str, allow_pickle: bool) -> Source:
+    """A name in timm with pretrained weights: `timm:NAME`."""
+    name = source.removeprefix("timm:")
     if name in ("raw_pixels", "patch_colors"):
         raise ValueError(f"encoder source {name!r} is a control for mpp.evaluate; there is nothing in it to train")
     architecture = name.split(".")[0]
-    if not str(source).startswith("timm:") and not is_model(architecture):
+    if not source.startswith("timm:") and not is_model(architecture):
         raise ValueError(
-            f"encoder source {str(source)!r} does not exist; give a run, an exported encoder folder, "
+            f"encoder source {source!r} does not exist; give a run, an exported encoder folder, "
             "USER/NAME on the Hugging Face Hub, or timm:NAME for timm's pretrained weights"
         )
     check_name(architecture)
@@ -71,17 +107,10 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> tuple[str,
             _is_safe(config.hf_hub_id, None) if config.hf_hub_id else not str(config.url).endswith(PICKLES)
         )
     except Exception as error:  # whatever the Hub and the network may raise
-        raise ValueError(f"timm's weights {name} cannot be had from the Hub: {reason_of(error)}") from error
+        raise ValueError(f"timm's weights {name} cannot be downloaded from the Hub: {reason_of(error)}") from error
     if not safe:
         raise ValueError(f"timm's weights {name} are {NEVER}, or set encoder.allow_pickle=true")
-    description = config.to_dict()
-    return name, architecture, architecture_arguments(_sized({}, description)), description
-
-
-def _sized(arguments: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """With the image size that timm itself builds an architecture of a fixed one for."""
-    sized = config.get("fixed_input_size") and "img_size" not in arguments
-    return {**arguments, "img_size": config["input_size"][-2:]} if sized else arguments
+    return _described(name, architecture, {}, config.to_dict())
 
 
 def expanded(source: str | Path) -> str:
@@ -94,7 +123,7 @@ def _is_hub_id(source: str) -> bool:
     return matches and not Path(source.split("/")[0]).is_dir()  # runs/mine that is not there is a slip of the pen
 
 
-def _hub(source: str, allow_pickle: bool) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+def _on_hub(source: str, allow_pickle: bool) -> Source:
     """A model on the Hub in timm's form, `USER/NAME` or `USER/NAME@REVISION`."""
     try:
         repo, _, revision = source.partition("@")
@@ -105,18 +134,17 @@ def _hub(source: str, allow_pickle: bool) -> tuple[str, str, dict[str, Any], dic
             )
         try:
             config, name, arguments = load_model_config_from_hf(source)
-            norm = {key: config[key] for key in ("mean", "std", "input_size")}
+            found = _described(f"hf-hub:{source}", str(name), arguments or {}, config)
         except KeyError as error:
             raise ValueError(f"its config.json is not timm's description of a model: {error} is missing") from error
         if not allow_pickle and (config.get("hf_hub_filename") or config.get("custom_load")):
             raise ValueError("its config.json points to weights in another file; set encoder.allow_pickle=true to read")
-        arguments = architecture_arguments(_sized(arguments or {}, config))
+        return found
     except Exception as error:  # whatever the Hub, the network and the file of another form may raise
         raise ValueError(
             f"encoder source {source!r} is no file here, and cannot be loaded as timm's model from the Hugging Face "
             f"Hub: {reason_of(error)}"
         ) from error
-    return f"hf-hub:{source}", str(name), arguments, norm
 
 
 def _is_safe(repo: str, revision: str | None) -> bool:
@@ -127,54 +155,17 @@ def _is_safe(repo: str, revision: str | None) -> bool:
 
 
 def weights_digest_of(settings: EncoderSettings) -> str | None:
-    """A SHA-256 of the file of weights that an encoder begins with; None where these are random, or no file here.
+    """A SHA-256 of the file of initial weights; None if they are random or not in a local file.
 
-    A run's weights change for as long as it trains: what began with some of them is not what began with others.
+    The weights of a run change while it trains: a run that starts from it is resumed with the same ones only.
     """
     if settings.source is None or not settings.pretrained:
         return None
     path = Path(settings.source).expanduser()
-    if not path.is_file():
-        folder = _folder(path, settings.allow_pickle)
-        found = [folder / name for name in WEIGHTS if (folder / name).is_file()] if folder else []
-        if not found:
-            return None
-        path = found[0]
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def architecture_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a saved model that say what it is: not how it was regularised, nor where its weights are.
-
-    timm itself writes the number of classes among them, and an image size as a pair.
-
-    Raises:
-        ValueError: if its images are not square, or not of three channels.
-    """
-    kept = {name: value for name, value in arguments.items() if name not in NOT_THE_MODEL_S}
-    if kept.pop("in_chans", 3) != 3:
-        raise ValueError(f"its images have {arguments['in_chans']} channels; only three are supported")
-    size = kept.get("img_size")
-    if isinstance(size, list | tuple):
-        if len(set(size)) != 1:
-            raise ValueError(f"its images are {' × '.join(map(str, size))} pixels; only square ones are supported")
-        kept["img_size"] = size[0]
-    return {name: 0.0 if name in DROPOUT else value for name, value in kept.items()}
-
-
-def architecture_of(source: str | Path) -> tuple[str, dict[str, Any], Any, Any]:
-    """The architecture's name, its arguments, mean and std of a source whose weights are not wanted.
-
-    Raises:
-        ValueError: if there is no such source.
-    """
-    name = str(source).removeprefix("timm:").split(".")[0]
-    if str(source).startswith("timm:"):
-        check_name(name)
-        return name, {}, None, None
-    _, name, arguments, config = open_source(source)
-    return name, arguments, tuple(config["mean"]), tuple(config["std"])
+    if path.is_file():
+        return sha256(path)
+    folder = _folder(path, settings.allow_pickle)
+    return sha256(next(folder / name for name in WEIGHTS if (folder / name).is_file())) if folder else None
 
 
 def _folder(source: str | Path, allow_pickle: bool = False) -> Path | None:

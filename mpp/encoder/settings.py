@@ -1,18 +1,25 @@
-"""What the `encoder:` part of a recipe can say."""
+"""The `encoder:` section of a recipe, which builds the network."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mpp.settings import Settings
+from mpp.data.settings import DataSettings
+from mpp.encoder.arguments import NOT_ARCHITECTURE
+from mpp.settings import SettingError, Settings
+
+if TYPE_CHECKING:
+    from mpp.encoder.backbone import Architecture, Backbone
 
 Positive = Annotated[float, Field(gt=0)]
-DROPOUT = frozenset(
-    ("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate")
-)
-"""timm's arguments that say how a network is regularised, not what it is; those of a source are not kept."""
+OTHER_SETTINGS = frozenset(
+    ("name", "source", "image_size", "img_size", "patch_size", "pool", "global_pool", "mean", "std", "resize",
+     "in_chans", "revision", "allow_pickle")
+)  # fmt: skip
+"""What `arguments` cannot hold, because a setting has it."""
 
 
 class EncoderSettings(Settings):
@@ -68,3 +75,82 @@ class EncoderSettings(Settings):
     attention: Literal["auto", "fused", "plain"] = "auto"
     """Attention while training: PyTorch's fused kernel, or plain matrix products, which are faster on
     processors; `auto` is fused on GPUs only. The exported model is the same."""
+
+    def architecture(
+        self, image_size: int, data: DataSettings | None = None, *, needs_patches: bool = False
+    ) -> Architecture:
+        """The network that is built without a source, found out by one probe and no weights.
+
+        Args:
+            image_size: pixels a side.
+            data: the settings to name in errors about the image size.
+            needs_patches: refuse a network without patches.
+
+        Raises:
+            SettingError: if it cannot be built, or `arguments` hold what has a setting of its own.
+        """
+        from mpp.encoder.create import architecture
+
+        with self.blamed("name", **_size_of(data)):
+            return architecture(self.name, image_size=image_size, needs_patches=needs_patches, **self._timm_arguments())
+
+    def build(self, image_size: int, data: DataSettings | None = None, *, needs_patches: bool = False) -> Backbone:
+        """The network: an `Encoder` where it has patches, else a plain `Backbone`.
+
+        Args and errors: as for `architecture`.
+        """
+        from mpp.encoder.create import create_backbone
+        from mpp.encoder.encoder import Encoder
+        from mpp.encoder.probe import probe
+
+        if self.source is None:
+            with self.blamed("name", **_size_of(data)):
+                return create_backbone(
+                    self.name, image_size=image_size, mean=self.mean, std=self.std, needs_patches=needs_patches,
+                    **self._timm_arguments(),
+                )  # fmt: skip
+        with self.blamed("source", **_size_of(data)):
+            backbone = self._from_source(self.source, image_size)
+        if needs_patches and not isinstance(backbone, Encoder):
+            raise self.error(source=probe(backbone.name).refusal or "it has no patches")
+        return backbone
+
+    def _from_source(self, source: str, image_size: int) -> Backbone:
+        from mpp.encoder.create import create_backbone
+        from mpp.encoder.load import load_encoder
+        from mpp.encoder.pretrained import architecture_of, expanded
+
+        arguments, source = self._timm_arguments(), expanded(source)
+        if not self.pretrained:
+            found = architecture_of(source)
+            saved = {name: value for name, value in found.arguments.items() if name not in ("img_size", "global_pool")}
+            return create_backbone(
+                found.architecture, image_size=image_size, pool=self.pool or found.arguments.get("global_pool"),
+                mean=self.mean or found.mean, std=self.std or found.std, **saved | self._drop_path(),
+            )  # fmt: skip
+        if Path(source).is_file():
+            arguments |= {"name": self.name}
+        else:  # its architecture is its own
+            arguments = {"pool": self.pool, **self._drop_path()}
+        return load_encoder(
+            source, image_size=image_size, mean=self.mean, std=self.std, resize=self.resize,
+            allow_pickle=self.allow_pickle, **arguments,
+        )  # fmt: skip
+
+    def _timm_arguments(self) -> dict[str, Any]:
+        """What describes the network without a source, checked."""
+        if taken := (OTHER_SETTINGS | NOT_ARCHITECTURE) & set(self.arguments):
+            message = (
+                f"encoder.arguments cannot hold {', '.join(sorted(taken))}: images have 3 channels, the encoder has no "
+                "classes, and the rest is set by data.image_size, encoder.name, encoder.source, encoder.patch_size, "
+                "encoder.pool, encoder.resize, encoder.mean and encoder.std"
+            )
+            raise SettingError({"arguments": message})
+        return {"patch_size": self.patch_size, "pool": self.pool, **self.arguments, **self._drop_path()}
+
+    def _drop_path(self) -> dict[str, Any]:
+        return {} if self.drop_path is None else {"drop_path_rate": self.drop_path}
+
+
+def _size_of(data: DataSettings | None) -> dict[str, Settings]:
+    return {} if data is None else {"image_size": data}

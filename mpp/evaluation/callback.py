@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
-from mpp.data.splits import dev_split, fraction_rows
 from mpp.data.table import ImageTable
 from mpp.evaluation.features import EncoderReader, extract
 from mpp.evaluation.few_shot import few_shot

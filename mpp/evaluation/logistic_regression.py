@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mpp.data.splits import dev_split
+from mpp.data.label_subsets import dev_split
 from mpp.evaluation.arrays import checked
 
 GRID = tuple(10.0**power for power in range(-5, 4))

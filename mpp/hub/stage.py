@@ -15,8 +15,8 @@ from typing import Any
 from huggingface_hub import get_token
 from safetensors.torch import load_file, save_file
 
+from mpp.encoder.arguments import architecture_arguments
 from mpp.encoder.export import ends_of, weights_digest
-from mpp.encoder.pretrained import architecture_arguments
 from mpp.files import replacing, write_text
 from mpp.hub.card import Facts, write_card
 from mpp.hub.loss_plot import write_loss

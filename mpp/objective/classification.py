@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpp.encoder.backbone import Backbone
-from mpp.encoder.layers import layers_of
+from mpp.encoder.probe import layers_of
 from mpp.objective.base import Objective, Sample
 from mpp.objective.baselines import label_baselines
 from mpp.objective.heads import make_head

@@ -15,8 +15,7 @@ from mpp.objective.targets import MeanColor, Target
 from mpp.settings import Settings, together
 
 if TYPE_CHECKING:
-    from mpp.encoder.backbone import Backbone
-    from mpp.encoder.encoder import Layout
+    from mpp.encoder.backbone import Backbone, Layout
     from mpp.objective.base import Objective
 
 

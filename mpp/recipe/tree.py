@@ -9,7 +9,8 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from mpp.data.settings import DataSettings, LabelSettings
-from mpp.encoder.settings import DROPOUT, EncoderSettings
+from mpp.encoder.arguments import DROPOUT
+from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import (
     Evaluator,
     FeatureSettings,

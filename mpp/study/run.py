@@ -22,11 +22,11 @@ from mpp.commands.evaluate import DATA_ORDER, asked_for, evaluate, is_evaluated
 from mpp.commands.finetune import finetune
 from mpp.commands.preflight import check_network, check_objective, check_optimizer
 from mpp.commands.pretrain import pretrain
+from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.sampler import Numbers
-from mpp.data.sources import Splits, open_splits
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.splits import Splits, open_splits
 from mpp.data.table import ImageTable
-from mpp.encoder.inspect import has_patches
+from mpp.encoder.probe import has_patches
 from mpp.evaluation.callback import divided
 from mpp.evaluation.evaluators import check_feasible
 from mpp.files import write_text

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpp.data.settings import DataSettings, LabelSettings
-from mpp.encoder.build import planned
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import CONTROLS, FeatureSettings
 from mpp.objective.settings import ObjectiveSettings
@@ -209,7 +208,7 @@ def _patch_size(encoder: EncoderSettings, image_size: int) -> int | None:
     """Of the patches whose colours are the control; None for a network that has none."""
     if encoder.patch_size is not None:
         return encoder.patch_size
-    layout = planned(encoder, image_size).layout
+    layout = encoder.architecture(image_size).layout
     return layout.patch_size if layout is not None else None
 
 

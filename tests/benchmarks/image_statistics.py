@@ -13,7 +13,7 @@ import torch
 
 from mpp.data.loader import EvaluationCrops
 from mpp.data.settings import DataSettings
-from mpp.data.sources import open_splits
+from mpp.data.splits import open_splits
 from mpp.objective.patches import colour_classes, patchify
 from mpp.training.validation import chosen_rows
 

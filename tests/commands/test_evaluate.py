@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 import mpp
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.evaluation.evaluators import scores
 from mpp.evaluation.features import FeatureLayer, Features
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings

@@ -18,7 +18,7 @@ from torchvision.io import decode_jpeg
 from mpp.data.decode import DamagedImageError, decode
 from mpp.data.loader import EvaluationCrops, batches
 from mpp.data.settings import DataSettings
-from mpp.data.sources import open_splits
+from mpp.data.splits import open_splits
 from tests.support.runs import encoded, picture
 
 

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from mpp.data.decode_cache import DecodedImages, TooManyDamagedError
 from mpp.data.settings import DataSettings
-from mpp.data.sources import open_splits
+from mpp.data.splits import open_splits
 from tests.support.runs import encoded, picture
 
 VEHICLES = ["bus", "car", "plane", "train"]

@@ -9,7 +9,7 @@ import mpp
 from mpp.data.loader import TrainingCrops, batches
 from mpp.data.sampler import plan_batches
 from mpp.data.settings import DataSettings
-from mpp.data.sources import open_splits
+from mpp.data.splits import open_splits
 from tests.support.forkserver import good
 from tests.support.runs import (
     arguments,

@@ -20,7 +20,7 @@ from mpp.data.decode_cache import DecodedImages, TooManyDamagedError
 from mpp.data.loader import EvaluationCrops, TrainingCrops, batches
 from mpp.data.sampler import Order, plan_batches
 from mpp.data.settings import DataSettings
-from mpp.data.sources import open_splits
+from mpp.data.splits import open_splits
 from mpp.data.table import Subset
 from tests.support.runs import encoded, parquet_folder, picture, scenes, write_parquet
 

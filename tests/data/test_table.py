@@ -11,7 +11,7 @@ import mpp
 from mpp.data.loader import EvaluationCrops, TrainingCrops, batches
 from mpp.data.sampler import Order, plan_batches
 from mpp.data.settings import DataSettings
-from mpp.data.table import ImageTable, Location, Subset
+from mpp.data.table import ImageLocation, ImageTable, Subset
 from tests.support.runs import encoded
 
 SETTINGS = DataSettings(image_size=16, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
@@ -33,8 +33,8 @@ class Arrays:
     def encoded(self, row: int) -> bytes:
         return b"no image" if row == 3 else encoded(Image.new("RGB", (16, 16), (int(self.values[row]),) * 3))
 
-    def where(self, row: int) -> Location:
-        return Location(row)
+    def where(self, row: int) -> ImageLocation:
+        return ImageLocation(row)
 
 
 @pytest.fixture
@@ -83,4 +83,4 @@ def test_a_subset_keeps_locations_labels_and_source_rows_of_the_whole_table(tabl
     assert again.encoded(1) == table.encoded(7)
     assert again.labels is not None
     assert again.labels.tolist() == [0, 1]
-    assert str(Location(4, "a/b.png")) == "row 4 (a/b.png)"
+    assert str(ImageLocation(4, "a/b.png")) == "row 4 (a/b.png)"

@@ -17,7 +17,6 @@ from torch import nn
 
 import mpp
 from mpp.encoder.backbone import Backbone
-from mpp.encoder.build import build_backbone, build_encoder
 from mpp.encoder.create import create_backbone
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import export_encoder
@@ -44,7 +43,7 @@ SUPERVISED = ("objective.kind=supervised", "encoder={name: test_resnet}", "recon
 
 def built(name: str, size: int) -> Backbone:
     torch.manual_seed(0)
-    return build_backbone(EncoderSettings(name=name), size)
+    return EncoderSettings(name=name).build(size)
 
 
 def trained(backbone: Backbone, size: int, steps: int = 2) -> SupervisedClassification:
@@ -99,7 +98,7 @@ def test_export_reloads_in_timm_and_here_to_the_last_bit(family: tuple[Any, Back
     export_encoder(backbone, tmp_path)
     in_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     here = mpp.load_encoder(tmp_path).eval()
-    tuned = build_backbone(EncoderSettings(source=str(tmp_path)), size).eval()
+    tuned = EncoderSettings(source=str(tmp_path)).build(size).eval()
     assert type(here) is type(tuned) is Backbone
     assert (here.width, here.image_size, here.name) == (width, size, backbone.name)
     pixels = random_pixels(3, size, 7)
@@ -129,9 +128,9 @@ def test_running_statistics_are_part_of_what_is_exported(tmp_path: Path):
 def test_a_model_with_patches_is_still_an_encoder_with_its_own_keys(tmp_path: Path):
     settings = EncoderSettings(name="test_vit", patch_size=4, pool="avg")
     torch.manual_seed(0)
-    encoder = build_backbone(settings, 16)
+    encoder = settings.build(16)
     torch.manual_seed(0)
-    same = build_encoder(settings, 16)
+    same = settings.build(16, needs_patches=True)
     assert type(encoder) is type(same) is Encoder
     assert all(
         torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), same.state_dict().values(), strict=True)
@@ -165,7 +164,7 @@ def test_masked_patch_prediction_refuses_what_has_no_patches(tmp_path: Path):
     refusal = r"test_resnet cannot be used here: it has no patch embedding; use a Vision Transformer"
     for settings in (EncoderSettings(name="test_resnet", patch_size=4), EncoderSettings(source=str(tmp_path))):
         with pytest.raises(ValueError, match=refusal):
-            build_encoder(settings, 20)
+            settings.build(20, needs_patches=True)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def test_masked_patch_prediction_refuses_what_has_no_patches(tmp_path: Path):
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(settings: dict[str, Any], size: int, words: str):
     with pytest.raises(ValueError, match=words.replace("'", "['\"]")):
-        build_backbone(EncoderSettings(**settings), size)
+        EncoderSettings(**settings).build(size)
 
 
 def test_a_pool_can_be_chosen_where_timm_has_it():

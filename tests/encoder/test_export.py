@@ -20,7 +20,7 @@ from mpp.encoder.backbone import Backbone
 from mpp.encoder.create import create_backbone
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import export_classifier, export_encoder
-from mpp.encoder.inspect import probe
+from mpp.encoder.probe import probe
 from mpp.hub.stage import stage
 from tests.support.downstream import good
 from tests.support.forkserver import ForkServer

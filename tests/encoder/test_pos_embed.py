@@ -12,7 +12,6 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 import mpp
-from mpp.encoder.build import build_encoder
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import export_encoder
 from mpp.encoder.pos_embed import resize_positions
@@ -136,12 +135,12 @@ def test_the_three_ways_differ_and_bilinear_is_the_default(tmp_path: Path):
     assert torch.equal(mpp.load_encoder(tmp_path, image_size=32).vit.pos_embed, found["bilinear"])
     assert EncoderSettings().resize == "bilinear"
     for how in WAYS:
-        built = build_encoder(EncoderSettings(source=str(tmp_path), resize=how), 32)
+        built = EncoderSettings(source=str(tmp_path), resize=how).build(32, needs_patches=True)
         assert torch.equal(built.vit.pos_embed, found[how])
     with pytest.raises(ValueError, match="resize must be bilinear, bicubic or timm, found"):
         EncoderSettings(resize="nearest")
     with pytest.raises(ValueError, match=r"arguments cannot hold resize: .*encoder\.resize"):
-        build_encoder(EncoderSettings(arguments={"resize": "timm"}), 32)
+        EncoderSettings(arguments={"resize": "timm"}).build(32, needs_patches=True)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -194,7 +193,9 @@ def test_features_at_the_new_size_come_from_the_resized_embedding(tmp_path: Path
 def test_a_run_s_encoder_is_tuned_at_a_new_size_and_timm_reloads_it(tmp_path: Path, kind: str):
     run = tmp_path / "run"
     small = source(kind, run / "encoder")
-    encoder = build_encoder(EncoderSettings(source=str(run), pool="avg" if kind == "class token" else None), 72)
+    encoder = EncoderSettings(source=str(run), pool="avg" if kind == "class token" else None).build(
+        72, needs_patches=True
+    )
     expected = reference(small.vit.pos_embed.detach(), FAMILIES[kind][2], GRID, 9, "bilinear")
     torch.testing.assert_close(encoder.vit.pos_embed.detach(), expected, rtol=0, atol=ROUNDING)
     objective = mpp.MaskedPatchPrediction(encoder)

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 import mpp
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.label_subsets import dev_split, fraction_rows
 from tests.support.downstream import (
     PRETRAIN,
     TRAIN,

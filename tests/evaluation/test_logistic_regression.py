@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mpp.data.splits import dev_split
+from mpp.data.label_subsets import dev_split
 from mpp.evaluation.logistic_regression import GRID, Probe, _gradient, linear_probe
 from tests.support.labelled_features import BROKEN, Features, blobs, broken
 

@@ -11,7 +11,7 @@ import torch
 import mpp
 from mpp.commands.pretrain import make_objective
 from mpp.data.settings import DataSettings
-from mpp.data.sources import open_splits
+from mpp.data.splits import open_splits
 from mpp.recipe import PretrainRecipe, differences
 from mpp.study.units import Unit, Variant, recipes_of, unit_named, units_of
 from tests.support.downstream import SIZE, tinted_data

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.label_subsets import dev_split, fraction_rows
 from tests.support.downstream import TEST, TRAIN, crops, final_weights, good, journal, results, sha, tinted, untimed
 from tests.support.looking import Finetune, best_weights, by_timm, looked, steps_said
 from tests.support.runs import write_parquet

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpp.data.splits import dev_split, fraction_rows
+from mpp.data.label_subsets import dev_split, fraction_rows
 
 SIZES = [1, 2, 3, 5, 15, 25, 49, 50, 51, 149, 150, 250, 400]
 

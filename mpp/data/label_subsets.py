@@ -1,0 +1,67 @@
+"""Parts of a labelled data set: fractions of its labels, and rows held out of it; every class keeps its share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpp import randomness
+from mpp.data.sampler import Numbers
+
+
+def fraction_rows(labels: Any, fraction: float, seed: int) -> Numbers:
+    """The rows whose labels are used, where only a fraction is.
+
+    Of a class with n rows, ⌊fraction · n + ½⌋ are taken, at least one. Smaller fractions are parts of larger ones.
+
+    Args:
+        labels: int64 `(n,)`.
+        fraction: in (0, 1].
+        seed: decides which.
+
+    Returns:
+        Ascending int64 row numbers.
+
+    Raises:
+        ValueError: for a fraction outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"a fraction of the labels lies in (0, 1]; found {fraction:g}")
+    chosen = [rows[: max(int(fraction * len(rows) + 0.5), 1)] for rows in _shuffled(labels, seed, "label fraction")]
+    return np.sort(np.concatenate(chosen))
+
+
+def dev_split(labels: Any, share: float, seed: int) -> tuple[Numbers, Numbers]:
+    """Rows to train on and rows to choose settings by.
+
+    Of a class with n ≥ 2 rows, ⌊share · n + ½⌋ are held out, at least one and at most n − 1.
+
+    Args:
+        labels: int64 `(n,)`.
+        share: in (0, 1).
+        seed: decides which.
+
+    Returns:
+        Ascending int64 row numbers of both, which share none and leave none out.
+
+    Raises:
+        ValueError: for a share outside (0, 1), or if there is nothing to hold out.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share of the dev split lies in (0, 1); found {share:g}")
+    train, dev = [], []
+    for rows in _shuffled(labels, seed, "dev split"):
+        held = min(max(int(share * len(rows) + 0.5), 1), len(rows) - 1)
+        dev.append(rows[:held])
+        train.append(rows[held:])
+    if not sum(map(len, dev)):
+        raise ValueError("no class has two images, one of which could be held out for the dev split")
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(dev))
+
+
+def _shuffled(labels: Any, seed: int, purpose: str) -> list[Numbers]:
+    """The rows of each class, each in an order of its own."""
+    labels = np.asarray(labels)
+    order = randomness.permutation(randomness.key(seed, purpose), 0, len(labels))
+    return [order[labels[order] == label] for label in np.unique(labels)]

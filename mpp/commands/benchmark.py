@@ -32,7 +32,7 @@ LOADED = 2000
 
 def benchmark(recipe: PretrainRecipe) -> int:
     """Print what a recipe reaches on this machine."""
-    accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir), trackers=())
+    accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir))
     check_training(recipe, accelerator)
     splits = prepare_data(recipe, accelerator)
     objective = make_objective(recipe, splits.train).to(accelerator.device)

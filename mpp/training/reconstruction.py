@@ -55,11 +55,8 @@ def reconstructions(
         if not accelerator.is_main_process:
             return
         shown = crops[rows]
-        was_training = objective.training
-        objective.eval()
         with torch.no_grad(), accelerator.autocast():
             columns = objective.picture(shown.pixels.to(accelerator.device), shown.samples.to(accelerator.device))
-        objective.train(was_training)
         if not columns:
             return
         folder.mkdir(parents=True, exist_ok=True)

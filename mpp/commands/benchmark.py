@@ -32,7 +32,7 @@ LOADED = 2000
 
 def benchmark(recipe: PretrainRecipe) -> int:
     """Print what a recipe reaches on this machine."""
-    accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir), trackers=())
+    accelerator = start_processes(recipe.training, folder=Path(recipe.output_dir))
     check_training(recipe, accelerator)
     splits = prepare_data(recipe, accelerator)
     objective = make_objective(recipe, splits.train).to(accelerator.device)
@@ -49,9 +49,8 @@ def benchmark(recipe: PretrainRecipe) -> int:
     encoder.use_fused_attention(uses_fused_attention(recipe.encoder.attention, accelerator))
     flops = count_flops(objective, accelerator)
     steps = [_objective_step(recipe, objective, crops, plan.micro_batch_size, accelerator)]
-    if (bare := objective.bare()) is not None:
-        images, labels = (tensor.to(accelerator.device) for tensor in bare.inputs(plan.micro_batch_size))
-        steps.append(_step(recipe, bare, lambda module: module(images, labels), accelerator))
+    if (bare := objective.bare(plan.micro_batch_size)) is not None:
+        steps.append(_step(recipe, bare.to(accelerator.device), lambda module: module(), accelerator))
     seconds = _in_turn(steps, accelerator.device)
     rate = plan.micro_batch_size / seconds[0]
     peak = peak_flops(accelerator.device, getattr(torch, dtype))

@@ -41,7 +41,7 @@ from mpp.training.error_budget import NonFiniteError
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import StopRequest
 from mpp.training.state import EarlyStopping, Progress
-from mpp.training.validation import chosen_rows, validation
+from mpp.training.validation import random_rows, validation
 
 DEV_ACCURACY = "validation/accuracy"
 
@@ -59,7 +59,7 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
     """
     stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)
-    accelerator = start_processes(recipe.training, folder=folder, trackers=recipe.journal.trackers)
+    accelerator = start_processes(recipe.training, folder=folder, journal=recipe.journal)
     locks: list[FolderLock] = []  # held until the process ends
     results = on_main(accelerator, lambda: _claim(recipe, folder, locks))
     if results is not None:
@@ -195,7 +195,7 @@ class _FineTuning:
                 recipe.data,
                 cache_bytes=CACHE_BYTES,
             )
-            held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
+            held_out_rows = random_rows(held_out, recipe.validation.images, recipe.seed)
             if recipe.early_stopping.patience:
                 stopping = EarlyStopping(
                     DEV_ACCURACY,
@@ -240,6 +240,7 @@ class _FineTuning:
         if run.early_stopping is not None:
             run.objective.load_state_dict(load_file(_best(run.folder, progress.best_step)))
         adopt_statistics(self.accelerator, run.objective)
+        run.objective.eval()
         crops = EvaluationCrops(self.splits.validation, recipe.data)
         batch = recipe.training.micro_batch_size or 256
         test = validation(
@@ -287,8 +288,8 @@ class _FineTuning:
 
     def _flops(self, run: TrainRun) -> float:
         checkpoints = Checkpoints(run.folder / "checkpoints", run.recipe.checkpoint.keep)
-        state = on_main(self.accelerator, checkpoints.newest_state)
-        return state["flops_per_image"] if state else 0.0
+        checkpoint = on_main(self.accelerator, checkpoints.newest)
+        return checkpoint.state["flops_per_image"] if checkpoint else 0.0
 
     def say(self, text: str) -> None:
         """Print a line, in the main process."""

@@ -31,7 +31,7 @@ from mpp.training.metrics_log import read_metrics
 from mpp.training.reconstruction import reconstructions
 from mpp.training.signals import StopRequest
 from mpp.training.state import Callback, Progress
-from mpp.training.validation import chosen_rows, on_device
+from mpp.training.validation import on_device, random_rows
 
 
 def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
@@ -47,7 +47,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     """
     stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)
-    accelerator = start_processes(recipe.training, folder=folder, trackers=recipe.journal.trackers)
+    accelerator = start_processes(recipe.training, folder=folder, journal=recipe.journal)
     locks: list[FolderLock] = []  # held until the process ends
     checkpoint = on_main(accelerator, lambda: claim(recipe, folder, locks))
     if checkpoint is not None and is_finished(checkpoint) and (folder / "encoder" / "model.safetensors").is_file():
@@ -69,7 +69,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         objective.encoder.pool_patches()
     objective.to(accelerator.device)
     held_out = EvaluationCrops(splits.validation, recipe.data, cache_bytes=CACHE_BYTES)
-    held_out_rows = chosen_rows(held_out, recipe.validation.images, recipe.seed)
+    held_out_rows = random_rows(held_out, recipe.validation.images, recipe.seed)
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
         accelerator, lambda: _baselines(recipe, objective, splits, held_out, held_out_rows)
     )  # fmt: skip
@@ -134,11 +134,12 @@ def _baselines(
 ) -> dict[str, float]:
     """What can be predicted without a network, measured on the validation rows."""
     seen = EvaluationCrops(splits.train, recipe.data)
-    rows = chosen_rows(seen, recipe.validation.baseline_images, recipe.seed)
+    rows = random_rows(seen, recipe.validation.baseline_images, recipe.seed)
     labels = [None if part.labels is None else torch.from_numpy(part.labels) for part in splits]
 
     def images(crops: EvaluationCrops, chosen: Numbers) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((pixels, samples) for pixels, samples, _ in on_device(crops, chosen, 256, recipe.data.workers))
+        loaded = on_device(crops, chosen, 256, recipe.data.workers, torch.device("cpu"))
+        return ((batch.pixels, batch.samples) for batch in loaded)
 
     return objective.baselines(
         Sample(images(seen, rows), labels[0]),

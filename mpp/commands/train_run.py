@@ -21,7 +21,7 @@ from mpp.run_folder import move_aside
 from mpp.settings import Duration
 from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, Checkpoints
-from mpp.training.distributed import adopt_statistics, on_main, precision
+from mpp.training.distributed import on_main, precision
 from mpp.training.flops import flops_per_image, hardware, peak_flops
 from mpp.training.metrics_log import Journal
 from mpp.training.optimizer import learning_rate, make_optimizer
@@ -184,7 +184,6 @@ class TrainRun:
             return []
         every, accelerator = self.in_steps(self.recipe.validation.every), self.accelerator
         return [
-            Callback(every, lambda step, module: adopt_statistics(accelerator, module) or ()),
             validation(
                 accelerator,
                 self.held_out,

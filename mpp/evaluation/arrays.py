@@ -1,4 +1,4 @@
-"""Checks of features and labels that every evaluator makes first."""
+"""Checks of features and labels, common to all evaluators."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from torch import Tensor
 
 
 class Labelled(NamedTuple):
-    """Checked features and labels, all on one device."""
+    """Checked features `(N, D)` and `(M, D)`, and their labels int64 `(N,)` and `(M,)`, all on one device."""
 
     train: Tensor
-    """`(N, D)`."""
     train_labels: Tensor
-    """int64 `(N,)`, in `[0, classes)`."""
     test: Tensor
-    """`(M, D)`, of the same type."""
     test_labels: Tensor
-    """int64 `(M,)`."""
     classes: int
 
 
@@ -32,7 +28,7 @@ def checked(
         ValueError: for shapes that do not fit, values that are not finite, a single class, or labels out of range.
     """
     device = train_features.device if isinstance(train_features, Tensor) else torch.device("cpu")
-    if device.type == "mps" and dtype == torch.float64:  # which Apple's GPUs do not have
+    if device.type == "mps" and dtype == torch.float64:  # Apple's GPUs do not have it
         device = torch.device("cpu")
     train = _features(train_features, "train", device, dtype)
     test = _features(test_features, "test", device, dtype)
@@ -42,16 +38,16 @@ def checked(
     asked = _labels(test_labels, len(test), "test", device)
     classes = int(known.max()) + 1
     if bool((known == known[0]).all()):
-        raise ValueError("all train labels are of one class: there is nothing to tell apart")
+        raise ValueError("all train labels are of one class: there is nothing to classify")
     if int(asked.max()) >= classes:
         raise ValueError(f"test labels reach {int(asked.max())}, but train has only the classes 0…{classes - 1}")
     return Labelled(train, known, test, asked, classes)
 
 
 def _tensor(values: Any) -> Tensor:
-    """A tensor, or what NumPy takes for an array: views, read-only memory, any byte order and width."""
+    """A tensor of tensors or arrays: views, read-only memory, any byte order and width."""
     if isinstance(values, np.ma.MaskedArray) and values.mask.any():
-        raise ValueError("features and labels must be there, found an array of which a part is masked")
+        raise ValueError("features and labels must not have masked values")
     if isinstance(values, Tensor):
         if values.is_complex():
             raise ValueError(f"features and labels must be real numbers, found {values.dtype}")
@@ -62,7 +58,7 @@ def _tensor(values: Any) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"features and labels must be numbers, found {array.dtype}")
     width = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64}[array.dtype.kind]
-    return torch.from_numpy(np.array(array, dtype=width, order="C"))  # a copy that is ours: torch warns of read-only
+    return torch.from_numpy(np.array(array, dtype=width, order="C"))  # a copy: torch warns of read-only memory
 
 
 def _features(values: Any, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -72,8 +68,8 @@ def _features(values: Any, name: str, device: torch.device, dtype: torch.dtype) 
     if not torch.isfinite(features).all():
         rows = (~torch.isfinite(features)).any(1).sum()
         raise ValueError(
-            f"{rows} of {len(features)} {name} features are not finite (NaN or infinite): the encoder that gave them "
-            "has broken weights, or needs float32"
+            f"{rows} of {len(features)} {name} features are not finite (NaN or infinite): the encoder has broken "
+            "weights, or needs float32"
         )
     if features.abs().max() > torch.finfo(dtype).max ** 0.4:  # sums of squares are finite below
         raise ValueError(f"{name} features reach {features.abs().max():.0e}: too large to be squared, scale them down")

@@ -1,4 +1,4 @@
-"""Few-shot and nearest neighbours during pre-training: how the representation grows, by images of train alone."""
+"""Few-shot and nearest neighbours during pre-training, on images of train alone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.settings import DataSettings
 from mpp.data.table import ImageTable
+from mpp.evaluation.evaluators import ONE_CLASS, check_counts
 from mpp.evaluation.features import EncoderReader, extract
 from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.knn import nearest_neighbours
 from mpp.evaluation.settings import FeatureSettings, InTrainingSettings
 from mpp.objective.base import Objective
-from mpp.training.distributed import adopt_statistics
 from mpp.training.state import Callback
 
 
@@ -28,30 +28,22 @@ def in_training(
 ) -> Callback:
     """A callback that yields `evaluation/…`: accuracies of the last block's class token and mean of patches.
 
-    Images and their division into known and asked are the same at every step and in every run on the same data.
-
-    Raises:
-        SettingError: if the images have no labels, or too few for what is asked.
+    The rows, and which of them are predicted, are the same at every step and in every run on the same data.
     """
     rows, known, asked = divided(settings, images)
     crops = EvaluationCrops(images, data, cache_bytes=CACHE_BYTES)
 
     def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
-        encoder = objective.encoder
-        adopt_statistics(accelerator, objective)
-        reader = EncoderReader(encoder)
+        reader = EncoderReader(objective.encoder)
         layers = reader.layers(FeatureSettings(blocks="last", pools=("token", "avg")))
-        was_training = objective.training
-        objective.eval()
         workers = 0 if crops.fits_in_cache(len(rows)) else data.workers
         features = extract(reader, crops, rows, layers, accelerator, batch_size=256, workers=workers)
-        objective.train(was_training)
         if features is None:
-            return  # the main process scores, and writes the journal
+            return  # only the main process evaluates and logs
         train, test = features.take(known), features.take(asked)
         for layer in layers:
             if not torch.isfinite(features.values[layer]).all():
-                continue  # the loop has its own word on weights that have gone astray
+                continue  # the trainer reports weights that are not finite
             given = (train.values[layer], train.labels, test.values[layer], test.labels)
             if "few_shot" in settings.evaluators:
                 for shots, score in few_shot(*given, shots=settings.shots).items():
@@ -64,32 +56,19 @@ def in_training(
 
 
 def divided(settings: InTrainingSettings, images: ImageTable) -> tuple[Numbers, Numbers, Numbers]:
-    """The rows that are evaluated, and which of these are known and which are asked for.
+    """The rows that are evaluated, and of these the ones to fit on and the ones to predict.
 
     Raises:
-        SettingError: if the images have no labels, or too few for what is asked.
+        SettingError: if the images have no labels, or are too few, with both numbers.
     """
     if images.labels is None:
         raise settings.error(evaluators=f"labels are needed, and {images.name} has none")
     rows = fraction_rows(images.labels, min(settings.images / len(images), 1.0), seed=0)
     known, asked = dev_split(images.labels[rows], settings.dev, seed=0)
-    _check(settings, images.labels[rows][known])
-    return rows, known, asked
-
-
-def _check(settings: InTrainingSettings, labels: Any) -> None:
-    """Refuse before training what could not be measured.
-
-    Raises:
-        SettingError: with both numbers.
-    """
+    labels = images.labels[rows][known]
     if len(np.unique(labels)) < 2:
-        message = "all training images are of one class; there is nothing to tell apart"
-        raise settings.error(evaluators=message)
-    fewest = min(int((labels == label).sum()) for label in range(int(labels.max()) + 1))
-    if "few_shot" in settings.evaluators and fewest < max(settings.shots):
-        message = f"{max(settings.shots)} are more than the {fewest} images that a class has among evaluation.images"
-        raise settings.error(shots=f"{message}; ask for fewer, or allow more images")
-    if "knn" in settings.evaluators and len(labels) < max(settings.k):
-        message = f"{max(settings.k)} is more than the {len(labels)} images to choose from"
-        raise settings.error(k=message)
+        raise settings.error(evaluators=ONE_CLASS)
+    shots = settings.shots if "few_shot" in settings.evaluators else ()
+    k = settings.k if "knn" in settings.evaluators else ()
+    check_counts(settings, labels, shots=shots, k=k, among=" among evaluation.images to fit on")
+    return rows, known, asked

@@ -1,4 +1,4 @@
-"""Two controls for frozen features that have learnt nothing: the pixels themselves, and the colours of patches."""
+"""Two controls for learnt features: the pixels themselves, and the mean colours of patches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mpp.evaluation.features import FeatureLayer
 from mpp.evaluation.settings import FeatureSettings
 
 MOST_PIXELS = 32
-"""Raw pixels are averaged to at most this many a side: 3,072 numbers, and no average at all at CIFAR-10's size."""
+"""Raw pixels are averaged to at most this many a side: 3,072 features, and no averaging at CIFAR-10's size."""
 DEFAULT_GRID = 8
 
 

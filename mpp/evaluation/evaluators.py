@@ -1,10 +1,10 @@
-"""Evaluate frozen features: at the encoder's default layer, at every layer on a dev split, and at the best of those."""
+"""Evaluate frozen features: at the encoder's default layer, at every layer on a dev split, and at the best of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,50 +20,42 @@ from mpp.evaluation.knn import nearest_neighbours
 from mpp.evaluation.logistic_regression import linear_probe, regression
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
 from mpp.files import write_text
+from mpp.settings import Settings
 
+ONE_CLASS = "all training images are of one class: there is nothing to classify"
 EvaluatorSettings = FewShotSettings | NeighbourSettings | ProbeSettings
-NAMES: dict[type, str] = {FewShotSettings: "few_shot", NeighbourSettings: "knn", ProbeSettings: "linear_probe"}
 Result = dict[str, Any]
-"""JSON with `accuracy` in [0, 1], the number that layers are compared by, and what else an evaluator reports."""
+"""JSON with `accuracy` in [0, 1], by which layers are compared, and more of each evaluator."""
 
 
 class Options(NamedTuple):
     """What an evaluation depends on besides an evaluator's settings and the features."""
 
     seed: int = 0
-    """Decides which rows the linear probe holds out to choose C."""
+    """Of the rows that the linear probe holds out to choose C."""
     centre: bool = False
     """Subtract the mean of train before kNN; for pixels, which are all positive."""
     device: torch.device = torch.device("cpu")
-    """Where few-shot and kNN are computed; logistic regression always runs on the CPU."""
+    """Of few-shot and kNN; logistic regression always runs on the CPU."""
 
 
-def _few_shot(settings: FewShotSettings, options: Options, *data: Tensor) -> Result:
-    found = few_shot(*data, shots=settings.shots, seeds=settings.seeds, l2=settings.l2)
-    shots = {
-        str(count): {"mean": score.mean, "std": score.std, "per_seed": list(score.per_seed)}
-        for count, score in found.items()
-    }
-    return {"accuracy": sum(score.mean for score in found.values()) / len(found), "shots": shots}
-
-
-def _knn(settings: NeighbourSettings, options: Options, *data: Tensor) -> Result:
-    found = nearest_neighbours(*data, k=settings.k, temperature=settings.temperature, centre=options.centre)
-    return {"accuracy": found[settings.k[0]], "k": {str(count): accuracy for count, accuracy in found.items()}}
-
-
-def _linear_probe(settings: ProbeSettings, options: Options, *data: Tensor) -> Result:
-    probe = linear_probe(*data, grid=settings.grid, seed=options.seed)
+def _run(settings: EvaluatorSettings, options: Options, data: Sequence[Tensor]) -> Result:
+    """One evaluator on train features and labels, and test features and labels."""
+    train, known, test, asked = (tensor.to(options.device) for tensor in data)
+    if isinstance(settings, FewShotSettings):
+        scores = few_shot(train, known, test, asked, settings.shots, settings.seeds, settings.l2)
+        shots = {
+            str(count): {"mean": score.mean, "std": score.std, "per_seed": list(score.per_seed)}
+            for count, score in scores.items()
+        }
+        return {"accuracy": sum(score.mean for score in scores.values()) / len(scores), "shots": shots}
+    if isinstance(settings, NeighbourSettings):
+        found = nearest_neighbours(train, known, test, asked, settings.k, settings.temperature, options.centre)
+        return {"accuracy": found[settings.k[0]], "k": {str(count): accuracy for count, accuracy in found.items()}}
+    probe = linear_probe(train, known, test, asked, settings.grid, options.seed)
     dev = {f"{c:g}": value for c, value in probe.dev.items()}
     return {"accuracy": probe.accuracy, "c": probe.c, "grid_end": probe.grid_end, "converged": probe.converged,
             "dev": dev}  # fmt: skip
-
-
-EVALUATORS: dict[type, Callable[..., Result]] = {
-    FewShotSettings: _few_shot,
-    NeighbourSettings: _knn,
-    ProbeSettings: _linear_probe,
-}
 
 
 def scores(
@@ -74,8 +66,8 @@ def scores(
     *,
     dev: tuple[Any, Any] | None,
     by_depth: Sequence[str],
-    options: Options | None = None,
-    pieces: Path | None = None,
+    options: Options,
+    pieces: Path,
 ) -> dict[str, Any]:
     """Run every evaluator.
 
@@ -95,50 +87,39 @@ def scores(
         result on test; and `by_depth`, the accuracy of every layer on the dev split.
     """
     found: dict[str, Any] = {}
-    chosen, given = default, options or Options()
+    chosen = default
     order = {name: number for number, name in enumerate(by_depth)}
-    for settings in sorted(evaluators, key=lambda settings: order.get(NAMES[type(settings)], len(order))):
-        name = NAMES[type(settings)]
+    for settings in sorted(evaluators, key=lambda settings: order.get(settings.name, len(order))):
         entry: dict[str, Any] = {"by_depth": []}
-        if name in by_depth and dev is not None and len(train.values) > 1:
+        if settings.name in by_depth and dev is not None and len(train.values) > 1:
             fitted, held = (train.take(rows) for rows in dev)
-            fast = settings.model_copy(update={"grid": (settings.depth_c,)} if name == "linear_probe" else {})  # pyright: ignore
+            grid = {"grid": (settings.depth_c,)} if isinstance(settings, ProbeSettings) else {}
             for layer in train.values:
-                here = _evaluate(fast, given, pieces, fitted, held, layer)
+                here = _evaluate(settings.model_copy(update=grid), options, pieces, fitted, held, layer)
                 entry["by_depth"].append({**layer._asdict(), "accuracy": here["accuracy"]})
             best = max(entry["by_depth"], key=lambda at: (at["accuracy"], at["block"]))
             chosen = FeatureLayer(best["block"], best["pool"])
-        entry["default"] = _evaluate(settings, given, pieces, train, test, default)
-        same = chosen == default
-        entry["headline"] = entry["default"] if same else _evaluate(settings, given, pieces, train, test, chosen)
-        found[name] = entry
-    return {NAMES[type(settings)]: found[NAMES[type(settings)]] for settings in evaluators}
+        for which, layer in (("default", default), ("headline", chosen)):
+            entry[which] = _evaluate(settings, options, pieces, train, test, layer)
+        found[settings.name] = entry
+    return {settings.name: found[settings.name] for settings in evaluators}
 
 
 def _evaluate(
-    settings: EvaluatorSettings,
-    options: Options,
-    pieces: Path | None,
-    train: Features,
-    test: Features,
-    layer: FeatureLayer,
+    settings: EvaluatorSettings, options: Options, pieces: Path, train: Features, test: Features, layer: FeatureLayer
 ) -> Result:
-    """One evaluator at one layer, or its result in `pieces` if it is there."""
+    """One evaluator at one layer, or its result in `pieces` if there is one."""
     data = (train.values[layer], train.labels, test.values[layer], test.labels)
-    where = layer._asdict()
-    run = EVALUATORS[type(settings)]
-    if pieces is None:
-        return {**where, **run(settings, options, *(tensor.to(options.device) for tensor in data))}
     digest = weights_digest({str(number): tensor for number, tensor in enumerate(data)})
-    asked = f"{type(settings).__name__} {settings.model_dump_json()} {options.seed} {options.centre} {digest}"
-    path = pieces / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+    key = f"{type(settings).__name__} {settings.model_dump_json()} {options.seed} {options.centre} {digest}"
+    path = pieces / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
         found: Result = json.loads(path.read_text())
     except (OSError, ValueError):
-        found = run(settings, options, *(tensor.to(options.device) for tensor in data))
+        found = _run(settings, options, data)
         pieces.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(found))
-    return {**where, **found}
+    return {**layer._asdict(), **found}
 
 
 def check_feasible(
@@ -147,7 +128,7 @@ def check_feasible(
     dev: tuple[Numbers, Numbers] | None,
     by_depth: Sequence[str],
 ) -> None:
-    """Check, before features are extracted, that there are enough images of every class.
+    """Check, before features are extracted, that each class has enough images.
 
     Args:
         evaluators: the settings of each.
@@ -161,19 +142,25 @@ def check_feasible(
         RuntimeError: if scikit-learn is needed and not installed.
     """
     if len(np.unique(labels)) < 2:
-        raise ValueError("all training images are of one class: there is nothing to tell apart")
+        raise ValueError(ONE_CLASS)
     for settings in evaluators:
-        apart = dev is not None and NAMES[type(settings)] in by_depth
-        known = labels[dev[0]] if dev is not None and apart else labels
-        counts = np.bincount(known)
-        besides = " without the dev split of labels.dev" if apart else ""
-        if isinstance(settings, FewShotSettings) and max(settings.shots) > counts.min():
-            message = (
-                f"class {counts.argmin()} has {counts.min()} images{besides}, fewer than {max(settings.shots)} shots"
-            )
-            raise settings.error(shots=message)
-        if isinstance(settings, NeighbourSettings) and max(settings.k) > len(known):
-            message = f"there are {len(known)} training images{besides}, fewer than {max(settings.k)}"
-            raise settings.error(k=message)
-        if isinstance(settings, ProbeSettings):
+        split = dev if settings.name in by_depth else None
+        known, among = (labels, "") if split is None else (labels[split[0]], " without the dev split of labels.dev")
+        if isinstance(settings, FewShotSettings):
+            check_counts(settings, known, shots=settings.shots, among=among)
+        elif isinstance(settings, NeighbourSettings):
+            check_counts(settings, known, k=settings.k, among=among)
+        else:
             regression()
+
+
+def check_counts(
+    settings: Settings, labels: Numbers, *, shots: Sequence[int] = (), k: Sequence[int] = (), among: str
+) -> None:
+    """Raise a SettingError if the images with these labels are too few for `shots` or `k`."""
+    counts = np.bincount(labels)
+    if shots and max(shots) > counts.min():
+        message = f"class {counts.argmin()} has {counts.min()} images{among}, fewer than {max(shots)} shots"
+        raise settings.error(shots=f"{message}; use fewer shots or more images")
+    if k and max(k) > len(labels):
+        raise settings.error(k=f"there are {len(labels)} training images{among}, fewer than {max(k)}")

@@ -1,12 +1,13 @@
-"""Frozen features: extract them once, at every layer, and cache them on disk."""
+"""Frozen features: extracted once, at every layer, and cached on disk."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,10 +28,11 @@ from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import weights_digest
 from mpp.evaluation.settings import FeatureSettings
 from mpp.files import replacing
+from mpp.training.distributed import to_device
 
 
 class FeatureLayer(NamedTuple):
-    """Which feature of an encoder: after which block, counted from 1, and how the tokens are pooled."""
+    """A feature of an encoder: the block, counted from 1, and the pooling of its tokens."""
 
     block: int
     pool: str
@@ -56,7 +58,7 @@ class Features(NamedTuple):
 
 
 class Reader(Protocol):
-    """What gives features: an encoder, or one of the controls."""
+    """Computes features: an encoder, or one of the controls."""
 
     default: FeatureLayer
     """The layer that is always evaluated."""
@@ -72,15 +74,15 @@ class Reader(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """JSON that names everything the features depend on besides the images."""
+        """Everything the features depend on besides the images, as JSON."""
         ...
 
 
 class EncoderReader:
-    """The features of an encoder's blocks; of a network without patches, its last feature alone.
+    """The features of an encoder's blocks; of a network without patches, the last feature alone.
 
-    The tokens of an earlier block go through the encoder's final norm, as the last block's do. The default layer
-    gives what the timm model itself gives.
+    The tokens of an earlier block go through the encoder's final norm, as the last block's do. The default layer is
+    the feature of the timm model itself.
     """
 
     centre_for_knn = False
@@ -92,46 +94,32 @@ class EncoderReader:
         self.default = FeatureLayer(max(len(self._blocks), 1), encoder.pool or "avg")
 
     def layers(self, settings: FeatureSettings) -> list[FeatureLayer]:
-        """The layers of the settings, and the default layer.
-
-        Raises:
-            ValueError: for a block that the encoder does not have, or a class token that it does not have.
-        """
+        """The layers of the settings, and the default layer; a ValueError for a block that the encoder lacks."""
         last = self.default.block
         if not isinstance(self.encoder, Encoder):
             return [self.default]
         blocks = {"last": (last,), "all": tuple(range(1, last + 1))}.get(str(settings.blocks), settings.blocks)
         if wrong := [block for block in blocks if int(block) > last]:
             raise ValueError(f"features.blocks {wrong[0]}: {self.encoder.name} has {last} blocks")
-        pools = list(dict.fromkeys(settings.pools))
-        if getattr(self.encoder.vit, "cls_token", None) is None:  # registers are no class token
-            pools = ["avg"]
-        asked = [FeatureLayer(int(block), pool) for block in sorted({*blocks, last}) for pool in pools]
-        return asked if self.default in asked else [*asked, self.default]
+        has_token = getattr(self.encoder.vit, "cls_token", None) is not None  # registers are no class token
+        pools = dict.fromkeys(settings.pools if has_token else ["avg"])
+        layers = [FeatureLayer(int(block), pool) for block in sorted({*blocks, last}) for pool in pools]
+        return list(dict.fromkeys([*layers, self.default]))
 
     def read(self, pixels: Tensor, layers: Sequence[FeatureLayer]) -> dict[FeatureLayer, Tensor]:
         """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each layer.
 
         Raises:
-            ValueError: if a block in the middle has no class token, which joins later in some architectures.
+            ValueError: for the class token of an early block in architectures where it joins later.
         """
         outputs: dict[int, Tensor] = {}
-
-        def tap(block: int) -> Any:
-            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-                outputs[block] = output
-
-            return self._blocks[block - 1].register_forward_hook(hook)
-
-        handles = [tap(block) for block in {layer.block for layer in layers} - {self.default.block}]
-        try:
+        with ExitStack() as hooks:
+            for block in {layer.block for layer in layers} - {self.default.block}:
+                hook = partial(_keep_output, outputs, block)
+                hooks.enter_context(self._blocks[block - 1].register_forward_hook(hook))
             tokens = self.encoder(pixels)
-        finally:
-            for handle in handles:
-                handle.remove()
         norm = getattr(self.encoder.model, "norm", nn.Identity())
-        normed = {block: norm(output) for block, output in outputs.items()}
-        normed[self.default.block] = tokens
+        normed = {block: norm(output) for block, output in outputs.items()} | {self.default.block: tokens}
         return {layer: self._pooled(normed[layer.block], layer).float() for layer in layers}
 
     def _pooled(self, tokens: Tensor, layer: FeatureLayer) -> Tensor:
@@ -139,9 +127,7 @@ class EncoderReader:
             return self.encoder.pooled(tokens)
         assert isinstance(self.encoder, Encoder)
         if layer.pool == "both":
-            return torch.cat(
-                [self._pooled(tokens, FeatureLayer(layer.block, pool)) for pool in ("token", "avg")], dim=-1
-            )
+            return torch.cat([self._pooled(tokens, layer._replace(pool=pool)) for pool in ("token", "avg")], dim=-1)
         prefix = tokens.shape[1] - self.encoder.num_patches
         if layer.pool == "token" and not prefix:
             raise ValueError(
@@ -162,6 +148,10 @@ class EncoderReader:
         }
 
 
+def _keep_output(outputs: dict[int, Tensor], block: int, module: nn.Module, args: Any, output: Tensor) -> None:
+    outputs[block] = output
+
+
 def extract(
     reader: Reader,
     crops: EvaluationCrops,
@@ -173,17 +163,17 @@ def extract(
     workers: int = 0,
     title: str = "",
 ) -> Features | None:
-    """Read the features of some rows, in their order; every process takes its share, and the main one gets them all.
+    """The features of some rows, in their order; the rows are divided among the processes.
 
     Args:
         reader: an encoder, or a control.
         crops: of labelled images.
         rows: int64 `(n,)`.
-        layers: what to read.
+        layers: features to compute.
         accelerator: device, processes and precision.
-        batch_size: images that one process takes at once.
+        batch_size: images of one forward pass of one process.
         workers: loader processes.
-        title: of the progress bar; without one there is none.
+        title: of the progress bar; empty shows none.
 
     Returns:
         The features; None in all processes but the main one.
@@ -194,25 +184,20 @@ def extract(
     processes = accelerator.num_processes
     each = -(-len(rows) // processes)
     mine = np.resize(rows, each * processes)[accelerator.process_index :: processes]  # the last may be repeated
-    parts = [mine[start : start + batch_size] for start in range(0, each, batch_size)]
+    chunks = [mine[start : start + batch_size] for start in range(0, each, batch_size)]
     collected: dict[FeatureLayer, list[Tensor]] = {layer: [] for layer in layers}
     labels: list[Tensor] = []
     damaged: set[int] = set()
     silent = not (title and accelerator.is_main_process and sys.stderr.isatty())
-    pin = accelerator.device.type == "cuda"
-    for batch in tqdm(
-        batches(crops, parts, workers=workers, pin=pin), total=len(parts), desc=title, disable=silent, leave=False
-    ):
-        assert batch.labels is not None
+    loader = batches(crops, chunks, workers=workers, pin=accelerator.device.type == "cuda")
+    for loaded in tqdm(loader, total=len(chunks), desc=title, disable=silent, leave=False):
+        batch = to_device(loaded, accelerator.device)
         damaged |= {row for row, _ in batch.damaged}
         with torch.no_grad(), accelerator.autocast():
-            found = reader.read(batch.pixels.to(accelerator.device, non_blocking=pin), layers)
-        parts_of_all = {layer: _gathered(accelerator, value.float()) for layer, value in found.items()}
-        labels_of_all = _gathered(accelerator, batch.labels.to(accelerator.device))
-        if accelerator.is_main_process:
-            labels.append(labels_of_all.cpu())
-            for layer, value in parts_of_all.items():
-                collected[layer].append(value.cpu())
+            found = reader.read(batch.pixels, layers)
+        for layer, value in found.items():
+            collected[layer].append(_gathered(accelerator, value.float()))
+        labels.append(_gathered(accelerator, batch.labels))
     if processes > 1:
         damaged = set(gather_object(list(damaged)))
     if not accelerator.is_main_process:
@@ -221,28 +206,27 @@ def extract(
     return Features(values, torch.cat(labels)[: len(rows)], len(damaged))
 
 
-def _gathered(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """All processes' values, in the order of the rows, which were dealt out one by one."""
+def _gathered(accelerator: Accelerator, values: Any) -> Tensor:
+    """All processes' values in the order of the rows, in main memory; empty in all processes but the main one."""
     if accelerator.num_processes > 1:
-        everyone = accelerator.gather(values)
-        assert isinstance(everyone, Tensor)
-        values = everyone.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
-    return values
+        values = accelerator.gather(values).unflatten(0, (accelerator.num_processes, -1))  # pyright: ignore
+        values = values.transpose(0, 1).flatten(0, 1)
+    return values.cpu() if accelerator.is_main_process else values[:0]
 
 
 def _content(images: ImageTable, rows: Numbers) -> str:
-    """A digest of which rows, all their labels, and four of the images: reading every image would take too long."""
+    """A digest of the row numbers, their labels, and four of the images: reading all images would take too long."""
     digest = hashlib.sha256(f"{len(images)}".encode() + rows.tobytes())
     if images.labels is not None:
         digest.update(images.labels[rows].tobytes())
     for number in sorted({0, len(rows) // 3, len(rows) // 2, len(rows) - 1}):
-        with contextlib.suppress(ValueError, OSError):
+        with suppress(ValueError, OSError):
             digest.update(images.encoded(int(rows[number])))
     return digest.hexdigest()
 
 
 def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, arithmetic: list[str]) -> dict[str, Any]:
-    """What the features of some rows depend on: weights, images, crops, arithmetic."""
+    """Everything that the features of some rows depend on: weights, images, crops, arithmetic."""
     settings = crops.settings
     return {
         "encoder": reader.identity(),

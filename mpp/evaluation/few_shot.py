@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mpp.evaluation.arrays import checked
@@ -83,10 +84,9 @@ def few_shot(
         rows = torch.from_numpy(shot_rows(data.train_labels.cpu(), max(shots), seed)).to(data.train.device)
         for count in shots:
             chosen = rows[:, :count].reshape(-1)
-            design = _Design(data.train[chosen])
-            targets = _targets(data.train_labels[chosen], data.classes)
-            value = _chosen(design, targets, count, L2_GRID) if l2 == "auto" else l2
-            predicted = (design.standardize(data.test) @ design.weights(targets, float(value))).argmax(-1)
+            ridge = Ridge(data.train[chosen], data.train_labels[chosen], data.classes)
+            value = ridge.best_l2(count) if l2 == "auto" else float(l2)
+            predicted = ridge.scores(data.test, value).argmax(-1)
             per_seed[count].append(int((predicted == data.test_labels).sum()) / len(predicted))
     return {count: Score(tuple(values)) for count, values in per_seed.items()}
 
@@ -120,112 +120,54 @@ def shot_rows(labels: Any, shots: int, seed: int) -> np.ndarray[Any, np.dtype[np
     return np.stack(chosen).astype(np.int64)
 
 
-@dataclass(frozen=True)
 class Ridge:
-    """A fitted classifier."""
-
-    design: _Design
-    weights: Tensor
-    """float64 `(D′ + 1, classes)`, of the features that vary, standardised, and the bias column."""
-
-    def scores(self, rows: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Features `(M, D)` → float64 `(M, classes)`; the largest is the answer."""
-        return (self.design.standardize(torch.as_tensor(rows).cpu().double()) @ self.weights).numpy()
-
-    def predict(self, rows: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Features `(M, D)` → int64 `(M,)`."""
-        return self.scores(rows).argmax(-1)
-
-
-def fit(features: Any, labels: Any, num_classes: int, l2: float) -> Ridge:
-    """Fit the classifier to all the rows given.
+    """The standardised rows X with their bias column, decomposed once for all λ, and their targets Y.
 
     Args:
-        features: `(N, D)`.
-        labels: integers `(N,)`, in [0, num_classes).
+        features: float64 `(N, D)`.
+        labels: int64 `(N,)`, in [0, num_classes).
         num_classes: C.
-        l2: λ.
     """
-    design = _Design(torch.as_tensor(features).cpu().double())
-    return Ridge(design, design.weights(_targets(torch.as_tensor(labels).cpu().long(), num_classes), l2))
 
-
-def leave_one_out(features: Any, num_classes: int, shots: int, l2s: Sequence[float]) -> list[float]:
-    """Accuracy on shots left out, one of every class at a time, for each λ.
-
-    Leaving out a single row would unbalance the bias, and scores 0. With H = X (XᵀX + λ)⁻¹ Xᵀ, what a fit without the
-    rows J misses them by is (I − H_JJ)⁻¹ (Y_J − (HY)_J): nothing is fitted again.
-
-    Args:
-        features: `(C · shots, D)`, class by class.
-        num_classes: C.
-        shots: of each class, 2 or more.
-        l2s: values of λ.
-    """
-    design = _Design(torch.as_tensor(features).cpu().double())
-    return _leave_one_out(design, _targets(torch.arange(num_classes).repeat_interleave(shots), num_classes), shots, l2s)
-
-
-def chosen_l2(features: Any, num_classes: int, shots: int, l2s: Sequence[float] = L2_GRID) -> float:
-    """The λ whose `leave_one_out` is best, the larger of equals; 2¹⁰ at one shot, where nothing can be left out."""
-    design = _Design(torch.as_tensor(features).cpu().double())
-    labels = torch.arange(num_classes).repeat_interleave(shots)
-    return _chosen(design, _targets(labels, num_classes), shots, l2s)
-
-
-class _Design:
-    """The standardised rows X with their bias column, decomposed when first needed, once for all λ."""
-
-    def __init__(self, features: Tensor) -> None:
+    def __init__(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
+        self.targets = 2 * F.one_hot(labels, num_classes).double() - 1
         self.varies = features.amax(0) > features.amin(0)
         kept = features[:, self.varies]
         self.mean, self.std = kept.mean(0), kept.std(0, correction=0)
-        self.rows = self.standardize(features)
-        tall = self.rows.shape[0] >= self.rows.shape[1]
-        gram = self.rows.T @ self.rows if tall else self.rows @ self.rows.T
+        rows = self._standardize(features)
+        self.tall = rows.shape[0] >= rows.shape[1]
+        gram = rows.T @ rows if self.tall else rows @ rows.T
         self.values, vectors = torch.linalg.eigh(gram)
-        # XQ and Q, or Q and XᵀQ: what turns rows, and what turns columns, into the eigenbasis.
-        self.left, self.right = (self.rows @ vectors, vectors) if tall else (vectors, self.rows.T @ vectors)
-        self.tall = tall
+        # XQ and Q, or Q and XᵀQ: they turn rows, and columns, into the eigenbasis.
+        self.left, self.right = (rows @ vectors, vectors) if self.tall else (vectors, rows.T @ vectors)
 
-    def standardize(self, features: Tensor) -> Tensor:
-        """float64 `(n, D)` → `(n, D′ + 1)`."""
+    def scores(self, features: Tensor, l2: float) -> Tensor:
+        """Decision values of float64 features `(M, D)` for a λ: float64 `(M, C)`."""
+        weights = self.right @ ((self.left.T @ self.targets) / (self.values + l2)[:, None])
+        return self._standardize(features) @ weights
+
+    def leave_one_out(self, shots: int, l2: float) -> float:
+        """Accuracy on shots left out, one of every class at a time; the rows are `shots` of each class, class by class.
+
+        Leaving out a single row would unbalance the bias, and scores 0. With H = X (XᵀX + λ)⁻¹ Xᵀ, the residual of
+        the rows J in a fit without them is (I − H_JJ)⁻¹ (Y_J − (HY)_J): nothing is fitted again.
+        """
+        classes = self.targets.shape[1]
+        # The eigenvalues of H in the basis `left`: H = left · diag(…) · leftᵀ.
+        scale = 1 / (self.values + l2) if self.tall else self.values / (self.values + l2)
+        fitted = scale[:, None] * (self.left.T @ self.targets)
+        hits = 0
+        for shot in range(shots):
+            rows, wanted = self.left[shot::shots], self.targets[shot::shots]
+            kept = torch.eye(classes).to(rows) - (rows * scale) @ rows.T
+            left_out = wanted - torch.linalg.solve(kept, wanted - rows @ fitted)
+            hits += int((left_out.argmax(-1) == torch.arange(classes, device=rows.device)).sum())
+        return hits / (classes * shots)
+
+    def best_l2(self, shots: int, l2s: Sequence[float] = L2_GRID) -> float:
+        """The λ whose `leave_one_out` is best, the larger of equals; 2¹⁰ at one shot, where nothing can be left out."""
+        return L2 if shots == 1 else max((self.leave_one_out(shots, l2), l2) for l2 in l2s)[1]
+
+    def _standardize(self, features: Tensor) -> Tensor:
         scaled = (features[:, self.varies] - self.mean) / (self.std + EPSILON)
         return torch.cat([scaled, scaled.new_full((len(scaled), 1), BIAS)], dim=1)
-
-    def weights(self, targets: Tensor, l2: float) -> Tensor:
-        """W: float64 `(D′ + 1, classes)`."""
-        return self.right @ ((self.left.T @ targets) / (self.values + l2)[:, None])
-
-    def hat(self, l2: float) -> Tensor:
-        """The eigenvalues of H in the basis `left`: H = left · diag(…) · leftᵀ."""
-        return 1 / (self.values + l2) if self.tall else self.values / (self.values + l2)
-
-
-def _leave_one_out(design: _Design, targets: Tensor, shots: int, l2s: Sequence[float]) -> list[float]:
-    classes = targets.shape[1]
-    by_shot = design.left.view(classes, shots, -1).transpose(0, 1)  # (shots, classes, r)
-    wanted = targets.view(classes, shots, classes).transpose(0, 1)
-    turned = design.left.T @ targets
-    accuracies = []
-    for l2 in l2s:
-        scale = design.hat(l2)
-        hits = 0
-        for rows, labels in zip(by_shot, wanted, strict=True):
-            misses = labels - rows @ (scale[:, None] * turned)
-            kept = torch.eye(classes).to(rows) - (rows * scale) @ rows.T
-            left_out = labels - torch.linalg.solve(kept, misses)
-            hits += int((left_out.argmax(-1) == torch.arange(classes, device=rows.device)).sum())
-        accuracies.append(hits / (classes * shots))
-    return accuracies
-
-
-def _chosen(design: _Design, targets: Tensor, shots: int, l2s: Sequence[float]) -> float:
-    if shots == 1:
-        return L2
-    accuracies = _leave_one_out(design, targets, shots, l2s)
-    return max(zip(accuracies, l2s, strict=True))[1]
-
-
-def _targets(labels: Tensor, classes: int) -> Tensor:
-    return 2 * torch.nn.functional.one_hot(labels, classes).double() - 1

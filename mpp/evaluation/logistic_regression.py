@@ -1,8 +1,8 @@
 """The convex linear probe: multinomial logistic regression on frozen features, by scikit-learn's Newton methods.
 
-The optimum is unique, so that any solver that gets there is as good. L-BFGS does not on the features of transformers:
-these are so correlated that with hardly any penalty it needs thousands of iterations, and stops short of them. Newton's
-method with conjugate gradients takes seconds for most values of C, and where it stalls, exact steps take over.
+The optimum is unique, so any solver that reaches it will do. L-BFGS does not on the features of transformers: these are
+so correlated that with hardly any penalty it needs thousands of iterations. Newton's method with conjugate gradients
+takes seconds for most values of C, and where it stalls, exact steps take over.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ EXACT_UP_TO = 8192
 
 @dataclass(frozen=True)
 class Probe:
-    """What the probe found."""
+    """The result of the probe."""
 
     accuracy: float
     """On test, in [0, 1]."""
     c: float
-    """The C that was best on the dev split; the smaller of equals, which is the stronger penalty."""
+    """The best C on the dev split; of equals the smaller, the stronger penalty."""
     dev: dict[float, float]
     """C → accuracy on the dev split."""
     converged: bool
-    """Whether all fits, of the grid and the last one, got to where their gradient vanishes."""
+    """Whether all fits, of the grid and the last one, reached a gradient below `TOLERANCE`."""
 
     @property
     def grid_end(self) -> Literal["smallest", "largest"] | None:
-        """Which end of the grid the chosen C is at: the best of all may lie beyond."""
+        """The end of the grid that the chosen C is at, if any: a better C may lie beyond."""
         if len(self.dev) < 2 or min(self.dev) < self.c < max(self.dev):
             return None
         return "smallest" if self.c == min(self.dev) else "largest"
@@ -59,8 +59,7 @@ def linear_probe(
 ) -> Probe:
     """Accuracy on test of a logistic regression on standardised features.
 
-    C is chosen on a tenth of train, held out with all classes in their shares; the classifier is then fitted to all of
-    train again.
+    C is chosen on a held-out, stratified tenth of train; the classifier is then fitted to all of train.
 
     Args:
         train_features: `(N, D)`, an array or a tensor.
@@ -84,7 +83,7 @@ def linear_probe(
         fitted, held = dev_split(labels, DEV_SHARE, seed)
         scale = _Scale(features[fitted])
         model = regression()
-        for c in sorted(grid):  # from the stiffest: each fit begins where the last one ended
+        for c in sorted(grid):  # the strongest penalty first: each fit starts at the weights of the last one
             converged.append(_fit(model, c, scale(features[fitted]), labels[fitted]))
             dev[c] = float((model.predict(scale(features[held])) == labels[held]).mean())
     best = max(dev, key=lambda c: (dev[c], -c)) if dev else grid[0]
@@ -111,17 +110,13 @@ def _fit(model: Any, c: float, rows: Rows, labels: Rows) -> bool:
 def _gradient(model: Any, c: float, rows: Rows, labels: Rows) -> float:
     """The largest derivative of the mean loss by a weight or an intercept."""
     wrong = model.predict_proba(rows) - (labels[:, None] == model.classes_)
-    wrong = wrong[:, -len(model.coef_) :]  # of two classes there are the second one's weights alone
+    wrong = wrong[:, -len(model.coef_) :]  # two classes have the second one's weights alone
     by_weight = (wrong.T @ rows + model.coef_ / c) / len(rows)
     return float(max(np.abs(by_weight).max(), np.abs(wrong.mean(0)).max()))
 
 
 def regression() -> Any:
-    """scikit-learn's logistic regression, which begins where its last fit ended.
-
-    Raises:
-        RuntimeError: if scikit-learn is not installed.
-    """
+    """scikit-learn's logistic regression with a warm start; a RuntimeError if it is not installed."""
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
@@ -132,7 +127,7 @@ def regression() -> Any:
 
 
 class _Scale:
-    """Standardisation by the rows that it was made from; what does not vary there becomes 0."""
+    """Standardisation by the given rows; a feature that is constant there becomes 0."""
 
     def __init__(self, rows: Rows) -> None:
         self.mean = rows.mean(0)

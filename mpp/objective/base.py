@@ -1,7 +1,7 @@
-"""What every objective offers: the one thing that the rest of the package knows of it.
+"""The interface of all objectives.
 
-An objective is a settings class (in `settings.py`, without torch, so that help comes at once) whose `build` makes a
-module, and the module itself, an `Objective`. Nothing outside this room asks which one it is.
+An objective is a settings class (in `settings.py`, without torch, so that help comes at once) whose `build` makes an
+`Objective`. Nothing outside this room asks which one it is.
 """
 
 from __future__ import annotations
@@ -34,22 +34,16 @@ class HasLoss(Protocol):
 
 
 class Objective(nn.Module):
-    """An encoder and what it is trained to do.
-
-    Attributes:
-        encoder: the network that is pre-trained and published.
-    """
-
-    headline: ClassVar[str] = "loss"
-    """The score that is compared with the baselines."""
-
-    headline_title: ClassVar[str] = "loss"
-    """The headline in words."""
-
-    line: ClassVar[Mapping[str, str]] = {}
-    """Formats of scores and baselines in a line of the terminal, in their order there."""
+    """An encoder and what it is trained to do."""
 
     encoder: Backbone
+    """The network that is pre-trained and published."""
+    headline: ClassVar[str] = "loss"
+    """The score that is compared with the baselines."""
+    headline_title: ClassVar[str] = "loss"
+    """The headline in words."""
+    line: ClassVar[Mapping[str, str]] = {}
+    """Formats of scores and baselines in a line of the terminal, in their order there."""
 
     def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> HasLoss:
         """The loss of a batch.
@@ -71,7 +65,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """The means of the scores as the metrics log shows them."""
+        """The means of the scores as the metrics log has them."""
         return means
 
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
@@ -79,29 +73,20 @@ class Objective(nn.Module):
         return {}
 
     def picture(self, pixels: Tensor, samples: Tensor) -> dict[str, Tensor]:
-        """What the model sees and predicts, by title: float32 `(b, 3, h, w)` in [0, 1]; empty if there is nothing."""
+        """The corrupted input and the prediction, by title: float32 `(b, 3, h, w)` in [0, 1]; may be empty."""
         return {}
 
     def linear(self) -> tuple[Tensor, Tensor] | None:
         """A linear classifier on the pooled feature, weight `(classes, d)` and bias `(classes,)`; None without one."""
         return None
 
-    def bare(self) -> BareStep | None:
-        """The same training step without this package, to measure the overhead against; None if there is none."""
+    def bare(self, batch_size: int) -> nn.Module | None:
+        """The same loss by timm's model alone, to measure the overhead; None if there is none.
+
+        Its `forward` takes nothing: random inputs are its buffers.
+        """
         return None
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that must not decay: positions and tokens."""
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
-
-
-class BareStep(nn.Module):
-    """A timm model on ready-made inputs: what a training step costs without this package."""
-
-    def inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Normalised float images and labels, random, in main memory."""
-        raise NotImplementedError
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss."""
-        raise NotImplementedError

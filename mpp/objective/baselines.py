@@ -1,6 +1,6 @@
-"""What a model must beat to have learnt anything: predictions that need no network.
+"""Predictions that need no network; a model that has learnt anything beats them.
 
-*Histogram*: how often each label occurs in train, whatever the image shows.
+*Histogram*: how often each label occurs in train.
 *Visible neighbours*: how often it occurs given the mean colour of the visible patches around it.
 """
 

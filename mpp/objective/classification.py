@@ -1,9 +1,9 @@
-"""Classification with labels, behind the same interface as masked patch prediction."""
+"""Classification with labels: on the pooled feature, or by a linear probe on frozen features."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from mpp.objective.scores import Scores, total
 
 
 class Classification(NamedTuple):
-    """What classification gives for a batch."""
+    """What classification returns for a batch."""
 
     loss: Tensor
     """Scalar float32: the mean over the images."""
@@ -34,9 +34,9 @@ class SupervisedClassification(Objective):
     Args:
         encoder: from `create_encoder` or `load_encoder`, with or without patches.
         num_classes: number of classes.
-        head: `linear`, or `mlp` for two layers.
+        head: `linear`; or two layers, `mlp` with a GELU or `pre_logits` with a tanh between them.
         label_smoothing: share of the probability that is spread over all classes.
-        head_init: `normal`, or `zero`, with which training begins at uniform predictions.
+        head_init: of the last layer's weights: `normal`, or `zero` for uniform predictions at the start.
     """
 
     line: ClassVar[Mapping[str, str]] = {
@@ -62,7 +62,7 @@ class SupervisedClassification(Objective):
             nn.init.zeros_(last.weight)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the head sees: uint8 `(b, 3, h, w)` → `(b, d)`."""
+        """The input of the head: uint8 `(b, 3, h, w)` → `(b, d)`."""
         return self.encoder.pooled(self.encoder(pixels))
 
     def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> Classification:
@@ -70,7 +70,7 @@ class SupervisedClassification(Objective):
 
         Args:
             pixels: uint8 `(b, 3, h, w)`.
-            samples: not used; there so that every objective is called alike.
+            samples: not used.
             labels: int64 `(b,)`, or probabilities `(b, classes)`.
 
         Raises:
@@ -83,7 +83,7 @@ class SupervisedClassification(Objective):
         return Classification(loss, logits, labels)
 
     def scores(self, prediction: Classification, pixels: Tensor) -> Scores:
-        """Sums over the images of a batch: right answers, and the loss without smoothing, as baselines have it."""
+        """Sums over a batch: correct predictions, and the loss without smoothing, as baselines have it."""
         losses = F.cross_entropy(prediction.logits.float(), prediction.labels, reduction="none")
         labels = prediction.labels.argmax(-1) if prediction.labels.ndim > 1 else prediction.labels
         return {"loss": total(losses), "accuracy": total(prediction.logits.argmax(-1) == labels)}
@@ -95,7 +95,7 @@ class SupervisedClassification(Objective):
         return label_baselines(train.labels, validation.labels, self.num_classes)
 
     def linear(self) -> tuple[Tensor, Tensor] | None:
-        """The head as one linear layer: weight `(classes, d)` and bias `(classes,)`; None for one of two layers."""
+        """Weight `(classes, d)` and bias `(classes,)` of the head; None for one of two layers."""
         return (self.head.weight, self.head.bias) if isinstance(self.head, nn.Linear) else None
 
     def layers(self) -> dict[str, int]:
@@ -112,7 +112,7 @@ class SupervisedClassification(Objective):
 class LinearProbe(SupervisedClassification):
     """A linear classifier on features that do not learn, as in MAE (He et al. 2022, A.2).
 
-    Batch normalisation without scale and shift, then a linear layer whose weights begin with a deviation of 0.01.
+    Batch normalisation without scale and shift, then a linear layer, initialised with a deviation of 0.01.
     """
 
     def __init__(self, encoder: Backbone, num_classes: int) -> None:
@@ -124,23 +124,19 @@ class LinearProbe(SupervisedClassification):
         encoder.requires_grad_(False)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the head sees: uint8 `(b, 3, h, w)` → `(b, d)`, without a gradient."""
+        """The input of the head: uint8 `(b, 3, h, w)` → `(b, d)`, without a gradient."""
         with torch.no_grad():
             return super().features(pixels)
 
     def linear(self) -> tuple[Tensor, Tensor]:
-        """The head as it predicts, the normalisation folded in: weight `(classes, d)` and bias `(classes,)`."""
-        assert isinstance(self.head, nn.Sequential)
+        """Weight `(classes, d)` and bias `(classes,)` of the head, the normalisation folded in."""
+        norm: Any
         norm, last = self.head
-        assert isinstance(norm, nn.BatchNorm1d)
-        assert isinstance(last, nn.Linear)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
         weight = last.weight / (norm.running_var + norm.eps).sqrt()
         return weight, last.bias - weight @ norm.running_mean
 
     def train(self, mode: bool = True) -> LinearProbe:
-        """Only the head is ever trained: the encoder stays as it is in evaluation."""
+        """Switch the head alone: the encoder stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self

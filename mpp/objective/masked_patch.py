@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mpp import randomness
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.encoder import Encoder
-from mpp.objective.base import BareStep, Objective, Sample
+from mpp.objective.base import Objective, Sample
 from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, Draw, corrupt
 from mpp.objective.heads import make_head
-from mpp.objective.patches import patchify, unpatchify
+from mpp.objective.patches import patchify, take, unpatchify
 from mpp.objective.scores import Scores, total
 from mpp.objective.targets import MeanColor, PatchTarget, Target
 
@@ -25,21 +25,18 @@ GREY = 0.5
 
 
 class Prediction(NamedTuple):
-    """What masked patch prediction returns for a batch of b images with K corrupted patches each.
-
-    Attributes:
-        loss: scalar float32, the mean over all corrupted patches.
-        logits: `(b, K, 8^bits)` for mean colours, `(b, K, cells², 8^bits)` downsized, `(b, K, 3·P²)` for full patches.
-        labels: int64 `(b, K)` or `(b, K, cells²)`; for full patches float32 `(b, K, 3·P²)`.
-        positions: int64 `(b, K)`, ascending: the corrupted patches.
-        kinds: int64 `(b, K)`: 0 mask, 1 swap, 2 keep.
-    """
+    """What masked patch prediction returns for a batch of b images with K corrupted patches each."""
 
     loss: Tensor
+    """Scalar float32, the mean over all corrupted patches."""
     logits: Tensor
+    """`(b, K, 8^bits)` for mean colours, `(b, K, cells², 8^bits)` downsized, `(b, K, 3·P²)` for full patches."""
     labels: Tensor
+    """int64 `(b, K)` or `(b, K, cells²)`; for full patches float32 `(b, K, 3·P²)`."""
     positions: Tensor
+    """int64 `(b, K)`, ascending: the corrupted patches."""
     kinds: Tensor
+    """int64 `(b, K)`: 0 mask, 1 swap, 2 keep."""
 
     def __repr__(self) -> str:
         rest = (f"{name}={str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for name, t in self._asdict().items())
@@ -51,7 +48,7 @@ class MaskedPatchPrediction(Objective):
 
     Args:
         encoder: from `create_encoder` or `load_encoder`.
-        target: what is predicted: `MeanColor()`, `DownsizedPatch()` or `FullPatch()`.
+        target: `MeanColor()`, `DownsizedPatch()` or `FullPatch()`; None takes the first.
         corruption: which embeddings are corrupted, and how.
         seed: with the sample numbers it decides every corruption.
         head: `linear`, or `mlp` for two layers.
@@ -110,20 +107,19 @@ class MaskedPatchPrediction(Objective):
         Args:
             pixels: uint8 `(b, 3, h, w)`.
             samples: int64 `(b,)` sample numbers, which decide the corruption; None draws from torch's generator.
-            labels: not used; there so that every objective is called alike.
+            labels: not used.
 
         Raises:
             ValueError: for float or wrongly shaped pixels.
         """
         self.encoder.check(pixels)
-        if samples is not None:
-            samples = torch.as_tensor(samples, device=pixels.device)
-        if samples is not None and (samples.is_floating_point() or samples.is_complex()):
-            raise ValueError(f"sample numbers must be integers, found {samples.dtype}")
-        if samples is not None and samples.shape != pixels.shape[:1]:
-            raise ValueError(f"{len(pixels)} images need as many sample numbers, found {tuple(samples.shape)}")
         if samples is None:
             samples = torch.randint(2**62, pixels.shape[:1], device=pixels.device)
+        samples = torch.as_tensor(samples, device=pixels.device)
+        if samples.is_floating_point() or samples.is_complex():
+            raise ValueError(f"sample numbers must be integers, found {samples.dtype}")
+        if samples.shape != pixels.shape[:1]:
+            raise ValueError(f"{len(pixels)} images need as many sample numbers, found {tuple(samples.shape)}")
         draw = self._draw(samples)
         tokens = self.encoder(pixels, edit=partial(corrupt, mask_token=self.mask_token, draw=draw))
         logits = self.target.shape(self.head(self.encoder.patch_tokens(tokens, draw.positions)))
@@ -135,10 +131,7 @@ class MaskedPatchPrediction(Objective):
 
     def patches(self, pixels: Tensor, positions: Tensor) -> Tensor:
         """The pixels of some patches: uint8 `(b, K, P, P, 3)`."""
-        patches = patchify(pixels, self.encoder.patch_size)
-        images, count, *shape = patches.shape
-        rows = positions + torch.arange(images, device=positions.device)[:, None] * count
-        return patches.reshape(images * count, -1).index_select(0, rows.flatten()).view(images, -1, *shape)
+        return take(patchify(pixels, self.encoder.patch_size), positions)
 
     def scores(self, prediction: Prediction, pixels: Tensor) -> Scores:
         """Sums over the corrupted patches of a batch: the loss, by kind of corruption too, and the errors."""
@@ -149,15 +142,13 @@ class MaskedPatchPrediction(Objective):
         return {"loss": total(losses), **by_kind, "error": total(errors)}
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """Means of the scores as the journal shows them: the error becomes accuracy or PSNR."""
+        """The means of the scores; the error becomes accuracy or PSNR."""
         rest = {name: value for name, value in means.items() if name != "error"}
         return {**rest, self.target.metric: self.target.summary(means["error"])}
 
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
         """Histogram and visible neighbours: see `baselines.py`."""
-        return self.target.baselines(
-            self._corrupted(train), self._corrupted(validation), patch_size=self.encoder.patch_size
-        )
+        return self.target.baselines(self._corrupted(train), self._corrupted(validation), self.encoder.patch_size)
 
     def _corrupted(self, sample: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Pixels, corrupted positions and their labels, batch by batch."""
@@ -173,46 +164,43 @@ class MaskedPatchPrediction(Objective):
         """
         prediction, draw = self.forward(pixels, samples), self._draw(samples)
         patches = patchify(pixels, self.encoder.patch_size).float() / 255
-        index = draw.positions[..., None, None, None].expand(-1, -1, *patches.shape[2:])
-        own = patches.gather(1, index)
-        other = patches.gather(1, draw.others[..., None, None, None].expand_as(index))
-        kinds = draw.kinds[..., None, None, None]
-        instead = own.where(kinds == KEEP, other.where(kinds == SWAP, torch.full_like(own, GREY)))
-        guesses = self.target.picture(prediction.logits, self.patches(pixels, draw.positions)).to(patches.dtype)
-        rows = self.encoder.layout.grid
+        other, kinds = take(patches, draw.others), draw.kinds[..., None, None, None]
+        seen = take(patches, draw.positions).where(kinds == KEEP, other.where(kinds == SWAP, GREY))
+        guesses = self.target.picture(prediction.logits, self.patches(pixels, draw.positions))
+        corrupted = torch.arange(len(pixels), device=pixels.device)[:, None], draw.positions
         return {
             "original": pixels.float() / 255,
-            "seen": unpatchify(patches.scatter(1, index, instead), rows),
-            "predicted": unpatchify(patches.scatter(1, index, guesses), rows),
+            "seen": unpatchify(patches.index_put(corrupted, seen), self.encoder.layout.grid),
+            "predicted": unpatchify(patches.index_put(corrupted, guesses), self.encoder.layout.grid),
         }
 
-    def bare(self) -> BareStep:
-        """timm's model on ready-made pixels, the same head on as many tokens, the same loss."""
-        return _BareMaskedPatch(self)
+    def bare(self, batch_size: int) -> nn.Module:
+        """timm's model on normalised pixels, the same head on as many tokens, the same loss."""
+        return _BareMaskedPatch(self, batch_size)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that must not decay: positions and tokens."""
         return {"mask_token"} | super().no_weight_decay()
 
 
-class _BareMaskedPatch(BareStep):
-    """Nothing is corrupted, no label is computed from pixels, the predicted tokens are the first K."""
+class _BareMaskedPatch(nn.Module):
+    """No corruption, no labels from pixels; the predicted tokens are the first K."""
 
-    def __init__(self, objective: MaskedPatchPrediction) -> None:
+    images: Tensor
+    labels: Tensor
+
+    def __init__(self, objective: MaskedPatchPrediction, batch_size: int) -> None:
         super().__init__()
         copied = copy.deepcopy(objective)
         self.vit, self.head, self.target = copied.encoder.vit, copied.head, copied.target
-        self.layout = copied.encoder.layout
-        self.count = copied.corruption.count(copied.encoder.num_patches)
+        layout, count = copied.encoder.layout, copied.corruption.count(copied.encoder.num_patches)
+        self.tokens = slice(layout.num_prefix_tokens, layout.num_prefix_tokens + count)
+        size, side = layout.image_size, layout.patch_size
+        noise = torch.randint(0, 256, (batch_size, count, side, side, 3), dtype=torch.uint8)
+        self.register_buffer("images", torch.randn(batch_size, 3, size, size))
+        self.register_buffer("labels", self.target.labels(noise))
 
-    def inputs(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Normalised float images `(b, 3, h, w)` and the labels of K random patches an image."""
-        size, side = self.layout.image_size, self.layout.patch_size
-        noise = torch.randint(0, 256, (batch_size, self.count, side, side, 3), dtype=torch.uint8)
-        return torch.randn(batch_size, 3, size, size), self.target.labels(noise)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Loss of images that are normalised already, with labels that are already known."""
-        first = self.layout.num_prefix_tokens
-        tokens = self.vit.forward_features(images)[:, first : first + self.count]
-        return self.target.loss(self.target.shape(self.head(tokens)), labels)
+    def forward(self) -> Tensor:
+        """The loss."""
+        tokens = self.vit.forward_features(self.images)[:, self.tokens]
+        return self.target.loss(self.target.shape(self.head(tokens)), self.labels)

@@ -20,6 +20,15 @@ def unpatchify(patches: Tensor, rows: int) -> Tensor:
     return rearrange(patches, "b (h w) p q c -> b c (h p) (w q)", h=rows)
 
 
+def take(patches: Tensor, positions: Tensor) -> Tensor:
+    """Some patches of each image: `(b, N, …)` and int64 `(b, K)` → `(b, K, …)`. Whole rows are moved, for speed."""
+    import torch  # late: recipes are read without it
+
+    images, count, *shape = patches.shape
+    rows = positions + torch.arange(images, device=positions.device)[:, None] * count
+    return patches.reshape(images * count, -1).index_select(0, rows.flatten()).view(images, -1, *shape)
+
+
 def cell_edges(patch_size: int, cells: int) -> list[tuple[int, int]]:
     """Start and end of each of `cells` cells along a side of `patch_size` pixels.
 
@@ -50,25 +59,16 @@ def colour_classes(patches: Tensor, cells: int, bits: int) -> Tensor:
     Returns:
         int64 `(b, N, cells²)`, cells row by row; values in [0, 2**(3·bits)).
     """
-    return pack(colour_bins(patches, cells, bits), bits)
-
-
-def colour_bins(patches: Tensor, cells: int, bits: int) -> Tensor:
-    """The bins before packing: int64 `(b, N, cells², 3)`; arguments as in `colour_classes`."""
     import torch  # late: recipes are read without it
 
     edges = cell_edges(patches.shape[2], cells)
     # A cell is a sum of whole rows and columns: sums of sums, int32 (255 · P² < 2**31 for any patch there is).
     rows = torch.stack([patches[:, :, top:bottom].sum(2, dtype=torch.int32) for top, bottom in edges], dim=2)
     sums = torch.stack([rows[:, :, :, left:right].sum(3, dtype=torch.int32) for left, right in edges], dim=3)
-    sides = [end - start for start, end in edges]
-    if len(set(sides)) == 1:
-        bins = bins_of_sums(sums, sides[0] ** 2, bits)
-    else:  # the sizes stay on the host: a tensor of them would have to be copied to the device at every step
-        rows = [torch.stack([bins_of_sums(sums[:, :, r, s], a * b, bits) for s, b in enumerate(sides)], dim=2)
-                for r, a in enumerate(sides)]  # fmt: skip
-        bins = torch.stack(rows, dim=2)
-    return rearrange(bins, "b n r s c -> b n (r s) c")
+    # The sizes are computed on the device: a tensor from the host would have to be copied at every step.
+    starts = torch.arange(cells, device=patches.device) * patches.shape[2]
+    sides = (starts + patches.shape[2] + cells - 1) // cells - starts // cells
+    return pack(bins_of_sums(sums, (sides[:, None] * sides)[..., None], bits), bits).flatten(2)
 
 
 def bins_of_sums(sums: Tensor, pixels: Tensor | int, bits: int) -> Tensor:

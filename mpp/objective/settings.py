@@ -1,7 +1,7 @@
-"""What the `objective:` part of a recipe can say, and the module that each of it builds.
+"""The `objective:` section of a recipe: the settings of each objective, which build its module.
 
-A new objective is a module in a file of this room, a settings class here, and its name in the union below. Torch is
-imported when something is built: recipes are read, and help is shown, without it.
+A new objective is a module in a file of this room, a settings class here, and its name in `ObjectiveSettings`. Torch
+is imported when something is built: recipes are read, and help is shown, without it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class BaseObjectiveSettings(Settings):
-    """What the rest of the package asks of any objective before it is built."""
+    """The interface of all objectives before they are built."""
 
     needs_labels: ClassVar[bool] = False
     needs_patches: ClassVar[bool] = True
-    """Whether the encoder has to have patches; where not, a convolutional network will do."""
+    """Whether the encoder must have patches; if not, it may be convolutional."""
     trains_class_token: ClassVar[bool] = True
     """Whether the class token has a loss. If not, a run without `encoder.pool` exports the mean of the patches."""
     tags: ClassVar[tuple[str, ...]] = ("self-supervised",)
@@ -34,23 +34,23 @@ class BaseObjectiveSettings(Settings):
 
     @property
     def description(self) -> str:
-        """How a model was pre-trained, for its card: the end of "A model, pre-trained …"."""
+        """The end of the card's sentence "A model, pre-trained …"."""
         return f"by {type(self).__name__.removesuffix('Settings')}."
 
     def check(self, layout: Layout) -> None:
-        """Refuse patches that this objective does not fit.
+        """Check that the objective fits these patches.
 
         Raises:
             SettingError: with all complaints.
         """
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
-        """The module; its head is drawn from torch's generator.
+        """Build the module; its head is drawn from torch's generator.
 
         Args:
             encoder: its network.
-            num_classes: of the labels; None where there are none.
-            seed: of the run, which decides corruptions together with the sample numbers.
+            num_classes: None without labels.
+            seed: decides corruptions together with the sample numbers.
         """
         raise NotImplementedError
 
@@ -75,7 +75,7 @@ class MaskedPatchSettings(BaseObjectiveSettings):
 
     @property
     def description(self) -> str:
-        """How a model was pre-trained, for its card."""
+        """Names the corruption and the target."""
         return (
             f"without labels by masked patch prediction: {100 * self.corruption.fraction:g} % of the patch embeddings "
             f"are corrupted, and the model\npredicts for each of them {self.target.description} (Dosovitskiy et al. "
@@ -83,11 +83,7 @@ class MaskedPatchSettings(BaseObjectiveSettings):
         )
 
     def check(self, layout: Layout) -> None:
-        """Refuse patches that the target or the corruption does not fit.
-
-        Raises:
-            SettingError: with all complaints.
-        """
+        """Check the target and the corruption."""
         together(lambda: self.target.outputs(layout.patch_size), lambda: self.corruption.check(layout.num_patches))
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
@@ -120,7 +116,7 @@ class SupervisedSettings(BaseObjectiveSettings):
 
     @property
     def description(self) -> str:
-        """How a model was pre-trained, for its card."""
+        """A constant."""
         return "with labels, for comparison with masked patch prediction."
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
@@ -155,11 +151,7 @@ class LinearProbeSettings(BaseObjectiveSettings):
     needs_patches: ClassVar[bool] = False
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
-        """A linear layer on this encoder, whose blocks behind `block` are cut off.
-
-        Raises:
-            SettingError: if there is no such block.
-        """
+        """A linear layer on this encoder, cut off after `block`; a SettingError if there is no such block."""
         from mpp.encoder.create import cut_after
         from mpp.objective.classification import LinearProbe
 
@@ -171,4 +163,4 @@ class LinearProbeSettings(BaseObjectiveSettings):
 
 
 ClassificationSettings = Annotated[FineTuningSettings | LinearProbeSettings, Field(discriminator="kind")]
-"""What is trained with labels: the whole network, or a linear layer on top of it."""
+"""Training with labels: of the whole network, or of a linear layer on top of it."""

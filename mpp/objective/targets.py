@@ -1,11 +1,8 @@
 """What is predicted for a corrupted patch (ViT paper, appendix B.1.2): three targets.
 
-Each class is at once what a recipe says (`target: {kind: mean_color, bits: 3}`) and the object that does it.
-All labels come from the uint8 pixels that the encoder sees, before any normalisation.
-
-Every target offers the same: `outputs` (numbers predicted a patch), `shape` (head outputs → logits), `labels`,
-`losses` and `loss`, `errors` with the `metric` they add up to, `baselines`, and `picture` (a prediction as pixels). A
-new target is a class here and its name in `Target`.
+Each class is at once the settings in a recipe (`target: {kind: mean_color, bits: 3}`) and the object that computes.
+All labels come from the uint8 pixels that the encoder sees, before any normalisation. A new target is a `PatchTarget`
+here and its name in `Target`.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from einops import rearrange, repeat
+from einops import rearrange
 from pydantic import Field
 
 from mpp.objective.patches import cell_edges, colour_classes, unpack
@@ -27,10 +24,12 @@ if TYPE_CHECKING:
 
 
 class PatchTarget(Settings):
-    """What all targets share: the loss is the mean of the losses of the patches."""
+    """The interface of all targets. Patches are uint8 `(b, K, P, P, 3)`, K the corrupted patches of an image."""
 
     description: ClassVar[str]
     """What is predicted of each patch, in words."""
+    metric: ClassVar[str]
+    """Name of what `summary` returns."""
 
     def outputs(self, patch_size: int) -> int:
         """Numbers predicted for a patch of `patch_size` pixels a side.
@@ -43,6 +42,14 @@ class PatchTarget(Settings):
     def warn(self, patch_size: int) -> None:
         """Warn if the target is possible for such patches, but hardly meant."""
 
+    def shape(self, outputs: Tensor) -> Tensor:
+        """Head outputs `(b, K, outputs)` → logits."""
+        return outputs
+
+    def labels(self, patches: Tensor) -> Tensor:
+        """The labels `(b, K, …)` of patches."""
+        raise NotImplementedError
+
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each patch, float32 `(b, K)`."""
         raise NotImplementedError
@@ -51,19 +58,50 @@ class PatchTarget(Settings):
         """The mean over all corrupted patches, a float32 scalar."""
         return self.losses(logits, labels).mean()
 
+    def errors(self, logits: Tensor, labels: Tensor, patches: Tensor) -> Tensor:
+        """The error of each patch, float32 `(b, K)`, whose mean `summary` converts."""
+        raise NotImplementedError
+
+    def summary(self, error: float) -> float:
+        """The metric from a mean error."""
+        raise NotImplementedError
+
+    def baselines(self, train: Corrupted, validation: Corrupted, patch_size: int) -> dict[str, float]:
+        """The losses on `validation`, by name, of predictions without a network, counted on `train`."""
+        raise NotImplementedError
+
+    def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
+        """The prediction as pixels, float32 `(b, K, P, P, 3)` in [0, 1]; `patches` are the true ones."""
+        raise NotImplementedError
+
 
 class _Colours(PatchTarget):
-    """What the two targets of quantised colours share: each cell is one of `8**bits` classes."""
+    """Quantised colours: each of `cells` × `cells` cells of a patch is one of `8**bits` classes."""
 
     bits: int = Field(default=3, ge=1, le=4)
     """Bits a channel; 3 make 512 colours."""
 
     metric: ClassVar[str] = "accuracy"
+    if TYPE_CHECKING:  # a real attribute would be shadowed by the setting of `DownsizedPatch`
+        cells: ClassVar[int]
 
     @property
     def classes(self) -> int:
         """Number of colours, `8**bits`."""
         return 1 << (3 * self.bits)
+
+    def outputs(self, patch_size: int) -> int:
+        """`cells² · 8**bits`.
+
+        Raises:
+            SettingError: if there are more cells than pixels.
+        """
+        with self.blamed("cells"):
+            return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
+
+    def labels(self, patches: Tensor) -> Tensor:
+        """int64 `(b, K, cells²)`, cells row by row."""
+        return colour_classes(patches, self.cells, self.bits)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy in nats, averaged over the cells of a patch: float32 `(b, K)`."""
@@ -73,7 +111,7 @@ class _Colours(PatchTarget):
         return losses.view(*labels.shape[:2], -1).mean(-1)
 
     def errors(self, logits: Tensor, labels: Tensor, patches: Tensor) -> Tensor:
-        """Share of wrong cells of each patch: float32 `(b, K)`; `patches` uint8 `(b, K, P, P, 3)` are not needed."""
+        """Share of wrong cells of each patch: float32 `(b, K)`."""
         return (logits.argmax(-1) != labels).float().view(*labels.shape[:2], -1).mean(-1)
 
     def summary(self, error: float) -> float:
@@ -84,57 +122,42 @@ class _Colours(PatchTarget):
         """Cross-entropies in nats of the label frequencies, and of those given the visible neighbours' colour."""
         from mpp.objective.baselines import colour_baselines
 
-        cells = self.outputs(patch_size) // self.classes
-        return colour_baselines(train, validation, patch_size=patch_size, bits=self.bits, cells=cells)
+        return colour_baselines(train, validation, patch_size=patch_size, bits=self.bits, cells=self.cells**2)
+
+    def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
+        """Tiles of the likeliest colours: float32 `(b, K, P, P, 3)` in [0, 1]."""
+        import torch
+
+        side = patches.shape[2]
+        nearest = torch.arange(side, device=logits.device) * self.cells // side
+        classes = logits.argmax(-1).reshape(*patches.shape[:2], self.cells, self.cells)
+        return unpack(classes, self.bits)[:, :, nearest][:, :, :, nearest]
 
 
 class MeanColor(_Colours):
     """The mean colour of the patch: one of 512 classes at 3 bits a channel."""
 
-    description: ClassVar[str] = "its mean colour"
-
     kind: Literal["mean_color"] = "mean_color"
     """Predict the mean colour of each corrupted patch."""
 
+    description: ClassVar[str] = "its mean colour"
     cells: ClassVar[int] = 1
 
-    def outputs(self, patch_size: int) -> int:
-        """Numbers predicted for a patch."""
-        return self.classes
-
-    def shape(self, outputs: Tensor) -> Tensor:
-        """Head outputs `(b, K, 8^bits)` as logits: themselves."""
-        return outputs
-
     def labels(self, patches: Tensor) -> Tensor:
-        """int64 `(b, K)` from uint8 patches `(b, K, P, P, 3)`."""
-        return colour_classes(patches, 1, self.bits).squeeze(-1)
-
-    def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
-        """The likeliest colour over the whole patch: float32 `(b, K, P, P, 3)` in [0, 1]."""
-        side = patches.shape[2]
-        return repeat(unpack(logits.argmax(-1), self.bits), "b k c -> b k p q c", p=side, q=side)
+        """int64 `(b, K)`."""
+        return super().labels(patches).squeeze(-1)
 
 
 class DownsizedPatch(_Colours):
     """The patch downsized to 4×4 cells: 16 colours, predicted in parallel."""
 
-    description: ClassVar[str] = "its downsized colours"
-
     kind: Literal["downsized"] = "downsized"
     """Predict the colours of the patch downsized to a few cells."""
 
-    cells: int = Field(default=4, ge=1)
+    cells: int = Field(default=4, ge=1)  # pyright: ignore[reportIncompatibleVariableOverride]
     """Cells along a side of the patch."""
 
-    def outputs(self, patch_size: int) -> int:
-        """Numbers predicted for a patch.
-
-        Raises:
-            SettingError: if there are more cells than pixels.
-        """
-        with self.blamed("cells"):
-            return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
+    description: ClassVar[str] = "its downsized colours"
 
     def warn(self, patch_size: int) -> None:
         """Warn if nothing is downsized."""
@@ -149,24 +172,9 @@ class DownsizedPatch(_Colours):
         """Head outputs `(b, K, cells²·8^bits)` → logits `(b, K, cells², 8^bits)`."""
         return rearrange(outputs, "b k (s c) -> b k s c", c=self.classes)
 
-    def labels(self, patches: Tensor) -> Tensor:
-        """int64 `(b, K, cells²)`, cells row by row, from uint8 patches `(b, K, P, P, 3)`."""
-        return colour_classes(patches, self.cells, self.bits)
-
-    def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
-        """Tiles of the likeliest colours: float32 `(b, K, P, P, 3)` in [0, 1]."""
-        import torch
-
-        side = patches.shape[2]
-        nearest = torch.arange(side, device=logits.device) * self.cells // side
-        colours = rearrange(unpack(logits.argmax(-1), self.bits), "b k (r s) c -> b k r s c", r=self.cells)
-        return colours[:, :, nearest][:, :, :, nearest]
-
 
 class FullPatch(PatchTarget):
     """The pixels of the patch, by L2 regression on the 3 RGB channels."""
-
-    description: ClassVar[str] = "its pixels"
 
     kind: Literal["full_patch"] = "full_patch"
     """Predict the pixels of each corrupted patch."""
@@ -174,22 +182,19 @@ class FullPatch(PatchTarget):
     normalize: bool = False
     """Normalise the pixels of each patch to mean 0 and variance 1, as in MAE."""
 
+    description: ClassVar[str] = "its pixels"
     metric: ClassVar[str] = "psnr"
 
     def outputs(self, patch_size: int) -> int:
-        """Numbers predicted for a patch."""
+        """`3 · P²`."""
         return 3 * patch_size**2
 
-    def shape(self, outputs: Tensor) -> Tensor:
-        """Head outputs `(b, K, 3·P²)` as predictions: themselves."""
-        return outputs
-
     def labels(self, patches: Tensor) -> Tensor:
-        """float32 `(b, K, 3·P²)`, ordered (row column channel), from uint8 patches `(b, K, P, P, 3)`.
+        """float32 `(b, K, 3·P²)`, ordered (row column channel).
 
         In [0, 1]; with `normalize`, of mean 0 and (sample) variance 1 in each patch.
         """
-        values = rearrange(patches, "b k p q c -> b k (p q c)").float() / 255
+        values = patches.flatten(2).float() / 255
         if not self.normalize:
             return values
         mean, deviation = _moments(values)
@@ -200,9 +205,8 @@ class FullPatch(PatchTarget):
         return (logits.float() - labels).square().mean(-1)
 
     def errors(self, logits: Tensor, labels: Tensor, patches: Tensor) -> Tensor:
-        """Mean squared error of the clipped pixels of each patch `(b, K)`; `patches` uint8 `(b, K, P, P, 3)`."""
-        truth = patches.float() / 255
-        return (self.picture(logits, patches) - truth).square().mean((-1, -2, -3))
+        """Mean squared error of the clipped pixels of each patch: float32 `(b, K)`."""
+        return (self.picture(logits, patches) - patches.float() / 255).square().mean((-1, -2, -3))
 
     def summary(self, error: float) -> float:
         """PSNR in dB from a mean squared error of values in [0, 1]."""
@@ -215,16 +219,12 @@ class FullPatch(PatchTarget):
         return pixel_baselines(train, validation, patch_size=patch_size, neighbours=not self.normalize)
 
     def picture(self, logits: Tensor, patches: Tensor) -> Tensor:
-        """The predicted pixels, clipped: float32 `(b, K, P, P, 3)`.
-
-        With `normalize` the mean and deviation are the true patch's, as MAE shows it.
-        """
+        """The predicted pixels, clipped; with `normalize`, mean and deviation are the true patch's, as MAE shows it."""
         values = logits.float()
         if self.normalize:
-            mean, deviation = _moments(rearrange(patches, "b k p q c -> b k (p q c)").float() / 255)
+            mean, deviation = _moments(patches.flatten(2).float() / 255)
             values = values * deviation + mean
-        side = patches.shape[2]
-        return rearrange(values.clamp(0, 1), "b k (p q c) -> b k p q c", p=side, q=side)
+        return values.clamp(0, 1).reshape(patches.shape)
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:

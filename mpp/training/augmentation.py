@@ -12,16 +12,15 @@ from mpp.training.settings import AugmentationSettings
 
 
 class Augmentation:
-    """uint8 pixels and labels in, uint8 pixels and labels out.
+    """Augments uint8 pixels and labels; the result is uint8 pixels and labels.
 
-    timm's own works on normalised pixels, so these are normalised, augmented, and brought back to uint8: networks
-    get what they always get, at a rounding of half a grey level; the noise that
-    erases is clipped to 0…255, which normalised pixels would not be. It draws from the generators of torch, NumPy and
-    Python, which the loop seeds by step and process.
+    timm works on normalised pixels, so these are normalised, augmented, and converted back to uint8: encoders always
+    get uint8, at a rounding of half a grey level, and the noise of erasing is clipped to 0…255. It draws from the
+    generators of torch, NumPy and Python, which the trainer seeds by step and process.
 
     Args:
-        settings: which, how strong.
-        encoder: whose normalisation timm is to see.
+        settings: kinds and strengths.
+        encoder: normalises the pixels for timm.
         num_classes: of the labels.
         device: of the batches.
     """
@@ -40,11 +39,7 @@ class Augmentation:
         )
 
     def check(self, micro_batch_size: int) -> None:
-        """Refuse batches that cannot be mixed.
-
-        Raises:
-            ValueError: for an odd number of images.
-        """
+        """Raise a ValueError for batches that cannot be mixed: of an odd number of images."""
         if self.mix is not None and micro_batch_size % 2:
             raise ValueError(
                 f"mixup and CutMix pair the images of a micro-batch, and {micro_batch_size} is odd; choose an even "
@@ -52,7 +47,7 @@ class Augmentation:
             )
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 `(b, 3, h, w)` and int64 `(b,)` → the same, or with probabilities `(b, classes)` where images mix."""
+        """uint8 `(b, 3, h, w)` and int64 `(b,)` → the same; labels of mixed images are probabilities `(b, classes)`."""
         images = self.encoder.normalize(pixels)
         if self.erase is not None:  # first, as in timm, whose loader erases and whose loop mixes
             images = self.erase(images)
@@ -65,7 +60,7 @@ class Augmentation:
 def augmentation(
     settings: AugmentationSettings, encoder: Backbone, num_classes: int, device: torch.device
 ) -> Augmentation | None:
-    """The augmentation of a recipe; None where it asks for none."""
+    """The augmentation of a recipe; None if all are off."""
     if not (settings.mixup or settings.cutmix or settings.erase):
         return None
     return Augmentation(settings, encoder, num_classes, device)

@@ -1,14 +1,16 @@
 """Saving and finding the state of a run: atomic, flushed, checked by SHA-256, nothing pickled.
 
 A checkpoint is a folder `step-000001200/` of `weights.safetensors`, `optimizer.safetensors`, `state.json` and a
-`manifest.json` that lists their sizes and hashes. It is written under another name and renamed when it is whole
-and on the disk, so that whatever stops the machine, the folder is there whole or not at all.
+`manifest.json` that lists their sizes and hashes. It is written under another name, flushed to the disk, and renamed:
+whenever the machine stops, the folder is complete or not there.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ DRAFT = ".draft-"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written, or none that can be read."""
+    """A checkpoint could not be written, or none can be read."""
 
 
 class Checkpoint(NamedTuple):
@@ -34,25 +36,21 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
     def load_into(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put weights and optimiser back, bit for bit."""
+        """Load weights and optimiser, bit for bit."""
         module.load_state_dict(load_file(self.folder / WEIGHTS))
-        tensors = load_file(self.folder / OPTIMIZER)
-        optimizer.load_state_dict(_with_tensors(self.state["optimizer"], tensors))
+        optimizer.load_state_dict(_with_tensors(self.state["optimizer"], load_file(self.folder / OPTIMIZER)))
 
 
+@dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of a run.
+    """The checkpoints of a run."""
 
-    Args:
-        folder: where they lie.
-        keep: how many of the newest stay.
-    """
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    folder: Path
+    keep: int
+    """How many of the newest stay on disk."""
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of a step; then, and only then, remove the ones that are too old.
+        """Write the checkpoint of a step; then remove the oldest ones.
 
         Raises:
             CheckpointError: if it cannot be written; those already there are untouched.
@@ -78,62 +76,44 @@ class Checkpoints:
             flush(self.folder)
             for left in self.folder.glob(f"{DRAFT}*"):  # by a run that was killed while it saved
                 shutil.rmtree(left, ignore_errors=True)
-        except Exception as error:  # a full disk shows as OSError or as safetensors' own, with any number
+        except Exception as error:  # a full disk raises an OSError, or an error of safetensors' own
             shutil.rmtree(draft, ignore_errors=True)
             newest = next(iter(self._folders()), None)
             earlier = f"{newest.name} is intact" if newest else "there is no earlier one"
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
-                f"{earlier}; make room or mend the disk, then give the same command to go on"
+                f"{earlier}; free disk space or repair the disk, then give the same command to resume"
             ) from error
-        # Damaged checkpoints of later steps do not count: the ones before them are all there is.
+        # Checkpoints of later steps are damaged, or the run would have resumed from them: they do not count.
         older = [folder for folder in self._folders() if folder.name < final.name]
         for old in older[self.keep - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
-    def newest(self, report: Any = print) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None if none was ever finished.
-
-        Args:
-            report: called with a message for each damaged one, which names the file.
+    def newest(self, report: Callable[[str], object] = print) -> Checkpoint | None:
+        """The newest valid checkpoint, or None if none was ever finished; `report` gets a message for each damaged one.
 
         Raises:
-            CheckpointError: if there are checkpoints, but none is whole.
+            CheckpointError: if there are checkpoints, but none is valid.
         """
-        folders = self._folders()
         faults = []
-        for folder in folders:
+        for folder in self._folders():
             fault = _fault(folder)
             if fault is None:
                 state = json.loads((folder / STATE).read_text())
                 return Checkpoint(folder, state["step"], state)
-            faults.append(fault)
+            faults.append(f"  {fault}")
             report(f"{fault}; trying the checkpoint before it")
-        if folders:
-            listed = "\n".join(f"  {fault}" for fault in faults)
+        if faults:
+            listed = "\n".join(faults)
             raise CheckpointError(
-                f"no checkpoint in {self.folder} is whole:\n{listed}\n"
+                f"no checkpoint in {self.folder} is valid:\n{listed}\n"
                 "restore one from a copy, or start afresh with checkpoint.resume=false or another output_dir"
             )
         return None
 
-    def newest_state(self) -> dict[str, Any] | None:
-        """The state of the newest checkpoint, or None. Its weights are neither read nor checked.
-
-        Raises:
-            CheckpointError: if the state cannot be read.
-        """
-        if self.is_empty():
-            return None
-        path = self._folders()[0] / STATE
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-
     def is_empty(self) -> bool:
-        """Whether there is none, whole or not."""
+        """Whether there is none, valid or not."""
         return not self._folders()
 
     def _folders(self) -> list[Path]:
@@ -142,13 +122,13 @@ class Checkpoints:
 
 
 def _fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if nothing is."""
+    """What is wrong with a checkpoint, naming the file; None for a valid one."""
     path = folder / MANIFEST
-    if not path.is_file():
-        return f"{path} is missing"
     try:
         manifest: dict[str, dict[str, Any]] = json.loads(path.read_text())
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
+    except FileNotFoundError:
+        return f"{path} is missing"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{path} is damaged"
     if missing := {WEIGHTS, OPTIMIZER, STATE} - set(expected):
@@ -165,12 +145,12 @@ def _fault(folder: Path) -> str | None:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A copy in main memory that shares nothing, as safetensors wants it."""
+    """A copy in main memory that shares no storage, as safetensors requires."""
     return tensor.detach().cpu().contiguous().clone()
 
 
 def _without_tensors(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """A tree of dicts, lists, numbers, types and tensors as JSON; the tensors go into `tensors`, under their path."""
+    """A tree of dicts, lists, numbers, dtypes and tensors as JSON; the tensors are put into `tensors`, by path."""
     if isinstance(value, Tensor):
         tensors[name] = _plain(value)
         return {"tensor": name}

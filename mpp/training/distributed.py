@@ -13,61 +13,64 @@ import psutil
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs, LoggerType, broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mpp.settings import SettingError
-from mpp.training.settings import ComputeSettings
+from mpp.data.loader import Batch
+from mpp.objective.scores import Scores, means
+from mpp.training.settings import ComputeSettings, JournalSettings
 
 T = TypeVar("T")
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 """Set in the environment by `accelerate launch`, and by nothing else."""
+UNTRACKED = JournalSettings()
 
 
-def start_processes(settings: ComputeSettings, *, folder: Path, trackers: tuple[str, ...] = ()) -> Accelerator:
-    """Find out where this process runs, and among how many.
+def start_processes(settings: ComputeSettings, *, folder: Path, journal: JournalSettings = UNTRACKED) -> Accelerator:
+    """Initialise Accelerate: device, process group, precision and trackers.
 
     Raises:
-        ValueError: for unknown or missing trackers, or a launch in which each process thinks that it is alone.
+        ValueError: for unknown or missing trackers, or a launch in which each process sees itself alone.
     """
     known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
-    if unknown := [name for name in trackers if name not in known]:
-        message = f"journal.trackers {', '.join(unknown)} unknown; Accelerate has {', '.join(known)}"
-        raise SettingError({"journal.trackers": message})
+    installed = [str(kind) for kind in get_available_trackers()]
+    for name in journal.trackers:
+        if name not in known:
+            raise journal.error(trackers=f"{name} unknown; Accelerate has {', '.join(known)}")
+        if name not in installed:
+            raise journal.error(trackers=f"{name} not installed: pip install {name}")
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(
         mixed_precision="bf16" if precision(settings) == "bfloat16" else "no",
-        log_with=list(trackers) or None,
+        log_with=list(journal.trackers) or None,
         project_dir=str(folder),
         # The others wait while one process prepares the data, which can take long.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
     )
-    torch.set_num_threads(threads(settings))  # on GPUs too: closed forms and baselines are worked out on the processor
+    torch.set_num_threads(threads(settings))  # on GPUs too: closed forms and baselines are computed on the CPU
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise ValueError(
             f"the launcher started {launched} processes, but each thinks that it is one of "
-            f"{accelerator.num_processes}: they would write over each other. {_several(launched)}"
+            f"{accelerator.num_processes}: they would overwrite each other's files. {_several(launched)}"
         )
-    # Accelerate's own; what a cluster exports is another machine's name.
+    # Accelerate sets this address; a cluster exports another machine's name.
     alone = os.environ.get("MASTER_ADDR") == "127.0.0.1" and "WORLD_SIZE" not in os.environ
     if alone and LAUNCHED in os.environ and accelerator.device.type == "cpu":
-        raise ValueError(  # what `accelerate launch --cpu --num_processes 2` does, without a word
+        raise ValueError(  # `accelerate launch --cpu --num_processes 2` does so silently
             f"several processes were asked for, but the launcher started this one alone. {_several(2)}"
         )
-    if missing := [name for name in trackers if name not in [str(kind) for kind in accelerator.log_with]]:
-        message = f"journal.trackers {', '.join(missing)} not installed: pip install {' '.join(missing)}"
-        raise SettingError({"journal.trackers": message})
     return accelerator
 
 
 def end_processes(accelerator: Accelerator) -> None:
-    """Take leave of the other processes, at the end of all work."""
+    """Destroy the process group, at the end of all work."""
     if accelerator.num_processes > 1:
         torch.distributed.destroy_process_group()
 
@@ -81,7 +84,7 @@ def _several(processes: int) -> str:
 
 
 def precision(settings: ComputeSettings) -> str:
-    """`float32` or `bfloat16`; `auto` decides by what the device's instructions can do."""
+    """`float32` or `bfloat16`; `auto` takes bfloat16 if the device has instructions for it."""
     if settings.precision != "auto":
         return settings.precision
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
@@ -92,10 +95,10 @@ def precision(settings: ComputeSettings) -> str:
 
 
 def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
-    """The module as it is trained: itself, or in DDP where there are several processes.
+    """The module itself, or in DDP if there are several processes.
 
-    Not `accelerator.prepare`, which would copy every logit into float32 on its way out: the loss is computed in
-    float32 inside `forward`, and nothing else needs it.
+    Not `accelerator.prepare`, which would convert every logit to float32: the loss is computed in float32 inside
+    `forward`, and nothing else needs it.
     """
     if accelerator.num_processes == 1:
         return module
@@ -107,20 +110,36 @@ def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
 
 
 def adopt_statistics(accelerator: Accelerator, module: nn.Module) -> None:
-    """Take over the main process's running statistics of batch norm, if there are any; every process has to call this.
+    """Broadcast the main process's running statistics of batch norm; every process has to call this.
 
-    Each process normalises by, and keeps statistics of, its own share of the batch, and those of the main process are
-    saved. Adopted before validation, all processes evaluate the very model that is
-    saved. The mean over the processes would be smoother, but what is saved would then depend on when it was taken,
-    and a resumed run would end with other numbers than one that was never interrupted.
+    Each process keeps the statistics of its own images, and those of the main process are saved. After this call, all
+    processes evaluate the model that is saved. The mean over the processes would be smoother, but it would depend on
+    the steps at which it was taken, and a resumed run would end with other weights than an uninterrupted one.
     """
     if accelerator.num_processes > 1:
         for buffer in saved_buffers(module):
             torch.distributed.broadcast(buffer, src=0)
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    pinned = device.type == "cuda"
+    tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    return batch._replace(**{name: value.to(device, non_blocking=pinned) for name, value in tensors.items()})
+
+
+def summed(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Values summed over all processes."""
+    return accelerator.reduce(values.to(accelerator.device), "sum") if accelerator.num_processes > 1 else values  # pyright: ignore
+
+
+def mean_scores(accelerator: Accelerator, scores: Scores) -> dict[str, float]:
+    """The means of scores over the images of all processes."""
+    return means(dict(zip(scores, summed(accelerator, torch.stack(list(scores.values()))), strict=True)))
+
+
 def saved_buffers(module: nn.Module) -> list[Tensor]:
-    """The buffers that are part of a module's state: running statistics, where it has any."""
+    """The buffers in a module's state dict: running statistics, if it has any."""
     saved = module.state_dict(keep_vars=True)
     return [buffer for name, buffer in module.named_buffers() if name in saved]
 
@@ -128,8 +147,8 @@ def saved_buffers(module: nn.Module) -> list[Tensor]:
 def threads(settings: ComputeSettings) -> int:
     """Threads of this process on CPU.
 
-    `accelerate launch` sets OMP_NUM_THREADS to 1 by default, which would leave all cores but one idle, and
-    make its runs differ in rounding from those of `python -m`: a 1 from there is not taken for a wish.
+    `accelerate launch` sets OMP_NUM_THREADS to 1 by default, which would leave all cores but one idle, and make its
+    runs differ in rounding from those of `python -m`: a 1 from there is ignored.
     """
     wished = int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0])  # may be a list, one number a nesting level
     if settings.threads is not None:
@@ -143,10 +162,10 @@ def threads(settings: ComputeSettings) -> int:
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do something in the main process, and give the result, or the user's mistake, to all of them.
+    """Call `work` in the main process, and return its result, or raise its error, in all of them.
 
     Raises:
-        ValueError, RuntimeError: what `work` raised, in every process, so that none waits for another.
+        ValueError, RuntimeError, OSError: in every process, so that none waits for another.
     """
     outcome: list[Any] = [None]
     if accelerator.is_main_process:

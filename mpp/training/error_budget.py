@@ -11,7 +11,7 @@ from mpp.data.decode_cache import TooManyDamagedError
 from mpp.training.state import Progress, Run
 
 FEWEST_COUNTED = 1000
-"""Damaged images are held against at least so many (or all there are) before a run is stopped for them."""
+"""The allowed share of damaged images is of at least so many images (or all there are)."""
 
 
 class NonFiniteError(RuntimeError):
@@ -19,23 +19,22 @@ class NonFiniteError(RuntimeError):
 
 
 def note_damaged(run: Run, progress: Progress, damaged: list[tuple[int, str]]) -> dict[str, Any]:
-    """Remember the rows that could not be decoded; what is new is named in the journal."""
+    """Record the rows that could not be decoded; the new ones are printed and returned for the metrics log."""
     everyone = gather_object(damaged) if run.accelerator.num_processes > 1 else damaged
     new = {row: reason for row, reason in everyone if row not in progress.damaged}
     if not new:
         return {}
     progress.damaged |= new
-    rows = run.crops.images.rows
     listed = []
     for row, reason in new.items():
-        where = rows.where(row)
+        where = run.crops.images.rows.where(row)
         run.journal.say(f"{where} cannot be decoded, its neighbour replaces it: {reason}")
         listed.append({"row": where.row, "where": str(where), "reason": reason})
     return {"damaged": len(progress.damaged), "damaged_images": listed}
 
 
-def stop_if_hopeless(run: Run, progress: Progress) -> None:
-    """End a run that comes to nothing.
+def check_limits(run: Run, progress: Progress) -> None:
+    """Abort a run with too many errors.
 
     Raises:
         NonFiniteError: if too many steps in a row had no finite loss.
@@ -48,32 +47,23 @@ def stop_if_hopeless(run: Run, progress: Progress) -> None:
             "Try a smaller optimizer.lr, a longer optimizer.warmup, or training.precision=float32, in another "
             "output_dir or with checkpoint.resume=false"
         )
-    rows = len(run.crops.images)
+    rows, share = len(run.crops.images), run.crops.settings.max_bad_share
     counted = max(min(progress.step * run.batch_plan.batch_size, rows), min(rows, FEWEST_COUNTED))
-    allowed = max(
-        run.crops.settings.max_bad_share * counted, 1 if run.crops.settings.max_bad_share else 0
-    )  # a single one stops no small data set
-    if len(progress.damaged) > allowed:
+    if len(progress.damaged) > max(share * counted, 1 if share else 0):  # a single one does not stop a small data set
         where = run.crops.images.rows.where
         examples = "\n".join(f"  {where(row)}: {reason}" for row, reason in list(progress.damaged.items())[:5])
         raise TooManyDamagedError(
-            f"{len(progress.damaged)} of {counted} images cannot be decoded, more than the share of "
-            f"{run.crops.settings.max_bad_share:g} that data.max_bad_share allows; for example\n{examples}\n"
-            "mend the files, or allow more in another output_dir or with checkpoint.resume=false"
+            f"{len(progress.damaged)} of {counted} images cannot be decoded, more than the share of {share:g} that "
+            f"data.max_bad_share allows; for example\n{examples}\n"
+            "repair the files, or allow more in another output_dir or with checkpoint.resume=false"
         )
 
 
-def _kept(run: Run) -> str:
-    if run.checkpoints.is_empty():
-        return "Nothing had been saved yet."
-    return f"The latest valid checkpoint is in {run.checkpoints.folder}."
-
-
-def stop_if_broken(run: Run, progress: Progress) -> None:
-    """Refuse to save weights that are not finite, which a finite gradient can still make.
+def check_weights(run: Run, progress: Progress) -> None:
+    """Check before saving that weights are finite, which they may not be even after a finite gradient.
 
     Raises:
-        NonFiniteError: in all processes alike, since they have the same weights.
+        NonFiniteError: in all processes, since they have the same weights.
     """
     finite = [torch.isfinite(parameter).all() for parameter in run.objective.parameters()]
     if not bool(torch.stack(finite).all()):
@@ -81,3 +71,9 @@ def stop_if_broken(run: Run, progress: Progress) -> None:
             f"the weights are not finite after step {progress.step}. {_kept(run)} "
             "Try a smaller optimizer.lr, in another output_dir or with checkpoint.resume=false"
         )
+
+
+def _kept(run: Run) -> str:
+    if run.checkpoints.is_empty():
+        return "Nothing had been saved yet."
+    return f"The latest valid checkpoint is in {run.checkpoints.folder}."

@@ -16,14 +16,14 @@ from mpp.files import naming, write_text
 
 
 class Journal:
-    """One line of JSON a logged step; on a terminal a progress bar, elsewhere a plain line.
+    """Writes a line of JSON for each logged step, and prints a line, above a progress bar on a terminal.
 
     Args:
         path: `metrics.jsonl`.
-        accelerator: its trackers are written to; only the main process writes.
+        accelerator: the main process writes to the file, the terminal, and the trackers.
         steps: of the whole run.
-        step: where it starts; lines later than that are cut, since those steps are run again.
-        line: formats of the scores in a line of the terminal, as an objective has them.
+        step: the first step; lines of later steps are cut, since those steps are run again.
+        line: formats of the scores in a line of the terminal, by name, in their order.
         headline: the score that is compared with the baselines.
     """
 
@@ -37,36 +37,31 @@ class Journal:
         line: Mapping[str, str],
         headline: str = "loss",
     ) -> None:
-        self._line, self._headline = line, headline
         self.path, self.accelerator, self.steps = path, accelerator, steps
+        self._line, self._headline = line, headline
         self._writes = accelerator.is_main_process
-        self._bar: tqdm | None = None
-        if not self._writes:
-            return
         self._last: dict[str, Any] = {}
-        if path.exists():
+        if self._writes and path.exists():
             lines = _lines_until(path, step)
             write_text(path, "".join(f"{line}\n" for line in lines))
             self._last = json.loads(lines[-1]) if lines else {}
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+        shows = self._writes and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not shows)
 
     def advance(self, loss: float) -> None:
-        """One more step was done."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            self._bar.update()
+        """Advance the progress bar by a step."""
+        self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self._bar.update()
 
     def write(self, step: int, samples: int, values: dict[str, Any]) -> None:
-        """Write the values of a step everywhere."""
+        """Log the values of a step."""
         if not self._writes:
             return
         entry = {"step": step, "samples": samples, **{k: _short(v) for k, v in values.items()}}
-        if self._last.get("step") == step:  # the rest of what a stopped run had to say of its last step
+        if self._last.get("step") == step:  # the pending validation of a stopped run
             entry = self._last | entry
-            write_text(
-                self.path, "".join(f"{line}\n" for line in [*_lines_until(self.path, step - 1), json.dumps(entry)])
-            )
+            lines = [*_lines_until(self.path, step - 1), json.dumps(entry)]
+            write_text(self.path, "".join(f"{line}\n" for line in lines))
         else:
             with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -77,16 +72,17 @@ class Journal:
         self.say(self._sentence(step, numbers))
 
     def say(self, text: str) -> None:
-        """Print a line above the progress bar."""
-        if not self._writes:
-            return
-        if self._bar is not None:
+        """Print a line above the progress bar, in the main process."""
+        if self._writes:
             self._bar.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Close the progress bar."""
+        self._bar.close()
 
     def _sentence(self, step: int, values: Mapping[str, float]) -> str:
-        """The step in one line of at most 80 columns; the held-out images in a second."""
+        """The step in one line of at most 80 columns; validation in a second."""
         parts = [f"step {step:>{len(str(self.steps))}}/{self.steps}"]
         shown = {**self._line, "images_per_second": "{:.0f} img/s"}
         parts += [form.format(values[name]) for name, form in shown.items() if name in values]
@@ -100,14 +96,9 @@ class Journal:
             line += f"\n  held out: {'  '.join(found)}"
         return line
 
-    def close(self) -> None:
-        """Finish the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that was cut by a kill is left out."""
+    """The lines of a `metrics.jsonl`, without a last one that a kill truncated."""
     return [json.loads(line) for line in _lines_until(path, None)]
 
 
@@ -126,7 +117,7 @@ def _lines_until(path: Path, step: int | None) -> list[str]:
 
 
 def _short(value: Any) -> Any:
-    """Floats to nine significant digits, which is every bit of a float32; JSON has no word for what is not finite."""
+    """Floats to nine significant digits, every bit of a float32; None for non-finite ones, which JSON does not have."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.9g}") if math.isfinite(value) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm import optim
@@ -17,32 +17,27 @@ LearningRate = Callable[[int], float]
 FUSED = ("adam", "adamw", "sgd")
 
 
-class _Decaying(Protocol):
-    def no_weight_decay(self) -> set[str]: ...
-
-
 def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimiser of a recipe over the trainable parameters of a module.
+    """The optimiser over the trainable parameters of a module.
 
-    Biases, norms and whatever the module's `no_weight_decay()` names (positions, tokens) do not decay.
+    Biases, norms and the module's `no_weight_decay()` (positions, tokens) do not decay.
 
     Raises:
-        SettingError: for an unknown name, arguments that it does not take, or a layer-wise decay without layers.
+        SettingError: for an unknown name, unknown arguments, or a layer-wise decay without layers.
     """
     known = [str(name) for name in optim.list_optimizers()]  # pyright: ignore[reportPrivateImportUsage]
     if settings.name not in known:
         near = difflib.get_close_matches(settings.name, known, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(known)}"
         raise settings.error(name=f"{settings.name!r} is not one of timm's optimisers{hint}")
-    if optim.get_optimizer_info(settings.name).second_order:  # pyright: ignore[reportPrivateImportUsage]
-        message = (
-            f"{settings.name} needs gradients of gradients, which this loop does not take; choose a first-order one"
-        )
+    info = optim.get_optimizer_info(settings.name)  # pyright: ignore[reportPrivateImportUsage]
+    if info.second_order:
+        message = f"{settings.name} needs gradients of gradients, which are not computed; choose a first-order one"
         raise settings.error(name=message)
     groups = _groups(module, settings)
     arguments: dict[str, Any] = dict(settings.arguments)
     if settings.betas is not None:
-        if not optim.get_optimizer_info(settings.name).has_betas:  # pyright: ignore[reportPrivateImportUsage]
+        if not info.has_betas:
             raise settings.error(betas=f"betas {list(settings.betas)} do not fit {settings.name}; leave them out")
         arguments.setdefault("betas", settings.betas)
     if settings.name in FUSED:
@@ -52,17 +47,15 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
             groups, opt=settings.name, lr=settings.lr, weight_decay=0.0, filter_bias_and_bn=False, **arguments
         )
     except (TypeError, AssertionError, ImportError, ValueError, RuntimeError) as error:
-        message = (
-            f"{settings.name} cannot be made: {error}; see its arguments in timm, and leave betas out for an optimiser"
-        )
-        raise settings.error(arguments=f"{message} without moments") from error
+        message = f"{settings.name} cannot be made: {error}; see its arguments in timm, and leave betas out"
+        raise settings.error(arguments=f"{message} for an optimiser without moments") from error
 
 
 def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """The trainable parameters by weight decay, and by layer where the learning rate decays with depth.
+    """The trainable parameters by weight decay, and by layer if the learning rate decays with depth.
 
     Raises:
-        SettingError: if there is layer-wise decay, and the module does not know its layers.
+        SettingError: for layer-wise decay of a module without `layers()`.
     """
     exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # pyright: ignore
     if settings.layer_decay is None:
@@ -76,17 +69,12 @@ def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, An
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 decays = parameter.ndim > 1 and name not in exempt
-                group = by_layer.setdefault(
-                    (layers[name], decays),
-                    {
-                        "params": [],
-                        "lr_scale": settings.layer_decay ** (last - layers[name]),
-                        "weight_decay": settings.weight_decay if decays else 0.0,
-                    },
-                )
-                group["params"].append(parameter)
+                scale = settings.layer_decay ** (last - layers[name])
+                weight_decay = settings.weight_decay if decays else 0.0
+                group = {"params": [], "lr_scale": scale, "weight_decay": weight_decay}
+                by_layer.setdefault((layers[name], decays), group)["params"].append(parameter)
         groups = [by_layer[key] for key in sorted(by_layer)]
-    if settings.name == "lars":  # which leaves biases and norms to plain SGD (You et al. 2017; so does MAE)
+    if settings.name == "lars":  # biases and norms get plain SGD (You et al. 2017; so does MAE)
         for group in groups:
             if all(parameter.ndim <= 1 for parameter in group["params"]):
                 group["always_adapt"] = False

@@ -1,4 +1,4 @@
-"""Pictures of held-out images: what the model sees of them, and what it predicts."""
+"""Pictures of held-out images: the corrupted input and the prediction."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 
 from mpp.data.loader import EvaluationCrops
 from mpp.data.sampler import Numbers
@@ -24,33 +25,29 @@ GAP, TITLE = 6, 18
 
 def grid(columns: list[Tensor], titles: Iterable[str], panel: int = PANEL) -> Image.Image:
     """Panels side by side: each column float32 `(b, 3, h, w)` in [0, 1], one row an image, enlarged without blur."""
-    images = torch.stack([column.cpu() for column in columns], dim=1)
+    images = (torch.stack([column.cpu() for column in columns], dim=1) * 255).round().to(torch.uint8)
     factor = max(-(-panel // images.shape[-1]), 1)
-    images = (images * 255).round().to(torch.uint8)
     images = images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    rows, count, _, height, width = images.shape
-    size = (count * (width + GAP) + GAP, rows * (height + GAP) + GAP + TITLE)
-    picture = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(picture)
+    panels = to_pil_image(make_grid(images.flatten(0, 1), nrow=len(columns), padding=GAP, pad_value=255))
+    picture = Image.new("RGB", (panels.width, panels.height + TITLE), "white")
+    picture.paste(panels, (0, TITLE))
+    width = images.shape[-1]
     for column, title in enumerate(titles):
         left = GAP + column * (width + GAP)
-        draw.text((left + width // 2, TITLE // 2 + 2), title, fill="black", anchor="mm")
-        for row in range(rows):
-            panel_pixels = rearrange(images[row, column], "c h w -> h w c").numpy()
-            picture.paste(Image.fromarray(panel_pixels), (left, TITLE + GAP + row * (height + GAP)))
+        ImageDraw.Draw(picture).text((left + width // 2, TITLE // 2 + 2), title, fill="black", anchor="mm")
     return picture
 
 
 def reconstructions(
     accelerator: Accelerator, crops: EvaluationCrops, rows: Numbers, folder: Path, *, every: int
 ) -> Callback:
-    """A callback that draws held-out images as `folder/step-….png`, where the objective has a picture of them.
+    """A callback in which the main process draws held-out images as `folder/step-….png`, if the objective can.
 
     Args:
-        accelerator: of the run; its main process draws.
+        accelerator: of the run.
         crops: of the held-out split.
-        rows: int64 `(n,)`, which of them.
-        folder: made when the first picture is drawn.
+        rows: int64 `(n,)`, the images to draw.
+        folder: created with the first picture.
         every: steps.
     """
 
@@ -58,11 +55,8 @@ def reconstructions(
         if not accelerator.is_main_process:
             return
         shown = crops[rows]
-        was_training = objective.training
-        objective.eval()
         with torch.no_grad(), accelerator.autocast():
             columns = objective.picture(shown.pixels.to(accelerator.device), shown.samples.to(accelerator.device))
-        objective.train(was_training)
         if not columns:
             return
         folder.mkdir(parents=True, exist_ok=True)

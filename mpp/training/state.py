@@ -1,4 +1,4 @@
-"""What a training run is made of, and what it remembers."""
+"""The parts of a training run, and its state."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from mpp.training.signals import StopRequest
 
 
 class Callback(NamedTuple):
-    """Something to do every so often, and after the last step."""
+    """Called at intervals, and after the last step."""
 
     every: int
     """Steps; 0 means only after the last."""
     call: Callable[[int, Objective], Iterable[tuple[str, Any]]]
-    """Called with the step and the objective, in every process; yields (name, value) pairs for the journal."""
+    """Called in every process with the step and the objective in evaluation mode; yields (name, value) pairs to log."""
 
 
 class EarlyStopping(NamedTuple):
-    """When to stop early, by the values of callbacks; and how to keep the best weights."""
+    """Early stopping by a value of the callbacks, and how to keep the best weights."""
 
     metric: str
     """The name of a value that the callbacks yield; the larger, the better."""
@@ -39,12 +39,12 @@ class EarlyStopping(NamedTuple):
     keep: Callable[[int], None]
     """Called with the step, by the main process, at every new best."""
     settle: Callable[[int], None]
-    """Called with the step of the best, by the main process, after every save: older ones are not needed again."""
+    """Called with the best step, by the main process, after every save: weights of earlier steps are not needed."""
 
 
 @dataclass
 class Progress:
-    """What a run remembers besides weights and optimiser. Samples seen are step × batch size."""
+    """The state of a run besides weights and optimiser. Samples seen are step × batch size."""
 
     step: int = 0
     skipped: int = 0
@@ -52,7 +52,7 @@ class Progress:
     seconds: float = 0.0
     damaged: dict[int, str] = field(default_factory=dict)
     pending_validation: bool = False
-    """The callbacks of this step were put off, because the run was asked to stop."""
+    """The callbacks of this step are still to be called: the run was asked to stop."""
     best: float | None = None
     """The best value of the early-stopping metric so far, and its step."""
     best_loss: float = 0.0
@@ -75,12 +75,12 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What every checkpoint says of its run, as JSON; progress and optimizer come beside it."""
+    """The run's description in every checkpoint, as JSON beside progress and optimizer."""
 
     steps: int
     recipe: dict[str, Any]
     data: dict[str, Any]
-    """What identifies the training images."""
+    """Identity of the training images."""
     baselines: dict[str, float]
     flops_per_image: float
     precision: str
@@ -91,19 +91,19 @@ class RunRecord:
     source_weights: str | None
     """Digest of the weights that the encoder started from."""
     pool: str
-    """What exports pool."""
+    """Pooling of the exported encoder."""
     local: list[str]
-    """Sections whose source is a path on this machine; what is published cuts it."""
+    """Sections whose source is a path on this machine; it is not published."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that the trainer works with."""
+    """The arguments of the trainer."""
 
     settings: TrainingSettings
     objective: Objective
     crops: TrainingCrops
-    """Their settings say how many loader processes there are, and how many images may be damaged."""
+    """Their settings limit loader processes and damaged images."""
     batch_plan: BatchPlan
     steps: int
     seed: int
@@ -118,12 +118,11 @@ class Run:
     log_every: int
     save_every: int
     export: Callable[[], None]
-    """The main process calls it before each save but the first, after the first, and when a run resumes: an export
-    without any checkpoint means that checkpoints were lost."""
+    """Called by the main process when a run resumes, after the first save, and before each later one: an export without
+    any checkpoint means that checkpoints were lost."""
     record: RunRecord
     augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    """uint8 pixels and labels of a training batch, on the device → others, of the same shape and type; labels may
-    become probabilities `(b, classes)`."""
+    """See `Augmentation.__call__`."""
     early_stopping: EarlyStopping | None = None
     peak_flops: float = 0.0
     """Measured rate of a large matrix product, operations a second."""

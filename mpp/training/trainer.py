@@ -1,4 +1,4 @@
-"""The one training loop: batches in, gradients, steps, checkpoints. It knows no objective by name."""
+"""The training loop: batches, gradients, steps, callbacks, checkpoints. It knows no objective by name."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ from mpp.files import flush
 from mpp.objective import scores as sums
 from mpp.objective.scores import Scores
 from mpp.training.checkpoint import Checkpoint, CheckpointError
-from mpp.training.distributed import distribute, on_main, saved_buffers
-from mpp.training.error_budget import note_damaged, stop_if_broken, stop_if_hopeless
+from mpp.training.distributed import (
+    adopt_statistics,
+    distribute,
+    mean_scores,
+    on_main,
+    saved_buffers,
+    summed,
+    to_device,
+)
+from mpp.training.error_budget import check_limits, check_weights, note_damaged
 from mpp.training.state import Progress, Run
 
 
 def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
-    """Train to the end, or until asked to stop; what is on disk is then the state after the last step.
+    """Train to the end, or until a stop is requested; the state after the last step is then on disk.
 
     Args:
         run: what to train, on what, how long.
-        checkpoint: where to go on from; None starts at step 0.
-
-    Returns:
-        How far it came.
+        checkpoint: to resume from; None starts at step 0.
 
     Raises:
         NonFiniteError: if too many steps in a row had no finite loss.
@@ -54,58 +59,29 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     loader = batches(run.crops, numbers, workers=run.crops.settings.workers, pin=pin)
     if progress.pending_validation:
         progress.pending_validation = False
-        if seen := _run_callbacks(run, progress):
-            run.journal.write(progress.step, progress.step * run.batch_plan.batch_size, seen)
-    clock = _Clock(run)
-    statistics = saved_buffers(run.objective)
+        _write(run, progress, _run_callbacks(run, progress))
+    speed = _Speed(run, progress)
     stopped, paused = False, True
     while progress.step < run.steps and not stopped and not progress.ended:
         if paused:  # or the process that is ready first would wait in its step, and count that as training
             run.accelerator.wait_for_everyone()
-        begun = time.perf_counter()
-        done = progress.step + 1
-        logs = _due(done, run.log_every, run.steps)
-        lr = _set_learning_rate(run, progress.step)
-        _seed_everything(run, progress.step)
-        buffers = [buffer.clone() for buffer in statistics]
-        loss, scores, damaged = _gradients(run, model, loader, score=logs)
-        norm = _gradient_norm(run)
-        loss, stopped, any_damaged = _agree(run, loss, damaged)
-        if math.isfinite(loss) and math.isfinite(norm):
-            run.optimizer.step()
-            progress.skipped_in_a_row = 0
-        else:
-            for buffer, before in zip(statistics, buffers, strict=True):  # batch norm has seen what broke the step
-                buffer.copy_(before)
-            progress.skipped += 1
-            progress.skipped_in_a_row += 1
-        run.optimizer.zero_grad()
-        progress.step = done
-        progress.seconds += clock.step(time.perf_counter() - begun)
-        run.journal.advance(loss)
-
-        values: dict[str, Any] = {}
-        if any_damaged:
-            values |= note_damaged(run, progress, damaged)
-        if progress.skipped_in_a_row:
-            run.journal.say(f"step {done}: loss {loss:g}, gradient norm {norm:g}: not finite, the step is skipped")
-            values["skipped"] = progress.skipped
+        logs = _due(progress.step + 1, run.log_every, run.steps)
+        values, stopped = _step(run, model, loader, progress, logs=logs)
         if logs:
-            values |= _summary(run, scores) | {"gradient_norm": norm, "lr": lr} | clock.speed(progress)
-        if stopped and done < run.steps:  # whoever asked for the stop may not wait for a validation
+            values |= speed(progress)
+        if stopped and progress.step < run.steps:  # whoever asked for the stop may not wait for a validation
             progress.pending_validation = True
         else:
             values |= _run_callbacks(run, progress)
-        paused = any(_due(done, callback.every, run.steps) for callback in run.callbacks)
-        if values:
-            run.journal.write(done, done * run.batch_plan.batch_size, values)
+        paused = any(_due(progress.step, callback.every, run.steps) for callback in run.callbacks)
+        _write(run, progress, values)
         # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
-        good = not progress.skipped_in_a_row or done == run.steps
-        saves = stopped or progress.ended or (_due(done, run.save_every, run.steps) and good)
+        good = not progress.skipped_in_a_row or progress.step == run.steps
+        saves = stopped or progress.ended or (_due(progress.step, run.save_every, run.steps) and good)
         try:
-            stop_if_hopeless(run, progress)
+            check_limits(run, progress)
             if saves:
-                stop_if_broken(run, progress)
+                check_weights(run, progress)
         except RuntimeError as error:  # all processes raise it: one of them reports it
             error.reported_elsewhere = not run.accelerator.is_main_process  # pyright: ignore[reportAttributeAccessIssue]
             raise
@@ -114,16 +90,56 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     return progress
 
 
+def _step(
+    run: Run, model: nn.Module, loader: Iterator[Batch], progress: Progress, *, logs: bool
+) -> tuple[dict[str, Any], bool]:
+    """One optimizer step: values for the metrics log, and whether any process was asked to stop."""
+    begun = time.perf_counter()
+    lr = _set_learning_rate(run, progress.step)
+    _seed_everything(run, progress.step)
+    statistics = saved_buffers(run.objective)
+    before = [buffer.clone() for buffer in statistics]
+    loss, scores, damaged = _gradients(run, model, loader, score=logs)
+    norm = _gradient_norm(run)
+    loss, stopped, any_damaged = _agree(run, loss, damaged)
+    progress.step += 1
+    if math.isfinite(loss) and math.isfinite(norm):
+        run.optimizer.step()
+        progress.skipped_in_a_row = 0
+    else:
+        _restore(statistics, before)  # batch norm has seen the images of the skipped step
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+    run.optimizer.zero_grad()
+    progress.seconds += time.perf_counter() - begun
+    run.journal.advance(loss)
+
+    values = note_damaged(run, progress, damaged) if any_damaged else {}
+    if progress.skipped_in_a_row:
+        run.journal.say(f"step {progress.step}: loss {loss:g}, gradient norm {norm:g}: not finite, the step is skipped")
+        values["skipped"] = progress.skipped
+    if logs:
+        values |= run.objective.summary(mean_scores(run.accelerator, scores)) | {"gradient_norm": norm, "lr": lr}
+    return values, stopped
+
+
 def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
+def _write(run: Run, progress: Progress, values: dict[str, Any]) -> None:
+    if values:
+        run.journal.write(progress.step, progress.step * run.batch_plan.batch_size, values)
+
+
 def _run_callbacks(run: Run, progress: Progress) -> dict[str, Any]:
-    """The values of the callbacks that are due after this step; early stopping is decided by them."""
+    """The values of the callbacks that are due after this step; they decide on early stopping."""
     seen: dict[str, Any] = {}
-    for callback in run.callbacks:
-        if _due(progress.step, callback.every, run.steps):
-            seen |= dict(callback.call(progress.step, run.objective))
+    if due := [callback for callback in run.callbacks if _due(progress.step, callback.every, run.steps)]:
+        adopt_statistics(run.accelerator, run.objective)
+        run.objective.eval()
+    for callback in due:
+        seen |= dict(callback.call(progress.step, run.objective))
     stopping = run.early_stopping
     if stopping is not None and stopping.metric in seen:
         value, loss = seen[stopping.metric], seen.get("validation/loss", 0.0)
@@ -159,23 +175,20 @@ def _seed_everything(run: Run, step: int) -> None:
 def _gradients(
     run: Run, model: nn.Module, loader: Iterator[Batch], *, score: bool
 ) -> tuple[Tensor, Scores, list[tuple[int, str]]]:
-    """Accumulate the gradient of one step's mean loss; the loss is this process's share of it."""
-    parts = run.batch_plan.accumulation
-    device, pin = run.accelerator.device, run.accelerator.device.type == "cuda"
+    """Accumulate the gradient of one step's mean loss; the loss is the mean over this process's images."""
+    count = run.batch_plan.accumulation
     losses, scores, damaged = [], {}, []
     run.objective.train()
-    for part in range(parts):
-        batch = next(loader)
+    for number in range(1, count + 1):
+        batch = to_device(next(loader), run.accelerator.device)
         damaged += batch.damaged
-        pixels = batch.pixels.to(device, non_blocking=pin)
-        samples = batch.samples.to(device, non_blocking=pin)
-        labels = None if batch.labels is None else batch.labels.to(device, non_blocking=pin)
+        pixels, labels = batch.pixels, batch.labels
         if run.augment is not None and labels is not None:
             pixels, labels = run.augment(pixels, labels)
-        with run.accelerator.no_sync(model) if part < parts - 1 else nullcontext():
+        with run.accelerator.no_sync(model) if number < count else nullcontext():
             with run.accelerator.autocast():
-                prediction = model(pixels, samples, labels)
-            (prediction.loss / parts).backward()
+                prediction = model(pixels, batch.samples, labels)
+            (prediction.loss / count).backward()
         losses.append(prediction.loss.detach())
         if score:
             with torch.no_grad():
@@ -195,20 +208,8 @@ def _gradient_norm(run: Run) -> float:
 def _agree(run: Run, loss: Tensor, damaged: list[tuple[int, str]]) -> tuple[float, bool, bool]:
     """The mean loss, whether any process was asked to stop, whether any found damaged images."""
     facts = torch.tensor([float(loss), float(run.stop.asked() is not None), float(bool(damaged))], dtype=torch.float64)
-    if run.accelerator.num_processes > 1:
-        facts = run.accelerator.reduce(facts.to(run.accelerator.device), "sum")
-        assert isinstance(facts, Tensor)
-    total, stops, finds = facts.tolist()
+    total, stops, finds = summed(run.accelerator, facts).tolist()
     return total / run.accelerator.num_processes, stops > 0, finds > 0
-
-
-def _summary(run: Run, scores: Scores) -> dict[str, float]:
-    """The means of the step's scores over all processes."""
-    if run.accelerator.num_processes > 1:
-        stacked = run.accelerator.reduce(torch.stack(list(scores.values())).to(run.accelerator.device), "sum")
-        assert isinstance(stacked, Tensor)
-        scores = dict(zip(scores, stacked, strict=True))
-    return run.objective.summary(sums.means(scores))
 
 
 def _save(run: Run, progress: Progress) -> None:
@@ -233,53 +234,49 @@ def _export(run: Run, progress: Progress) -> None:
     except Exception as error:  # safetensors has errors of its own for a full disk
         raise CheckpointError(
             f"the encoder of step {progress.step} could not be written: {error}\n"
-            "make room or mend the disk, then give the same command to go on from the last checkpoint"
+            "free disk space or repair the disk, then give the same command to resume from the last checkpoint"
         ) from error
 
 
 def _settle_buckets(run: Run, model: nn.Module) -> None:
-    """One backward pass for nothing: DDP reorders its buckets after the first, which changes rounding.
+    """Run one backward pass and drop its gradient: DDP reorders its buckets after the first, which changes rounding.
 
     A resumed run has to start with the buckets that the interrupted one had.
     """
-    buffers = {name: buffer.clone() for name, buffer in run.objective.named_buffers()}
-    size = run.crops.settings.image_size
-    pixels = torch.zeros(
-        run.batch_plan.micro_batch_size, 3, size, size, dtype=torch.uint8, device=run.accelerator.device
-    )
+    statistics = saved_buffers(run.objective)
+    before = [buffer.clone() for buffer in statistics]
+    shape = run.batch_plan.micro_batch_size, 3, *2 * (run.crops.settings.image_size,)
+    pixels = torch.zeros(shape, dtype=torch.uint8, device=run.accelerator.device)
     zeros = torch.zeros(len(pixels), dtype=torch.int64, device=run.accelerator.device)
     with run.accelerator.autocast():
         loss = model(pixels, zeros, zeros).loss
     loss.backward()
     run.objective.zero_grad()
-    for name, buffer in run.objective.named_buffers():
-        buffer.copy_(buffers[name])
+    _restore(statistics, before)
 
 
-class _Clock:
-    """Images a second since the last logged step, and the time that is left.
+def _restore(buffers: list[Tensor], before: list[Tensor]) -> None:
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)
 
-    What counts is the time of steps, waits for their images and gradients included; validation, saving, and waits for
-    processes that do these do not count.
+
+class _Speed:
+    """Images a second since the last call, and the time that is left.
+
+    Only steps count, waits for their images and gradients included; not validation, saving, and waits for processes
+    that do these.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, progress: Progress) -> None:
         self._run = run
-        self._seconds, self._steps = 0.0, 0
-        self._all_seconds, self._all_steps = 0.0, 0
+        self._first = self._last = progress.step, progress.seconds
 
-    def step(self, seconds: float) -> float:
-        """One step took so long."""
-        self._seconds, self._steps = self._seconds + seconds, self._steps + 1
-        self._all_seconds, self._all_steps = self._all_seconds + seconds, self._all_steps + 1
-        return seconds
-
-    def speed(self, progress: Progress) -> dict[str, float]:
-        """The speed since the last call."""
-        rate = self._steps * self._run.batch_plan.batch_size / self._seconds
+    def __call__(self, progress: Progress) -> dict[str, float]:
+        now = progress.step, progress.seconds
+        rate = (now[0] - self._last[0]) * self._run.batch_plan.batch_size / (now[1] - self._last[1])
+        left = (self._run.steps - now[0]) * (now[1] - self._first[1]) / (now[0] - self._first[0])
+        self._last = now
         flops = rate * self._run.record.flops_per_image
-        left = (self._run.steps - progress.step) * self._all_seconds / self._all_steps
-        self._seconds, self._steps = 0.0, 0
         speed = {"images_per_second": rate, "seconds": progress.seconds, "seconds_left": left}
         if flops:
             speed["tflops_per_second"] = flops / 1e12

@@ -9,20 +9,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from mpp import randomness
 from mpp.data.loader import Batch, EvaluationCrops, batches
 from mpp.data.sampler import Numbers
 from mpp.objective import scores as sums
 from mpp.objective.base import Objective
+from mpp.training.distributed import mean_scores, to_device
 from mpp.training.state import Callback
 
 
-def chosen_rows(crops: EvaluationCrops, images: int, seed: int) -> Numbers:
-    """Which rows of a split are used: a seeded choice, since many data sets are sorted by class."""
-    order = randomness.permutation(randomness.key(seed, "evaluation"), 0, len(crops.images))
-    return order[:images]
+def random_rows(crops: EvaluationCrops, images: int, seed: int) -> Numbers:
+    """A seeded choice of at most `images` rows of a split: many data sets are sorted by class."""
+    return randomness.permutation(randomness.key(seed, "evaluation"), 0, len(crops.images))[:images]
 
 
 def validation(
@@ -35,10 +34,9 @@ def validation(
     baselines: dict[str, float],
     every: int,
 ) -> Callback:
-    """A callback that yields `validation/…`: what the objective scores on some rows, and the baselines beside it.
+    """A callback that yields `validation/…`: the objective's scores on these rows, and the baselines.
 
-    The rows are divided among the processes; their corruption is decided by the row number alone. Loader processes
-    decode them, if there are `workers`, where their crops are too many to stay in memory.
+    The rows are divided among the processes; their corruption is decided by the row number alone.
     """
 
     def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
@@ -46,21 +44,13 @@ def validation(
         # Fewer images than processes: all use all of them, which leaves the means as they are.
         mine = rows[accelerator.process_index :: processes] if len(rows) >= processes else rows
         totals: sums.Scores = {}
-        was_training = objective.training
-        objective.eval()
         damaged: dict[int, str] = {}
-        for batch in _loaded(crops, mine, batch_size, workers):
+        for batch in on_device(crops, mine, batch_size, workers, accelerator.device):
             damaged |= dict(batch.damaged)
-            pixels, samples, labels = _moved(batch, accelerator.device)
             with torch.no_grad(), accelerator.autocast():
-                prediction = objective.forward(pixels, samples, labels)
-                totals = sums.add(totals, objective.scores(prediction, pixels))
-        objective.train(was_training)
-        if accelerator.num_processes > 1:
-            names, values = zip(*totals.items(), strict=True)
-            reduced = accelerator.reduce(torch.stack(values).to(accelerator.device), "sum")
-            totals = dict(zip(names, reduced, strict=True))
-        means = objective.summary(sums.means(totals))
+                prediction = objective.forward(batch.pixels, batch.samples, batch.labels)
+                totals = sums.add(totals, objective.scores(prediction, batch.pixels))
+        means = objective.summary(mean_scores(accelerator, totals))
         yield from ((f"validation/{name}", value) for name, value in (means | baselines).items())
         if processes > 1:
             damaged = dict(gather_object(list(damaged.items())))
@@ -73,17 +63,9 @@ def validation(
 
 
 def on_device(
-    crops: EvaluationCrops, rows: Numbers, batch_size: int, workers: int = 0, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Batches of evaluation crops: uint8 pixels `(b, 3, h, w)`, int64 row numbers `(b,)`, labels or None."""
-    return (_moved(batch, device) for batch in _loaded(crops, rows, batch_size, workers))
-
-
-def _loaded(crops: EvaluationCrops, rows: Numbers, batch_size: int, workers: int) -> Iterator[Batch]:
-    parts = np.array_split(rows, max(-(-len(rows) // batch_size), 1))
-    return batches(crops, parts, workers=0 if crops.fits_in_cache(len(rows)) else min(workers, len(parts)))
-
-
-def _moved(batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor | None]:
-    labels = None if batch.labels is None else batch.labels.to(device)
-    return batch.pixels.to(device), batch.samples.to(device), labels
+    crops: EvaluationCrops, rows: Numbers, batch_size: int, workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of evaluation crops on a device; loader processes decode them if they do not fit in the cache."""
+    chunks = np.array_split(rows, max(-(-len(rows) // batch_size), 1))
+    workers = 0 if crops.fits_in_cache(len(rows)) else min(workers, len(chunks))
+    return (to_device(batch, device) for batch in batches(crops, chunks, workers=workers))

@@ -15,7 +15,7 @@ from mpp.data.loader import EvaluationCrops
 from mpp.data.settings import DataSettings
 from mpp.data.splits import open_splits
 from mpp.objective.patches import colour_classes, patchify
-from mpp.training.validation import chosen_rows
+from mpp.training.validation import random_rows
 
 IMAGES = 2000
 
@@ -24,7 +24,7 @@ def pixels(source: str, size: int) -> torch.Tensor:
     """uint8 `(2000, 3, size, size)` of the training split."""
     settings = DataSettings(source=source, image_size=size)
     crops = EvaluationCrops(open_splits(settings, 0).train, settings)
-    return crops[chosen_rows(crops, IMAGES, 0)].pixels
+    return crops[random_rows(crops, IMAGES, 0)].pixels
 
 
 def entropy(images: torch.Tensor) -> float:

@@ -10,11 +10,29 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
 import mpp
-from mpp.evaluation.few_shot import L2_GRID, Score, chosen_l2, fit, leave_one_out, shot_rows
+from mpp.evaluation.few_shot import L2_GRID, Ridge, Score, shot_rows
 from tests.support.labelled_features import BROKEN, blobs, broken
 
 L2 = 2.0**10
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
+
+
+def fitted(features, labels, num_classes):
+    """Of arrays or tensors of any type."""
+    return Ridge(torch.as_tensor(features).double(), torch.as_tensor(labels).long(), num_classes)
+
+
+def decision_values(shots, labels, num_classes, l2, rows):
+    return fitted(shots, labels, num_classes).scores(torch.as_tensor(rows).double(), l2).numpy()
+
+
+def leave_one_out(features, num_classes, shots, l2s):
+    ridge = fitted(features, np.repeat(np.arange(num_classes), shots), num_classes)
+    return [ridge.leave_one_out(shots, l2) for l2 in l2s]
+
+
+def chosen_l2(features, num_classes, shots, l2s=L2_GRID):
+    return fitted(features, np.repeat(np.arange(num_classes), shots), num_classes).best_l2(shots, l2s)
 
 
 # references
@@ -95,20 +113,11 @@ def random_problem(rows, width, seed=0):
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_decision_values_solve_the_normal_equations(rows, width, l2):
     shots, labels, test = random_problem(rows, width)
-    ridge = fit(shots, labels, 3, l2)
     expected = expected_scores(shots, labels, 3, l2, test)
-    np.testing.assert_allclose(ridge.scores(test), expected, **EXACT)
-    np.testing.assert_array_equal(ridge.predict(test), expected.argmax(1))
-
-
-def test_decision_values_and_predictions_are_numpy_arrays():
-    shots, labels, test = random_problem(20, 6)
-    for arguments in ((shots, labels), (torch.from_numpy(shots).float(), torch.from_numpy(labels))):
-        ridge = fit(*arguments, 3, L2)
-        for rows in (test, torch.from_numpy(test).float()):
-            scores, predicted = ridge.scores(rows), ridge.predict(rows)
-            assert (type(scores), scores.dtype, scores.shape) == (np.ndarray, np.float64, (31, 3))
-            assert (type(predicted), predicted.dtype, predicted.shape) == (np.ndarray, np.int64, (31,))
+    scores = decision_values(shots, labels, 3, l2, test)
+    assert (scores.dtype, scores.shape) == (np.float64, (31, 3))
+    np.testing.assert_allclose(scores, expected, **EXACT)
+    np.testing.assert_array_equal(scores.argmax(1), expected.argmax(1))
 
 
 @pytest.mark.parametrize("l2", [1, L2, 2.0**17], ids=["1", "2^10", "2^17"])
@@ -116,7 +125,8 @@ def test_decision_values_and_predictions_are_numpy_arrays():
 def test_decision_values_are_those_of_ridge_regression_in_scikit_learn(rows, width, l2):
     shots, labels, test = random_problem(rows, width, seed=1)
     ridge = SklearnRidge(alpha=l2, fit_intercept=False, solver="svd").fit(design(shots, shots), signs(labels, 3))
-    np.testing.assert_allclose(fit(shots, labels, 3, l2).scores(test), ridge.predict(design(shots, test)), **EXACT)
+    scores = decision_values(shots, labels, 3, l2, test)
+    np.testing.assert_allclose(scores, ridge.predict(design(shots, test)), **EXACT)
 
 
 def test_weak_regularisation_stays_accurate():
@@ -127,23 +137,23 @@ def test_weak_regularisation_stays_accurate():
         stacked = np.vstack([x, np.sqrt(l2) * np.eye(x.shape[1])])
         aims = np.vstack([signs(labels, 3), np.zeros((x.shape[1], 3))])
         expected = design(shots, test) @ np.linalg.lstsq(stacked, aims)[0]
-        np.testing.assert_allclose(fit(shots, labels, 3, l2).scores(test), expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(decision_values(shots, labels, 3, l2, test), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_a_test_row_is_standardised_by_the_shots_whatever_its_company():
     shots, labels, test = random_problem(20, 6)
-    ridge = fit(shots, labels, 3, L2)
-    together = ridge.scores(test)
-    np.testing.assert_allclose(np.vstack([ridge.scores(row[None]) for row in test]), together, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(ridge.scores(np.vstack([test, 1000 + test]))[: len(test)], together, rtol=0, atol=1e-12)
+    ridge, test = fitted(shots, labels, 3), torch.from_numpy(test)
+    together = ridge.scores(test, L2)
+    for other in (torch.cat([ridge.scores(row[None], L2) for row in test]),
+                  ridge.scores(torch.cat([test, 1000 + test]), L2)[: len(test)]):  # fmt: skip
+        np.testing.assert_allclose(other, together, rtol=0, atol=1e-12)
 
 
 def test_the_order_of_the_shots_does_not_matter():
     shots, labels, test = random_problem(20, 6)
     order = np.random.default_rng(3).permutation(20)
-    np.testing.assert_allclose(
-        fit(shots[order], labels[order], 3, L2).scores(test), fit(shots, labels, 3, L2).scores(test), **EXACT
-    )
+    other = decision_values(shots[order], labels[order], 3, L2, test)
+    np.testing.assert_allclose(other, decision_values(shots, labels, 3, L2, test), **EXACT)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1 / 3, 1e6 + 0.1])
@@ -154,9 +164,9 @@ def test_a_feature_that_is_constant_over_the_shots_changes_nothing_whatever_it_i
     if value == 0.1:
         assert constant.std() > 0, "rounded, a constant has a deviation: it must be recognised by its values"
     anything = np.linspace(-1e15, 1e15, len(test))[:, None]
-    wider = fit(np.hstack([constant, shots, constant]), labels, 3, L2)
-    scores = wider.scores(np.hstack([anything, test, -anything]))
-    np.testing.assert_allclose(scores, fit(shots, labels, 3, L2).scores(test), **EXACT)
+    wider = np.hstack([constant, shots, constant])
+    scores = decision_values(wider, labels, 3, L2, np.hstack([anything, test, -anything]))
+    np.testing.assert_allclose(scores, decision_values(shots, labels, 3, L2, test), **EXACT)
 
 
 @pytest.mark.parametrize("spread", [1e-4, 1e-5, 1e-7, 1e-9])
@@ -171,38 +181,26 @@ def test_a_feature_that_is_nearly_constant_is_kept_and_divided_by_its_deviation_
     expected = expected_scores(shots, labels, 3, L2, test)
     without = expected_scores(shots[:, :-1], labels, 3, L2, test[:, :-1])
     assert np.abs(expected - without).max() > 1e-4
-    np.testing.assert_allclose(fit(shots, labels, 3, L2).scores(test), expected, **EXACT)
+    np.testing.assert_allclose(decision_values(shots, labels, 3, L2, test), expected, **EXACT)
 
 
 def test_a_single_different_shot_keeps_a_feature():
     shots, labels, test = random_problem(20, 6)
     shots[:, 2] = 0.25
     shots[11, 2] = 0.75
-    np.testing.assert_allclose(
-        fit(shots, labels, 3, L2).scores(test), expected_scores(shots, labels, 3, L2, test), **EXACT
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize(("rows", "width"), [(9, 40), (60, 7)])
-def test_whatever_the_type_of_the_features_they_are_computed_with_in_float64(rows, width, dtype):
-    shots, labels, test = random_problem(rows, width)
-    shots, test = (torch.from_numpy(a).add(20).to(dtype) for a in (shots, test))
-    expected = expected_scores(shots.double().numpy(), labels, 3, L2, test.double().numpy())
-    np.testing.assert_allclose(fit(shots, torch.from_numpy(labels), 3, L2).scores(test), expected, **EXACT)
-    if dtype != torch.bfloat16:
-        np.testing.assert_allclose(fit(shots.numpy(), labels, 3, L2).scores(test.numpy()), expected, **EXACT)
+    expected = expected_scores(shots, labels, 3, L2, test)
+    np.testing.assert_allclose(decision_values(shots, labels, 3, L2, test), expected, **EXACT)
 
 
 @pytest.mark.parametrize(("classes", "shots", "width"), [(4, 1, 9), (4, 5, 50), (4, 5, 6), (10, 2, 8), (2, 3, 5)])
 def test_with_equal_shots_the_bias_adds_the_same_to_every_class_and_so_changes_no_prediction(classes, shots, width):
     data = blobs(classes, shots, width, noise=2.0, seed=5)
-    ridge = fit(data.train_features, data.train_labels, classes, L2)
+    scores = decision_values(data.train_features, data.train_labels, classes, L2, data.test_features)
     plain = expected_scores(data.train_features, data.train_labels, classes, L2, data.test_features, bias=False)
     rows = classes * shots
     offset = 100 * 100 * (2 * shots - rows) / (100**2 * rows + L2)
-    np.testing.assert_allclose(ridge.scores(data.test_features), plain + offset, **EXACT)
-    np.testing.assert_array_equal(ridge.predict(data.test_features), plain.argmax(1))
+    np.testing.assert_allclose(scores, plain + offset, **EXACT)
+    np.testing.assert_array_equal(scores.argmax(1), plain.argmax(1))
 
 
 # the shots
@@ -258,9 +256,7 @@ def test_leaving_one_shot_of_every_class_out_equals_brute_force(shots, classes, 
     for seed in range(5):
         features = shot_set(classes, shots, width, noise, seed)
         expected = [brute_force(features, classes, shots, l2) for l2 in L2S]
-        got = leave_one_out(features, classes, shots, L2S)
-        assert isinstance(got, list)
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(leave_one_out(features, classes, shots, L2S), expected, rtol=0, atol=1e-12)
 
 
 def test_leaving_one_out_equals_brute_force_where_features_are_constant():
@@ -271,13 +267,6 @@ def test_leaving_one_out_equals_brute_force_where_features_are_constant():
         features[:, 9] = np.maximum(features[:, 9] - np.median(features[:, 9]), 0)
         expected = [brute_force(features, 4, 3, l2) for l2 in L2S]
         np.testing.assert_allclose(leave_one_out(features, 4, 3, L2S), expected, rtol=0, atol=1e-12)
-
-
-def test_leaving_one_out_takes_tensors():
-    features = shot_set(4, 3, 12, 1.5, 0).astype(np.float32)
-    expected = leave_one_out(features.astype(np.float64), 4, 3, L2S)
-    assert leave_one_out(features, 4, 3, L2S) == expected
-    assert leave_one_out(torch.from_numpy(features), 4, 3, L2S) == expected
 
 
 def test_the_best_l2_is_chosen_and_of_equal_ones_the_largest():
@@ -366,17 +355,20 @@ def test_few_shot_takes_tensors_and_leaves_its_arguments_alone():
             np.testing.assert_array_equal(tensor.numpy(), copy)
 
 
-def test_single_precision_features_are_those_very_numbers_in_double_precision():
+@pytest.mark.parametrize(
+    ("dtype", "offset"), [(torch.float32, 3000), (torch.float16, 20), (torch.bfloat16, 20)], ids=str
+)
+def test_features_of_less_precision_are_those_very_numbers_in_double_precision(dtype, offset):
     data = blobs(4, 10, 8, noise=2.0, seed=14)
     single = data._replace(
-        train_features=(data.train_features + 3000).astype(np.float32),
-        test_features=(data.test_features + 3000).astype(np.float32),
+        train_features=torch.from_numpy(data.train_features + offset).to(dtype),
+        test_features=torch.from_numpy(data.test_features + offset).to(dtype),
     )
     for shots in (1, 5):
         for seed in (0, 1, 2):
             double = single._replace(
-                train_features=single.train_features.astype(np.float64),
-                test_features=single.test_features.astype(np.float64),
+                train_features=single.train_features.double().numpy(),
+                test_features=single.test_features.double().numpy(),
             )
             predicted = expected_predictions(double, shots, seed, L2)
             asked = single._replace(test_labels=predicted)

@@ -11,10 +11,11 @@ from mpp.extras import DISTRIBUTION
 
 COMMANDS = {
     "recipes": "list the recipes that ship with the package, or print one",
-    "pretrain": "pre-train an encoder by masked patch prediction, or by classification",
+    "pretrain": "pre-train an encoder by masked patch prediction or classification",
     "finetune": "train a classifier from an encoder, or from scratch",
     "evaluate": "few-shot, nearest neighbours and linear probe on frozen features",
-    "gap": "a whole study: masked patch prediction, supervised and no pre-training",
+    "report": "one page of a run: curves, reconstructions, results, speed, recipe",
+    "gap": "a study: masked patch prediction, supervised and no pre-training",
     "push": "publish an encoder on the Hugging Face Hub",
     "benchmark": "the speed of a recipe on this machine",
     "recipe": "show a recipe with every setting, or the JSON Schema of recipes",

@@ -17,7 +17,7 @@ from mpp.cli import guarded
 def main(arguments: list[str] | None = None) -> int:
     """`python -m mpp.push RUN USER/NAME [options]`."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m mpp.push", description=summary, epilog=rest)
+    parser = argparse.ArgumentParser(prog="mpp push", description=summary, epilog=rest)
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("repo_id", metavar="USER/NAME")
     parser.add_argument("--dry-run", action="store_true", help="write the folder, show what is in it, push nothing")

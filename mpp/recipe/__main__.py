@@ -11,7 +11,7 @@ from mpp.recipe import COMMANDS, RecipeError, load_recipe, recipe_text
 
 def main(arguments: list[str] | None = None) -> int:
     """Print what was asked for; 2 for a recipe that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m mpp.recipe", description="Look at recipes without running them.")
+    parser = argparse.ArgumentParser(prog="mpp recipe", description="Look at recipes without running them.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="show | schema")
     show = actions.add_parser("show", help="print a recipe with every setting resolved")
     show.add_argument("recipe", metavar="RECIPE")

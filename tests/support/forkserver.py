@@ -117,7 +117,7 @@ def _become(request: dict[str, Any]) -> None:
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    if request["module"] in ("mpp.gap", "tests.support.launched") or "PUSHES" in request["env"]:
+    if request["module"] in ("mpp.gap", "mpp.__main__", "tests.support.launched") or "PUSHES" in request["env"]:
         sys.executable = request["python"]
     # The server cannot wait for a grandchild of the tests: the code is left in a file.
     _run(request, lambda code: Path(request["code"]).write_text(str(code)))

@@ -1,0 +1,100 @@
+"""The course of a run as pictures: loss, accuracy and speed against the images seen."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpp.files import replacing
+from mpp.objective.base import Objective
+from mpp.training.metrics_log import read_metrics
+from mpp.training.state import Callback
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Metrics = Sequence[Mapping[str, Any]]
+FILE = "loss.png"
+"""In the run's folder."""
+
+
+def loss_curve(metrics: Metrics, baselines: Mapping[str, float], *, headline: str, title: str) -> Figure:
+    """Training and held-out loss, with the baselines as levels.
+
+    Args:
+        metrics: the lines of a `metrics.jsonl`.
+        baselines: by name.
+        headline: the score that the baselines are compared with.
+        title: the headline in words, with its unit.
+    """
+    figure, axes = _figure(title)
+    for name, label, style in ((headline, "training", "-"), (f"validation/{headline}", "held out", "o-")):
+        _line(axes, metrics, name, style, label)
+    for (name, value), dash in zip(baselines.items(), itertools.cycle(("--", ":")), strict=False):
+        axes.axhline(value, linestyle=dash, color="0.4", linewidth=1, label=name)
+    axes.legend(frameon=False)
+    return figure
+
+
+def curves(metrics: Metrics, names: Mapping[str, str], title: str) -> Figure | None:
+    """Several values of the journal against the images seen; None if none of them is there.
+
+    Args:
+        metrics: the lines of a `metrics.jsonl`.
+        names: of the values, with their labels.
+        title: of the vertical axis, with its unit.
+    """
+    figure, axes = _figure(title)
+    found = [_line(axes, metrics, name, "-", label) for name, label in names.items()]
+    if len(names) > 1:
+        axes.legend(frameon=False)
+    return figure if any(found) else None
+
+
+def loss_picture(folder: Path, baselines: Mapping[str, float], objective: Objective, *, every: int) -> Callback:
+    """A callback that draws `loss.png` into a run's folder anew; only the main process may call it."""
+
+    def call(step: int, module: Objective) -> Iterable[tuple[str, Any]]:
+        metrics = read_metrics(folder / "metrics.jsonl")
+        figure = loss_curve(metrics, baselines, headline=objective.headline, title=objective.headline_title)
+        save(figure, folder / FILE)
+        return ()
+
+    return Callback(every, call)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, in one step."""
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png", metadata={"Software": None})
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _figure(title: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure  # late: it takes half a second
+
+    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("images seen")
+    axes.set_ylabel(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _line(axes: Axes, metrics: Metrics, name: str, style: str, label: str) -> bool:
+    """Draw a value of the journal; whether there is any."""
+    points = [(line["samples"], line[name]) for line in metrics if line.get(name) is not None]
+    if points:
+        style = "o-" if len(points) == 1 else style
+        axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
+    return bool(points)

@@ -48,8 +48,7 @@ class RunRecipe(Settings, Generic[Command]):
     """The command that this recipe is for."""
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Of every random draw: weights, order, crops, corruption, augmentation; and of the held-out rows where the data
-    has one split."""
+    """Of every random draw: weights, order, crops, corruption, augmentation; and of the rows that are held out."""
 
     output_dir: Folder
     """The run's folder: networks, results, checkpoints, metrics and this recipe, resolved."""

@@ -70,9 +70,7 @@ class Settings(BaseModel, metaclass=_SettingsType):
     def blamed(self, default: str, **elsewhere: Settings) -> Iterator[None]:
         """Report a ValueError of a function of plain arguments as a SettingError of the settings that they came from.
 
-        Args:
-            default: the setting to name where the error names no argument.
-            elsewhere: by argument, the section that it came from, where that is another one.
+        `default` is named where the error names no argument; `elsewhere` are arguments that came from other sections.
         """
         try:
             yield

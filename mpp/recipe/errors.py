@@ -94,7 +94,7 @@ class Document:
             overridden = any(self.locations[k] == COMMAND_LINE for k in self.locations if k[: len(keys)] == keys)
             location = COMMAND_LINE if overridden else self.location(keys)  # an override does not go with the file
             found = shown(self.value(keys)) if path in written and path else ""
-            found = "" if found.endswith("…") else found
+            found = found if found[-1:] != "…" else ""
             problems.append(Problem(location, path, without_name(path, complaint), found))
         return problems
 

@@ -36,8 +36,6 @@ from mpp.training.settings import (
 )
 
 Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
-
-
 Command = TypeVar("Command")
 
 

@@ -12,7 +12,7 @@ from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import CONTROLS, FeatureSettings
 from mpp.objective.settings import ObjectiveSettings
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, differences
-from mpp.settings import Duration, Settings
+from mpp.settings import Duration
 from mpp.study.settings import OtherEncoder
 from mpp.training.settings import ComputeSettings, ReconstructionSettings, TrainingSettings
 
@@ -58,9 +58,9 @@ class Recipes:
     finetune: dict[str, FinetuneRecipe]
     """By the fraction of the labels."""
 
-    def named(self) -> dict[str, Settings]:
+    def named(self) -> dict[str, PretrainRecipe | EvaluateRecipe | FinetuneRecipe]:
         """Each recipe by what it is for."""
-        stages: dict[str, Settings | None] = {"pretrain": self.pretrain, "evaluate": self.evaluate}
+        stages: dict[str, Any] = {"pretrain": self.pretrain, "evaluate": self.evaluate}
         stages |= {f"finetune {fraction}": each for fraction, each in self.finetune.items()}
         return {name: each for name, each in stages.items() if each is not None}
 
@@ -97,10 +97,11 @@ def units_of(recipe: GapRecipe) -> list[Unit]:
     """All units of a study, seed by seed, so that an interrupted study can already be read."""
     study = recipe.study
     found: list[Unit] = []
+    controls = CONTROLS if study.controls else ()
+    pretrained = [arm for arm in study.axis_arms if study.arm(arm).objective is not None]
     for swapped in (False, True) if study.both_ways else (False,):
         for seed in study.seeds:  # controls too: the seed decides which labelled images there are, and the shots
-            found += [Unit(arm, seed, Variant(swapped)) for arm in (*(CONTROLS if study.controls else ()), *study.arms)]
-            pretrained = [arm for arm in study.axis_arms if study.arm(arm).objective is not None]
+            found += [Unit(arm, seed, Variant(swapped)) for arm in (*controls, *study.arms)]
             found += [Unit(arm, seed, Variant(swapped, images)) for images in study.images for arm in pretrained]
             for size, other in study.sizes.items():
                 found += [Unit(arm, seed, Variant(swapped, None, size)) for arm in (other.arms or study.axis_arms)]
@@ -119,12 +120,15 @@ def unit_named(recipe: GapRecipe, name: str) -> Unit:
     return known[name]
 
 
+def data_of(recipe: GapRecipe, *, swapped: bool) -> tuple[DataSettings, DataSettings]:
+    """The upstream and the downstream images of a direction."""
+    return (recipe.downstream, recipe.upstream) if swapped else (recipe.upstream, recipe.downstream)
+
+
 def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
     """The recipes of a unit, in its folder."""
     arm, (swapped, images, size) = recipe.study.arm(unit.arm), unit.variant
-    upstream, downstream = recipe.upstream, recipe.downstream
-    if swapped:
-        upstream, downstream = downstream, upstream
+    upstream, downstream = data_of(recipe, swapped=swapped)
     encoder = _other(recipe.encoder, recipe.study.sizes[size]) if size else recipe.encoder
     start = encoder if arm.start == "random" else _changed(encoder, source=arm.start)
     pretrain = evaluate = None
@@ -134,8 +138,9 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
         pretrain = _pretrain(recipe, unit, start, upstream, arm.objective)
         start = _changed(encoder, source=pretrain.output_dir)
     control = arm.role == "control"
-    if control:
-        start = _changed(start, patch_size=_patch_size(encoder, downstream.image_size))
+    if control and encoder.patch_size is None:  # the size of the patches whose colours are the control
+        layout = planned(encoder, downstream.image_size).layout
+        start = _changed(start, patch_size=layout.patch_size if layout is not None else None)
     if arm.role != "scratch":
         evaluate = _evaluate(recipe, unit, start, downstream, control=control)
     fractions = () if control else recipe.finetuning.fractions
@@ -203,14 +208,6 @@ def _finetune(
         encoder=_changed(start, drop_path=part.drop_path),
         **sections,
     )
-
-
-def _patch_size(encoder: EncoderSettings, image_size: int) -> int | None:
-    """Of the patches whose colours are the control; None for a network that has none."""
-    if encoder.patch_size is not None:
-        return encoder.patch_size
-    layout = planned(encoder, image_size).layout
-    return layout.patch_size if layout is not None else None
 
 
 def scaled(settings: Any, factor: float) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,8 +81,8 @@ def here(
     recipe = written(tmp_path / "gap.yaml", GAP.replace("UPSTREAM", str(upstream)), tinted_images, tmp_path / "gap")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
-    def run(*changes: str) -> str:
-        assert gap.main([str(recipe), *changes]) == 2
+    def run(*changes: str, code: int = 2) -> str:
+        assert gap.main([str(recipe), *changes]) == code
         return " ".join(capsys.readouterr().err.split())
 
     return run
@@ -281,8 +282,24 @@ def test_mistakes_in_a_study_are_reported_as_those_of_its_own_settings_before_an
     message = here(*changes)
     for word in words:
         assert word in message
-    assert not list((tmp_path / "gap").rglob("log.txt"))
-    assert not list((tmp_path / "gap").rglob("checkpoints"))
+    assert not (tmp_path / "gap").exists()
+
+
+def test_a_study_that_is_refused_leaves_the_recipe_of_its_folder_as_it_was(here: Callable[..., str], tmp_path: Path):
+    (tmp_path / "gap").mkdir()
+    (tmp_path / "gap" / "recipe.yaml").write_text("before")
+    here("evaluation.few_shot.shots=[40]")
+    here("encoder.patch_size=5")
+    assert (tmp_path / "gap" / "recipe.yaml").read_text() == "before"
+
+
+def test_packages_that_are_not_installed_are_reported_before_anything_runs(
+    here: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert 'a study needs jinja2, sklearn: pip install "mpp[study]"' in here(code=1)
+    assert not (tmp_path / "gap").exists()
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ class Figures:
 
     def __init__(self, looks: Looks, arms: Mapping[str, Mapping[str, str]], rows: Sequence[Row], *, swapped: bool):
         self.looks, self.arms, self.swapped = looks, arms, swapped
-        self.rows = select(rows, variant=Variant(swapped))
-        self.variants = [row for row in rows if row.variant.swapped == swapped and row not in self.rows]
+        own = Variant(swapped)
+        self.rows = select(rows, variant=own)
+        self.variants = [row for row in rows if row.variant.swapped == swapped and row.variant != own]
         self.tuned = select(self.rows, evaluator="finetune", metric="accuracy")
         classes = mean(row.value for row in select(self.rows, evaluator="evaluate", metric="classes"))
         self.chance = 100 / classes if classes else None

@@ -63,13 +63,12 @@ def study(recipe: GapRecipe) -> int:
         print(f"study.scale: pre-training is {recipe.study.scale:g} times as long; fine-tuning keeps its length")
     units = units_of(recipe)
     done = [unit for unit in units if _outcome_of(recipe, unit)]  # raises for units that ran with other settings
-    code, failed = 0, list[str]()
+    failed: list[str] = []
     if len(done) < len(units):
         _check_networks(recipe, units)
         _check_data(recipe, units)
     write_recipe(recipe, folder / "recipe.yaml")
-    if len(done) < len(units):
-        code = run_all(recipe.study, folder, units, failed)
+    code = run_all(recipe.study, folder, units, failed) if len(done) < len(units) else 0
     outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
     if outcomes:
         from mpp.study.report.page import write_page  # late: its packages are optional

@@ -69,12 +69,9 @@ class Recipes:
         return {"start": self.start, **{name: each.model_dump(mode="json") for name, each in self.named().items()}}
 
     def changes(self, before: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Settings that decide results and have changed: dotted name, value then, value now.
+        """Settings that decide results and differ from those of an earlier `plain`: dotted name, value then, value now.
 
         Settings that were added to the package since have their defaults.
-
-        Args:
-            before: what `plain` gave then.
 
         Raises:
             ValueError: if these are no recipes of this version.
@@ -133,9 +130,8 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
     start = encoder if arm.start == "random" else _changed(encoder, source=arm.start)
     pretrain = evaluate = None
     if arm.objective is not None:
-        if images:
-            upstream = _changed(upstream, images=images)
-        pretrain = _pretrain(recipe, unit, start, upstream, arm.objective)
+        data = _changed(upstream, images=images) if images else upstream
+        pretrain = _pretrain(recipe, unit, start, data, arm.objective)
         start = _changed(encoder, source=pretrain.output_dir)
     control = arm.role == "control"
     if control and encoder.patch_size is None:  # the size of the patches whose colours are the control
@@ -223,13 +219,12 @@ def _together(*parts: TrainingSettings) -> Duration:
 
 def _other(encoder: EncoderSettings, other: OtherEncoder) -> EncoderSettings:
     """The study's encoder in another size, or another network."""
-    pool = other.pool or encoder.pool
     if other.name is not None:
         own = {"name": other.name, "patch_size": other.patch_size, "arguments": other.arguments}
     else:
         arguments = {**encoder.arguments, **other.arguments}
         own = {"patch_size": other.patch_size or encoder.patch_size, "arguments": arguments}
-    return _changed(encoder, pool=pool, **own).at(other.location)
+    return _changed(encoder, pool=other.pool or encoder.pool, **own).at(other.location)
 
 
 def _changed(settings: Any, **changes: Any) -> Any:

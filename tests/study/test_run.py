@@ -342,7 +342,7 @@ def test_results_of_weights_that_are_no_more_are_not_taken_for_those_of_a_unit(
     assert after["features_of"]["weights"] != before["features_of"]["weights"], "measured again"
 
 
-def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(
+def test_a_study_stopped_again_and_again_resumes_repeats_nothing_and_ends_alike(
     study: Study, straight: tuple[Command, Path], tmp_path: Path
 ):
     folder = tmp_path / "gap"
@@ -385,7 +385,7 @@ def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(
     assert (folder / "report.html").is_file()
 
 
-def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_goes_on(
+def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_can_resume(
     study: Study, straight: tuple[Command, Path], tmp_path: Path
 ):
     long = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE, "pretraining.training.duration.steps=9000")
@@ -579,7 +579,7 @@ def test_a_unit_asked_to_stop_between_its_trainings_stops(study: Study, tmp_path
     assert not tuned.exists() or journal(tuned)[-1]["step"] < 20000, "it went on for all of the fine-tuning"
 
 
-def test_a_study_that_was_moved_goes_on_in_the_middle_of_a_fine_tuning(study: Study, tmp_path: Path):
+def test_a_study_that_was_moved_resumes_in_the_middle_of_a_fine_tuning(study: Study, tmp_path: Path):
     one = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE)
     command = study(*one, start=True)
     until(command, lambda: (tmp_path / "gap/mean_color/seed-0/finetune-0.5/checkpoints/step-000000004").is_dir())

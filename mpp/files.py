@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whenever the machine stops."""
+"""Files that are written completely or not at all, whenever the machine stops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, flushed to disk, when the block ends well."""
+    """A temporary file beside `path` that replaces it, flushed to disk, when the block ends without an error."""
     draft = path.with_name(f".{path.name}.draft")  # one that a kill left behind is written over next time
     try:
         with naming(path):
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Say in an error which file it was about, which a full disk does not."""
+    """Add the file's name to an error, which has none where the disk is full."""
     try:
         yield
     except OSError as error:

@@ -8,9 +8,7 @@ from pathlib import Path
 def public_name(source: str, *, local: bool = False) -> str:
     """The name of a data set or encoder without its folders: `~/clients/scans` → `scans`, a Hub id unchanged.
 
-    Args:
-        source: as a recipe has it.
-        local: the source is known to be a path, even if it looks like a Hub id.
+    `local`: the source is known to be a path, even if it looks like a Hub id.
     """
     local = local or source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
     return Path(source).name if local else source

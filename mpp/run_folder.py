@@ -27,8 +27,7 @@ class FolderLock:
     def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
         """Lock the folder, and create it if necessary; wait `patience` seconds for another process.
 
-        Raises:
-            ValueError: if another process holds the lock, or the folder cannot be written to.
+        Raises ValueError if another process still has the lock, or the folder cannot be written to.
         """
         created = [each for each in (folder, *folder.parents) if not each.exists()]
         try:

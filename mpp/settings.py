@@ -53,6 +53,10 @@ class Settings(BaseModel, metaclass=_SettingsType):
         copy._location = path
         return copy
 
+    def __eq__(self, other: object) -> bool:
+        """Settings are equal wherever in a recipe they are."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
     @property
     def location(self) -> str:
         """The dotted path of this section in its recipe; empty for a whole recipe, and for settings of no recipe."""
@@ -62,17 +66,11 @@ class Settings(BaseModel, metaclass=_SettingsType):
         """The error to raise: what is wrong with each of these settings, by its name in this section."""
         return SettingError({f"{self.location}.{name}".lstrip("."): message for name, message in complaints.items()})
 
-    def __eq__(self, other: object) -> bool:
-        """Settings are equal wherever in a recipe they are."""
-        return type(self) is type(other) and self.__dict__ == other.__dict__
-
     @contextmanager
     def blamed(self, default: str, **elsewhere: Settings) -> Iterator[None]:
         """Report a ValueError of a function of plain arguments as a SettingError of the settings that they came from.
 
-        Args:
-            default: the setting to name where the error names no argument.
-            elsewhere: by argument, the section that it came from, where that is another one.
+        `default` is named where the error names no argument; `elsewhere` are arguments that came from other sections.
         """
         try:
             yield
@@ -163,8 +161,6 @@ def _at(value: Any, path: str) -> Any:
         return value.at(path)
     if isinstance(value, dict):
         return {key: _at(below, f"{path}.{key}") for key, below in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_at(below, f"{path}[{number}]") for number, below in enumerate(value))
     return value
 
 
@@ -186,7 +182,7 @@ class Duration(Settings):
     def _one_unit(self) -> Duration:
         given = [unit for unit in UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
-            found = " and ".join(given) if given else "nothing"
+            found = " and ".join(given) or "nothing"
             raise ValueError(f"a duration needs exactly one of steps, epochs or images; found {found}")
         return self
 

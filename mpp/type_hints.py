@@ -194,9 +194,9 @@ def _words(annotation: Any, limits: Mapping[str, Any]) -> Sequence[str]:
     if origin is Literal:
         return [str(choice) for choice in arguments]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if tuple(annotation.model_fields) == UNITS:
-            return [f"a duration: {listed(f'{{{unit}: …}}' for unit in UNITS)}"]
-        return [f"a mapping of {', '.join(annotation.model_fields)}"]
+        names = tuple(annotation.model_fields)
+        durations = listed(f"{{{unit}: …}}" for unit in UNITS)
+        return [f"a duration: {durations}" if names == UNITS else f"a mapping of {', '.join(names)}"]
     bounds = _bounds(limits)
     if origin not in (list, tuple):
         return [f"{_NOUNS.get(origin, 'any value')}{bounds}"]

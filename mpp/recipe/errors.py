@@ -80,25 +80,22 @@ class Document:
                 return None
         return value
 
-    def problem(
-        self, keys: Keys, complaint: str = "", *, found: str = "", allowed: str = "", advice: str = ""
-    ) -> Problem:
-        """What is wrong with the value at `keys`."""
-        return Problem(self.location(keys), dotted(keys), complaint, found, allowed, advice)
+    def problem(self, keys: Keys, complaint: str = "", **notes: str) -> Problem:
+        """What is wrong with the value at `keys`; the notes are `found`, `allowed` and `advice`."""
+        return Problem(self.location(keys), dotted(keys), complaint, **notes)
 
     def problems_of(self, error: Exception, above: Keys = ()) -> list[Problem]:
         """What a check of the settings at `above` complains about, with the line and the value of each setting."""
         complaints = error.complaints if isinstance(error, SettingError) else {"": str(error)}
-        problems = []
-        for path, complaint in complaints.items():
-            keys = (*above, *filter(None, path.split(".")))
-            overridden = [
-                at for known, at in self.locations.items() if known[: len(keys)] == keys and at == COMMAND_LINE
-            ]
-            found = shown(self.value(keys)) if keys in self.locations and keys else ""
+        written, problems = {dotted(keys): keys for keys in self.locations}, []
+        for name, complaint in complaints.items():
+            path = dotted((*above, name)).removesuffix(".")
+            keys = written.get(path, tuple(path.split(".")))
+            overridden = any(self.locations[k] == COMMAND_LINE for k in self.locations if k[: len(keys)] == keys)
             location = COMMAND_LINE if overridden else self.location(keys)  # an override does not go with the file
-            complaint = without_name(dotted(keys), complaint)
-            problems.append(Problem(location, dotted(keys), complaint, "" if found.endswith("…") else found))
+            found = shown(self.value(keys)) if path in written and path else ""
+            found = found if found[-1:] != "…" else ""
+            problems.append(Problem(location, path, without_name(path, complaint), found))
         return problems
 
     def forget(self, keys: Keys) -> None:

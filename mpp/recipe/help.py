@@ -37,17 +37,16 @@ def _is_section(setting: Setting) -> bool:
 
 def _section(path: str, setting: Setting, depth: int) -> Iterator[str]:
     """A section: what it is for, then its settings, or those of each of its kinds."""
-    doc = setting.doc
     if setting.variants:
         default = _REQUIRED if setting.required else getattr(setting.default, KIND, "null")
         yield from _heading(f"{path}.{KIND}={default}", listed(setting.variants), depth)
-        yield from _paragraph(doc, depth + 2)
-        doc = ""
+        yield from _paragraph(setting.doc, depth + 2)
     sections = {f"{path}.{KIND}={kind}:": model for kind, model in setting.variants.items()}
     for heading, model in (sections or {path: setting.model}).items():
         assert model is not None
         yield from _heading(heading, "", depth)
-        yield from _paragraph(doc or (inspect.getdoc(model) or "").partition("\n\n")[0], depth + 2)
+        own = "" if setting.variants else setting.doc
+        yield from _paragraph(own or (inspect.getdoc(model) or "").partition("\n\n")[0], depth + 2)
         for name, below in settings_of(model).items():
             if _is_section(below):
                 yield from _section(f"{path}.{name}", below, depth + 1)

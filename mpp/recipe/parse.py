@@ -14,13 +14,12 @@ from mpp.type_hints import Keys, dotted, listed, nearest
 
 def read_document(path: str | Path) -> Document:
     """The recipe at `path`; a file that cannot be read or is no mapping raises a `RecipeError`."""
-    name = str(path)
-    document = _parse(_read_text(Path(path)), name)
+    document = _parse(_read_text(Path(path)), str(path))
     if document.values is None:
-        raise _refusal(name, "the file is empty; the first line of a recipe is, for example, 'command: pretrain'")
+        raise _refusal(path, "the file is empty; the first line of a recipe is, for example, 'command: pretrain'")
     if not isinstance(document.values, dict):
         found = f"found {shown(document.values)}"
-        raise _refusal(name, f"a recipe is a mapping of settings, such as 'command: pretrain'; {found}")
+        raise _refusal(path, f"a recipe is a mapping of settings, such as 'command: pretrain'; {found}")
     return document
 
 
@@ -47,8 +46,7 @@ def _parse(text: str, name: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise _refusal(name, f"not valid YAML: the character #x{error.character:04x}", line) from None
-    if node is not None:
-        document.values = _build(node, (), document)
+    document.values = _build(node, (), document) if node is not None else None
     return document
 
 

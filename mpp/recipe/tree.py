@@ -37,8 +37,6 @@ from mpp.training.settings import (
 )
 
 Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
-
-
 Command = TypeVar("Command")
 
 
@@ -49,8 +47,7 @@ class RunRecipe(Settings, Generic[Command]):
     """The command that this recipe is for."""
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Of every random draw: weights, order, crops, corruption, augmentation; and of the held-out rows where the data
-    has one split."""
+    """Of every random draw: weights, order, crops, corruption, augmentation; and of the rows that are held out."""
 
     output_dir: Folder
     """The run's folder: networks, results, checkpoints, metrics and this recipe, resolved."""

@@ -21,8 +21,8 @@ _IN_WORDS = ("_type", "_parsing", "_than", "_than_equal", "_error", "_short", "_
 def check(document: Document, model: type[S]) -> S:
     """The settings in `document`; a `RecipeError` with everything that is wrong in it otherwise.
 
-    Pydantic's strict mode for JSON has the manners a recipe needs: no text for numbers, no numbers for booleans, lists
-    for tuples, integers for floats.
+    Pydantic's strict mode for JSON is what a recipe needs: it takes lists for tuples and integers for floats, but no
+    text for numbers and no numbers for booleans.
     """
     problems: dict[str, Problem] = {}
     try:
@@ -54,9 +54,8 @@ def _explain(details: ErrorDetails, model: type[BaseModel], document: Document) 
     else:
         if not (allowed and kind.endswith(_IN_WORDS)):
             allowed = f"{allowed}; {details['msg']}" if allowed else details["msg"]
-        yield document.problem(
-            keys, found=shown(value), allowed=allowed, advice=_advice(value, setting) if setting else ""
-        )
+        advice = _advice(value, setting) if setting else ""
+        yield document.problem(keys, found=shown(value), allowed=allowed, advice=advice)
 
 
 def _unknown_key(keys: Keys, model: type[BaseModel], document: Document) -> Problem:

@@ -30,14 +30,14 @@ DEEPEST = 32
 
 
 class Loader(yaml.SafeLoader):
-    """Composes nodes of the core schema; `reading` turns them into values, so that each keeps its line."""
+    """Composes nodes of the core schema; `parse` turns them into values, so that each keeps its line."""
 
     yaml_implicit_resolvers = {}
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
-        """Compose as PyYAML does, but refuse deep nests, and aliases, whose values could not be overridden apart."""
+        """Compose as PyYAML does, but refuse deep nests, and aliases, whose values cannot be overridden one by one."""
         problem = "aliases (*name) are not read, write the value out" if self.check_event(yaml.AliasEvent) else ""
         if self.depth >= DEEPEST:
             problem = f"nested more than {DEEPEST} deep"
@@ -78,7 +78,6 @@ for _tag, _pattern, _first in _CORE_SCHEMA:
 Dumper.add_representer(str, Dumper.text)
 Dumper.add_representer(dict, Dumper.entries)
 Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence(_LIST, items, flow_style=True))
-
 
 _READ: dict[str, Callable[[str], Any]] = {
     NULL: lambda text: None,

@@ -59,11 +59,6 @@ class Arm(Settings):
         return study.model_copy(update={name: getattr(both, name) for name in self.optimizer})
 
     @property
-    def needs_patches(self) -> bool:
-        """Whether its objective needs an encoder of patches."""
-        return self.objective is not None and self.objective.needs_patches
-
-    @property
     def role(self) -> Role:
         """What it is compared as; self-supervised objectives are those that need no labels."""
         if self.objective is not None:

@@ -21,12 +21,7 @@ NOTE = (
 
 
 def claims_of(rows: list[Row], arms: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Every comparison that a study is made for, variant by variant.
-
-    Args:
-        rows: of the table of results.
-        arms: `title` and `role` of each arm by its name, in the order in which they are shown.
-    """
+    """Every comparison that a study is made for, variant by variant; `arms` has the `title` and `role` of each."""
     found = []
     for variant in dict.fromkeys(row.variant for row in rows):
         cells = accuracies(rows, variant)

@@ -36,7 +36,7 @@ from mpp.settings import SettingError, together
 from mpp.study import results
 from mpp.study.claims import NOTE, claims_of
 from mpp.study.processes import OUTCOME, PATIENCE, run_all
-from mpp.study.units import Unit, recipes_of, unit_named, units_of
+from mpp.study.units import Unit, data_of, recipes_of, unit_named, units_of
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code
 
@@ -63,13 +63,12 @@ def study(recipe: GapRecipe) -> int:
         print(f"study.scale: pre-training is {recipe.study.scale:g} times as long; fine-tuning keeps its length")
     units = units_of(recipe)
     done = [unit for unit in units if _outcome_of(recipe, unit)]  # raises for units that ran with other settings
-    code, failed = 0, list[str]()
+    failed: list[str] = []
     if len(done) < len(units):
         _check_networks(recipe, units)
         _check_data(recipe, units)
     write_recipe(recipe, folder / "recipe.yaml")
-    if len(done) < len(units):
-        code = run_all(recipe.study, folder, units, failed)
+    code = run_all(recipe.study, folder, units, failed) if len(done) < len(units) else 0
     outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
     if outcomes:
         from mpp.study.report.page import write_page  # late: its packages are optional
@@ -121,22 +120,14 @@ def _compact(found: dict[str, Any]) -> str:
 
 
 def _check_installed(recipe: GapRecipe) -> None:
-    """Check before the study, and not at its end, that all packages are installed.
-
-    Raises:
-        RuntimeError: naming those that are missing.
-    """
+    """Check before the study, and not at its end, that all packages are installed."""
     needed = ["scipy", "matplotlib", "jinja2", *(["sklearn"] if recipe.evaluation.linear_probe else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
         raise RuntimeError(f'a study needs {", ".join(missing)}: pip install "mpp[study]"')
 
 
 def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
-    """Check, before any data is read, that timm can build the networks and optimisers.
-
-    Raises:
-        SettingError: with all complaints.
-    """
+    """Check, before any data is read, that timm can build the networks and optimisers."""
     together(
         *(partial(_check_unit, recipe, unit) for unit in units),
         lambda: check_optimizer(recipe.pretraining.optimizer),
@@ -145,15 +136,12 @@ def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
 
 
 def _check_unit(recipe: GapRecipe, unit: Unit) -> None:
-    """Check that timm can make the network and the arm's own optimizer, and that its objective fits the patches.
-
-    Raises:
-        SettingError: of the network or of the arm, with all complaints.
-    """
+    """Check that timm can make the network and the arm's own optimizer, and that its objective fits the patches."""
     arm, size, recipes = recipe.study.arm(unit.arm), unit.variant.size, recipes_of(recipe, unit)
-    stages = [each for each in (recipes.pretrain, recipes.evaluate, *recipes.finetune.values()) if each is not None]
-    if stages and arm.start == "random":  # from scratch without fine-tuning there is nothing to run
-        check_network(stages[0].encoder, recipe.upstream, patches=arm.needs_patches)
+    first = next(iter(recipes.named().values()), None)  # from scratch without fine-tuning there is none
+    if first is not None and arm.start == "random":
+        patches = arm.objective is not None and arm.objective.needs_patches
+        check_network(first.encoder, recipe.upstream, patches=patches)
     if recipes.pretrain is None:
         return
     try:
@@ -166,39 +154,29 @@ def _check_unit(recipe: GapRecipe, unit: Unit) -> None:
 
 
 def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
-    """Open the data sets once, before anything is trained on them.
-
-    Raises:
-        ValueError: if one of them cannot be read, or has too few images or no labels.
-    """
+    """Check, before anything is trained, that the data sets can be read, and have enough images and labels."""
     for swapped in sorted({unit.variant.swapped for unit in units}):
-        upstream, downstream = recipe.upstream, recipe.downstream
-        if swapped:
-            upstream, downstream = downstream, upstream
+        upstream, downstream = data_of(recipe, swapped=swapped)
         here = [unit for unit in units if unit.variant.swapped == swapped]
-        labelled = bool(recipe.pretraining.evaluation.evaluators)
-        labelled |= any(recipe.study.arm(unit.arm).role == "supervised" for unit in here)
-        rows = open_splits(upstream, recipe.study.seeds[0], labelled=labelled).train
-        if recipe.pretraining.evaluation.evaluators:
-            divided(recipe.pretraining.evaluation, rows)
-        if (most := max((unit.variant.images or 0 for unit in here), default=0)) > len(rows):
+        measured, seed = recipe.pretraining.evaluation, recipe.study.seeds[0]
+        supervised = any(recipe.study.arm(unit.arm).role == "supervised" for unit in here)
+        rows = open_splits(upstream, seed, labelled=supervised or bool(measured.evaluators)).train
+        if measured.evaluators:
+            divided(measured, rows)
+        if (most := max(unit.variant.images or 0 for unit in here)) > len(rows):
             raise recipe.study.error(images=f"{most} are more than the {len(rows)} images of {upstream.source}")
-        evaluated = open_splits(downstream, recipe.study.seeds[0], labelled=True, held_out=DATA_ORDER)
+        evaluated = open_splits(downstream, seed, labelled=True, held_out=DATA_ORDER)
         if same_data(upstream, downstream):
-            _check_apart(rows, evaluated)
+            _check_disjoint(rows, evaluated)
         labels = evaluated.train.labels
         assert labels is not None
         if len(np.unique(labels)) < 2:
-            raise ValueError(f"{downstream.source} holds images of a single class: there is nothing to tell apart")
+            raise ValueError(f"{downstream.source} has images of a single class; classification needs two")
         _check_evaluation(recipe, labels)
 
 
-def _check_apart(rows: ImageTable, evaluated: Splits) -> None:
-    """Check that no image is in the upstream training split and in a downstream split too.
-
-    Raises:
-        ValueError: with how many there are.
-    """
+def _check_disjoint(rows: ImageTable, evaluated: Splits) -> None:
+    """Check that no image is in the upstream training split and in a downstream split too."""
     for part in evaluated:
         if shared := len(np.intersect1d(rows.source_rows, part.source_rows)):
             raise ValueError(
@@ -208,19 +186,16 @@ def _check_apart(rows: ImageTable, evaluated: Splits) -> None:
 
 
 def _check_evaluation(recipe: GapRecipe, labels: Numbers) -> None:
-    """Check that there are enough labelled images; every seed draws as many of each class.
-
-    Raises:
-        SettingError: naming the setting and both numbers.
-    """
-    part, seed = recipe.evaluation, recipe.study.seeds[0]
+    """Check that there are enough labelled images; every seed draws as many of each class."""
+    part, seed, sizes = recipe.evaluation, recipe.study.seeds[0], recipe.study.sizes.values()
     used = labels[fraction_rows(labels, part.labels.fraction, seed)]
     networks = [(recipe.encoder.name, recipe.encoder.arguments)]
-    networks += [(other.name, other.arguments) for other in recipe.study.sizes.values() if other.name is not None]
+    networks += [(other.name, other.arguments) for other in sizes if other.name is not None]
     objectives = [recipe.study.arm(unit.arm).objective for unit in units_of(recipe)]
     defaults = {"token"} | {"avg" for each in objectives if each is not None and not each.trains_class_token}
-    asked = (recipe.encoder.pool, *(other.pool or recipe.encoder.pool for other in recipe.study.sizes.values()))
-    pools = {*part.features.pools}.union(*({pool} if pool is not None else defaults for pool in asked))
+    pools = set(part.features.pools)
+    for pool in (recipe.encoder.pool, *(other.pool or recipe.encoder.pool for other in sizes)):
+        pools |= defaults if pool is None else {pool}
     several = part.features.blocks != "last" or len(pools) > 1
     chooses = part.labels.dev > 0 and several and any(has_patches(*network) for network in networks)
     dev = dev_split(used, part.labels.dev, seed) if chooses else None
@@ -236,14 +211,8 @@ def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
         if _outcome_of(recipe, unit):
             print(f"{unit}: done before")
             continue
-        recipes = recipes_of(recipe, unit)
-        stages: list[Callable[[], int]] = [partial(finetune, each, stop) for each in recipes.finetune.values()]
-        if recipes.evaluate is not None:
-            stages.insert(0, partial(_evaluate, recipes.evaluate, stop))
-        if recipes.pretrain is not None:
-            stages.insert(0, partial(pretrain, recipes.pretrain, stop))
-        for run in stages:
-            if code := run():
+        for stage in recipes_of(recipe, unit).named().values():
+            if code := COMMANDS[stage.command](stage, stop):
                 return code
             if (number := stop.asked()) is not None:
                 return exit_code(number)
@@ -260,6 +229,9 @@ def _evaluate(recipe: EvaluateRecipe, stop: StopRequest) -> int:
     code = evaluate(recipe)
     stop.listen()
     return code
+
+
+COMMANDS: dict[str, Callable[..., int]] = {"pretrain": pretrain, "evaluate": _evaluate, "finetune": finetune}
 
 
 def _outcome(recipe: GapRecipe, unit: Unit) -> dict[str, Any]:

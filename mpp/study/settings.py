@@ -77,9 +77,9 @@ class StudySettings(Settings):
     """Save and stop after so long; the same command resumes. null runs to the end."""
 
     parallel: int = Field(default=1, ge=1)
-    """How many arms run at once, each on its share of this machine's cores and on the GPUs in turn; small networks
-    leave most of either idle. With other threads, results are the same up to rounding. A `training.threads` that is
-    set holds for each of them."""
+    """How many arms run at once, each on an equal number of this machine's cores, and on the GPUs in turn; small
+    networks leave most of either idle. With other threads, results are the same up to rounding. A `training.threads`
+    that is set holds for each of them."""
 
     only: tuple[str, ...] = ()
     """Run these alone, e.g. `[mean_color/seed-0]`, and write no report: so a study is spread over machines, and so

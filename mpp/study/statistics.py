@@ -17,16 +17,12 @@ class Interval(NamedTuple):
 
 
 def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
-    """The interval of b − a by Student's t on the paired differences, with n − 1 degrees of freedom.
-
-    Args:
-        a, b: as many numbers each, of the same seeds in the same order.
-        level: of confidence.
+    """The interval of b − a by Student's t on the differences of each seed, with n − 1 degrees of freedom.
 
     Raises:
         ValueError: if the pairs do not match, or there is but one.
     """
-    from scipy.stats import t  # late: optional, and the study checks it
+    from scipy.stats import t  # late: it is optional, and `study` checks that it is installed
 
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"an interval needs two or more pairs; found {len(a)} and {len(b)} numbers")

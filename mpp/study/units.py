@@ -11,7 +11,7 @@ from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import CONTROLS, FeatureSettings
 from mpp.objective.settings import ObjectiveSettings
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, differences
-from mpp.settings import Duration, Settings
+from mpp.settings import Duration
 from mpp.study.settings import OtherEncoder
 from mpp.training.settings import ComputeSettings, ReconstructionSettings, TrainingSettings
 
@@ -57,9 +57,9 @@ class Recipes:
     finetune: dict[str, FinetuneRecipe]
     """By the fraction of the labels."""
 
-    def named(self) -> dict[str, Settings]:
+    def named(self) -> dict[str, PretrainRecipe | EvaluateRecipe | FinetuneRecipe]:
         """Each recipe by what it is for."""
-        stages: dict[str, Settings | None] = {"pretrain": self.pretrain, "evaluate": self.evaluate}
+        stages: dict[str, Any] = {"pretrain": self.pretrain, "evaluate": self.evaluate}
         stages |= {f"finetune {fraction}": each for fraction, each in self.finetune.items()}
         return {name: each for name, each in stages.items() if each is not None}
 
@@ -68,12 +68,9 @@ class Recipes:
         return {"start": self.start, **{name: each.model_dump(mode="json") for name, each in self.named().items()}}
 
     def changes(self, before: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Settings that decide results and have changed: dotted name, value then, value now.
+        """Settings that decide results and differ from those of an earlier `plain`: dotted name, value then, value now.
 
         Settings that were added to the package since have their defaults.
-
-        Args:
-            before: what `plain` gave then.
 
         Raises:
             ValueError: if these are no recipes of this version.
@@ -96,10 +93,11 @@ def units_of(recipe: GapRecipe) -> list[Unit]:
     """All units of a study, seed by seed, so that an interrupted study can already be read."""
     study = recipe.study
     found: list[Unit] = []
+    controls = CONTROLS if study.controls else ()
+    pretrained = [arm for arm in study.axis_arms if study.arm(arm).objective is not None]
     for swapped in (False, True) if study.both_ways else (False,):
         for seed in study.seeds:  # controls too: the seed decides which labelled images there are, and the shots
-            found += [Unit(arm, seed, Variant(swapped)) for arm in (*(CONTROLS if study.controls else ()), *study.arms)]
-            pretrained = [arm for arm in study.axis_arms if study.arm(arm).objective is not None]
+            found += [Unit(arm, seed, Variant(swapped)) for arm in (*controls, *study.arms)]
             found += [Unit(arm, seed, Variant(swapped, images)) for images in study.images for arm in pretrained]
             for size, other in study.sizes.items():
                 found += [Unit(arm, seed, Variant(swapped, None, size)) for arm in (other.arms or study.axis_arms)]
@@ -118,23 +116,26 @@ def unit_named(recipe: GapRecipe, name: str) -> Unit:
     return known[name]
 
 
+def data_of(recipe: GapRecipe, *, swapped: bool) -> tuple[DataSettings, DataSettings]:
+    """The upstream and the downstream images of a direction."""
+    return (recipe.downstream, recipe.upstream) if swapped else (recipe.upstream, recipe.downstream)
+
+
 def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
     """The recipes of a unit, in its folder."""
     arm, (swapped, images, size) = recipe.study.arm(unit.arm), unit.variant
-    upstream, downstream = recipe.upstream, recipe.downstream
-    if swapped:
-        upstream, downstream = downstream, upstream
+    upstream, downstream = data_of(recipe, swapped=swapped)
     encoder = _other(recipe.encoder, recipe.study.sizes[size]) if size else recipe.encoder
     start = encoder if arm.start == "random" else _changed(encoder, source=arm.start)
     pretrain = evaluate = None
     if arm.objective is not None:
-        if images:
-            upstream = _changed(upstream, images=images)
-        pretrain = _pretrain(recipe, unit, start, upstream, arm.objective)
+        data = _changed(upstream, images=images) if images else upstream
+        pretrain = _pretrain(recipe, unit, start, data, arm.objective)
         start = _changed(encoder, source=pretrain.output_dir)
     control = arm.role == "control"
-    if control:
-        start = _changed(start, patch_size=_patch_size(encoder, downstream.image_size))
+    if control and encoder.patch_size is None:  # the size of the patches whose colours are the control
+        layout = planned(encoder, downstream.image_size).layout
+        start = _changed(start, patch_size=layout.patch_size if layout is not None else None)
     if arm.role != "scratch":
         evaluate = _evaluate(recipe, unit, start, downstream, control=control)
     fractions = () if control else recipe.finetuning.fractions
@@ -204,14 +205,6 @@ def _finetune(
     )
 
 
-def _patch_size(encoder: EncoderSettings, image_size: int) -> int | None:
-    """Of the patches whose colours are the control; None for a network that has none."""
-    if encoder.patch_size is not None:
-        return encoder.patch_size
-    layout = encoder.architecture(image_size).layout
-    return layout.patch_size if layout is not None else None
-
-
 def scaled(settings: Any, factor: float) -> Any:
     """Settings with all their durations times a factor."""
     return _changed(settings, **{n: d.scaled(factor) for n, d in settings if isinstance(d, Duration)})
@@ -225,13 +218,12 @@ def _together(*parts: TrainingSettings) -> Duration:
 
 def _other(encoder: EncoderSettings, other: OtherEncoder) -> EncoderSettings:
     """The study's encoder in another size, or another network."""
-    pool = other.pool or encoder.pool
     if other.name is not None:
         own = {"name": other.name, "patch_size": other.patch_size, "arguments": other.arguments}
     else:
         arguments = {**encoder.arguments, **other.arguments}
         own = {"patch_size": other.patch_size or encoder.patch_size, "arguments": arguments}
-    return _changed(encoder, pool=pool, **own).at(other.location)
+    return _changed(encoder, pool=other.pool or encoder.pool, **own).at(other.location)
 
 
 def _changed(settings: Any, **changes: Any) -> Any:

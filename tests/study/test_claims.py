@@ -111,7 +111,7 @@ def test_frozen_features_are_compared_with_random_weights_and_fine_tuning_with_s
     }  # fmt: skip
 
 
-def test_the_first_k_of_knn_stands_for_all_and_layers_are_told_apart():
+def test_only_the_first_k_of_knn_counts_and_layers_are_separate():
     rows = [r for k in (20, 10) for r in arm("mean_color", [value - k / 1000 for value in MPP], "knn", setting=k)]
     rows += arm("mean_color", [value - 0.1 for value in MPP], "knn", setting=20, layer="default")
     cells = accuracies(rows, Variant())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,8 +81,8 @@ def here(
     recipe = written(tmp_path / "gap.yaml", GAP.replace("UPSTREAM", str(upstream)), tinted_images, tmp_path / "gap")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
-    def run(*changes: str) -> str:
-        assert gap.main([str(recipe), *changes]) == 2
+    def run(*changes: str, code: int = 2) -> str:
+        assert gap.main([str(recipe), *changes]) == code
         return " ".join(capsys.readouterr().err.split())
 
     return run
@@ -281,8 +282,24 @@ def test_mistakes_in_a_study_are_reported_as_those_of_its_own_settings_before_an
     message = here(*changes)
     for word in words:
         assert word in message
-    assert not list((tmp_path / "gap").rglob("log.txt"))
-    assert not list((tmp_path / "gap").rglob("checkpoints"))
+    assert not (tmp_path / "gap").exists()
+
+
+def test_a_study_that_is_refused_leaves_the_recipe_of_its_folder_as_it_was(here: Callable[..., str], tmp_path: Path):
+    (tmp_path / "gap").mkdir()
+    (tmp_path / "gap" / "recipe.yaml").write_text("before")
+    here("evaluation.few_shot.shots=[40]")
+    here("encoder.patch_size=5")
+    assert (tmp_path / "gap" / "recipe.yaml").read_text() == "before"
+
+
+def test_packages_that_are_not_installed_are_reported_before_anything_runs(
+    here: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert 'a study needs jinja2, sklearn: pip install "mpp[study]"' in here(code=1)
+    assert not (tmp_path / "gap").exists()
 
 
 @pytest.mark.parametrize(
@@ -325,7 +342,7 @@ def test_results_of_weights_that_are_no_more_are_not_taken_for_those_of_a_unit(
     assert after["features_of"]["weights"] != before["features_of"]["weights"], "measured again"
 
 
-def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(
+def test_a_study_stopped_again_and_again_resumes_repeats_nothing_and_ends_alike(
     study: Study, straight: tuple[Command, Path], tmp_path: Path
 ):
     folder = tmp_path / "gap"
@@ -368,7 +385,7 @@ def test_a_study_stopped_again_and_again_goes_on_repeats_nothing_and_ends_alike(
     assert (folder / "report.html").is_file()
 
 
-def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_goes_on(
+def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_can_resume(
     study: Study, straight: tuple[Command, Path], tmp_path: Path
 ):
     long = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE, "pretraining.training.duration.steps=9000")
@@ -562,7 +579,7 @@ def test_a_unit_asked_to_stop_between_its_trainings_stops(study: Study, tmp_path
     assert not tuned.exists() or journal(tuned)[-1]["step"] < 20000, "it went on for all of the fine-tuning"
 
 
-def test_a_study_that_was_moved_goes_on_in_the_middle_of_a_fine_tuning(study: Study, tmp_path: Path):
+def test_a_study_that_was_moved_resumes_in_the_middle_of_a_fine_tuning(study: Study, tmp_path: Path):
     one = ("study.arms=[mean_color]", "study.seeds=[0]", *ALONE)
     command = study(*one, start=True)
     until(command, lambda: (tmp_path / "gap/mean_color/seed-0/finetune-0.5/checkpoints/step-000000004").is_dir())

@@ -92,7 +92,7 @@ def test_the_swapped_direction_exchanges_the_data():
     assert (recipes.pretrain.data, recipes.evaluate.data) == (recipe.downstream, recipe.upstream)
 
 
-def test_arms_begin_with_the_same_weights(tmp_path: Path):
+def test_arms_start_from_the_same_weights(tmp_path: Path):
     """Whatever head comes behind the encoder."""
     data = {"source": str(tinted_data(tmp_path, train=30, test=9)), "image_size": SIZE}
     encoder = {"patch_size": 4, "arguments": {"embed_dim": 32, "depth": 1, "num_heads": 2}}

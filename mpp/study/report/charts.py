@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,6 @@ WIDTH = 4.0
 COLUMNS = 3
 """Panels beside each other."""
 INK, MUTED, RULE, BAND = "#101112", "#626364", "#d9dadb", "#f2f3f4"
-LEVELS = {"chance": "--", "label frequencies": "--", "visible neighbours": ":"}
-"""Horizontal lines: their names, and the line styles of matplotlib."""
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mpp",
@@ -49,7 +48,7 @@ STYLE: dict[str, Any] = {
 # After Okabe and Ito (2008), darkened until each has a contrast of 3 : 1 with white.
 COLORS = ("#767676", "#8a6d00", "#0072b2", "#008f68", "#b8568d", "#d55e00", "#2b8fc9", "#6b5344", "#4f5d63", "#5b5b8c")
 MARKERS = "Xvos^PDpd*"
-LINES = (":", "-.", "-", "--")
+LINESTYLES = (":", "-.", "-", "--")
 
 
 class Look(NamedTuple):
@@ -66,16 +65,14 @@ Looks = Mapping[str, Look]
 
 def looks_of(titles: Mapping[str, str]) -> dict[str, Look]:
     """A look for each arm, from the titles of the arms."""
-    kinds = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), itertools.cycle(LINES), strict=True)
+    kinds = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS), itertools.cycle(LINESTYLES), strict=True)
     return {arm: Look(title, *kind) for (arm, title), kind in zip(titles.items(), kinds, strict=False)}
 
 
-@dataclass(frozen=True)
-class Image:
-    """A figure for the page."""
+class Image(NamedTuple):
+    """A figure for the page: SVG as a data URI, and its description."""
 
     source: str
-    """SVG as a data URI."""
     description: str
 
 
@@ -89,14 +86,13 @@ class Lines:
     curves: Mapping[str, Runs]
     """By arm."""
     levels: Mapping[str, float | None] = field(default_factory=dict)
-    """Horizontal lines, by a name of `LEVELS`; None is left out."""
+    """One or two horizontal lines by name; None is left out."""
     log: bool = False
     """A logarithmic x axis, with a tick for each x."""
     categories: Sequence[str] = ()
     """Names of x = 0, 1, 2, …"""
 
-    height = 2.9
-    """Inches."""
+    height = 2.9  # inches
 
     def draw(self, axes: Axes, looks: Looks) -> None:
         """Draw it."""
@@ -105,9 +101,9 @@ class Lines:
                 axes.plot(*zip(*run, strict=True), color=looks[arm].color, linewidth=0.7, alpha=0.45)
             mean = _mean(runs)
             axes.plot(*zip(*mean, strict=True), **looks[arm]._asdict(), markevery=max(len(mean) // 8, 1))
-        for name, value in self.levels.items():
+        for (name, value), line in zip(self.levels.items(), ("--", ":"), strict=False):
             if value is not None:
-                axes.axhline(value, color=MUTED, linewidth=1.1, linestyle=LEVELS[name], label=name)
+                axes.axhline(value, color=MUTED, linewidth=1.1, linestyle=line, label=name)
         axes.set(title=self.title, xlabel=self.x, ylabel=self.y)
         values = sorted({x for runs in self.curves.values() for run in runs for x, _ in run})
         if self.categories:
@@ -123,10 +119,12 @@ class Lines:
 
     def description(self, looks: Looks) -> str:
         """The last points in words."""
-        ends = {looks[arm].label: _mean(runs)[-1] for arm, runs in self.curves.items()}
-        where = {x: self.categories[int(x)] if self.categories else f"{x:,.4g}" for x, _ in ends.values()}
-        points = "; ".join(f"{title} {y:.3g} at {where[x]}" for title, (x, y) in ends.items())
-        return f"{self.y} against {self.x}. Last points: {points}."
+        points = []
+        for arm, runs in self.curves.items():
+            x, y = _mean(runs)[-1]
+            where = self.categories[int(x)] if self.categories else f"{x:,.4g}"
+            points.append(f"{looks[arm].label} {y:.3g} at {where}")
+        return f"{self.y} against {self.x}. Last points: {'; '.join(points)}."
 
 
 @dataclass(frozen=True)
@@ -188,15 +186,14 @@ def draw(panels: Iterable[Lines | Forest], looks: Looks) -> Image | None:
     if not shown:
         return None
     columns = min(len(shown), COLUMNS)
-    rows = -(-len(shown) // columns)
+    rows = math.ceil(len(shown) / columns)
     with style.context(["default", STYLE]):  # whatever the user's own settings are
         figure = Figure(layout="constrained")
         for number, panel in enumerate(shown, start=1):
             panel.draw(figure.add_subplot(rows, columns, number), looks)
         legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
         handles = {label: handle for legend in legends for handle, label in legend}
-        legend_rows = -(-len(handles) // columns)
-        height = 0.2 + 0.22 * legend_rows + rows * max(panel.height for panel in shown)
+        height = 0.2 + 0.22 * math.ceil(len(handles) / columns) + rows * max(panel.height for panel in shown)
         figure.set_size_inches(WIDTH * columns, height)
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns)
         file = io.BytesIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from mpp.study.claims import variant_title
@@ -14,36 +15,30 @@ from mpp.study.units import Variant
 
 SEEN = "images seen in pre-training"
 POOLS = {"token": "class token", "avg": "mean of patches", "both": "token and mean"}
-Curves = dict[str, Runs]
+_title = attrgetter("measure.title")
 X = Callable[[Row], float]
 
 
 class Figures:
-    """The figures of one direction of a study; every one is a query of its rows.
-
-    Args:
-        looks: of the arms.
-        arms: `title` and `role` of each arm.
-        rows: of the whole study.
-        swapped: which direction.
-    """
+    """The figures of one direction of a study; every one is a query of the rows of the study."""
 
     def __init__(self, looks: Looks, arms: Mapping[str, Mapping[str, str]], rows: Sequence[Row], *, swapped: bool):
         self.looks, self.arms, self.swapped = looks, arms, swapped
-        self.rows = select(rows, variant=Variant(swapped))
-        self.variants = [row for row in rows if row.variant.swapped == swapped and row not in self.rows]
+        own = Variant(swapped)
+        self.rows = select(rows, variant=own)
+        self.variants = [row for row in rows if row.variant.swapped == swapped and row.variant != own]
         self.tuned = select(self.rows, evaluator="finetune", metric="accuracy")
-        classes = mean(row.value for row in select(self.rows, evaluator="evaluate", metric="classes"))
-        self.chance = 100 / classes if classes else None
+        classes = select(self.rows, evaluator="evaluate", metric="classes")
+        self.chance = 100 / classes[0].value if classes else None
         """Downstream accuracy by guessing, per cent."""
 
     def by_labels(self) -> Image | None:
         """Accuracy against the number of labels: few-shot, and fine-tuned."""
         few_shot = select(self.rows, evaluator="few_shot", layer="chosen", metric="accuracy")
-        of_classes, of_all = "labelled images of each class", "labels used, %"
+        of_class, of_all = "labelled images of each class", "labels used, %"
         panels = [
-            *self._panels(few_shot, of_classes, _setting, lambda _: "Few-shot, frozen features", log=True),
-            *self._panels(self.tuned, of_all, lambda row: 100 * _setting(row), lambda _: "Fine-tuned", log=True),
+            *self._panels(few_shot, of_class, lambda r: r.setting or 0, lambda _: "Few-shot, frozen", log=True),
+            *self._panels(self.tuned, of_all, lambda r: 100 * (r.setting or 0), lambda _: "Fine-tuned", log=True),
         ]
         return draw(filter(_has_lines, panels), self.looks)
 
@@ -73,7 +68,8 @@ class Figures:
             own = select(self.rows, arm=arm, evaluator="pretrain")
             masked = select(own, metric="validation_loss_mask")  # without kept patches, which leak their answer
             names = {"label frequencies": "baseline_histogram", "visible neighbours": "baseline_neighbours"}
-            levels = {title: mean(row.value for row in select(own, metric=name)) for title, name in names.items()}
+            values = {title: [row.value for row in select(own, metric=name)] for title, name in names.items()}
+            levels = {title: statistics.fmean(found) if found else None for title, found in values.items()}
             if curves := self._curves(masked or select(own, metric="validation_loss"), _samples, factor=1):
                 y = "loss, masked patches" if masked else "loss"
                 panels.append(Lines(about["title"], SEEN, y, curves, levels))
@@ -90,14 +86,14 @@ class Figures:
     def tuning(self) -> Image | None:
         """Accuracy on the dev split while fine-tuning, where a search has one."""
         found = select(self.rows, evaluator="finetune", metric="dev_accuracy")
-        return draw(self._panels(found, "images seen", _samples, _labels), self.looks)
+        return draw(self._panels(found, "images seen", _samples, _title), self.looks)
 
     def spent(self) -> Image | None:
         """Test accuracy after fine-tuning against the cost of all training, searches included."""
         panels = []
         for metric, label in (("images_seen", "images seen in all training"), ("flops", "FLOPs of all training")):
             total = partial(_total, select(self.rows, metric=metric))
-            panels += self._panels(self.tuned, label, total, _labels)
+            panels += self._panels(self.tuned, label, total, _title)
         return draw(panels, self.looks)
 
     def depth(self) -> Image | None:
@@ -123,8 +119,7 @@ class Figures:
             sizes = {variant: float(rank) for rank, variant in enumerate(sizes)}
         label = "size of the encoder" if names else "pre-training images"
         found = [row for row in downstream(rows) if row.layer != "default"]
-        x, title = (lambda row: sizes[row.variant]), (lambda row: row.measure.title)
-        panels = self._panels(found, label, x, title, log=True, categories=names)
+        panels = self._panels(found, label, lambda row: sizes[row.variant], _title, log=True, categories=names)
         return draw(filter(_has_lines, panels), self.looks)
 
     def _panels(self, rows: Iterable[Row], label: str, x: X, title: Callable[[Row], str], **more: Any) -> list[Lines]:
@@ -135,7 +130,7 @@ class Figures:
             groups.setdefault(title(row), []).append(row)
         return [Lines(name, label, "accuracy, %", self._curves(own, x), levels, **more) for name, own in groups.items()]
 
-    def _curves(self, rows: Iterable[Row], x: X, factor: float = 100) -> Curves:
+    def _curves(self, rows: Iterable[Row], x: X, factor: float = 100) -> dict[str, Runs]:
         """The points (x, value) by arm and seed."""
         found: dict[str, dict[int, list[tuple[float, float]]]] = {arm: {} for arm in self.arms}
         for row in rows:
@@ -143,20 +138,12 @@ class Figures:
         return {arm: [sorted(run) for run in seeds.values()] for arm, seeds in found.items() if seeds}
 
 
-def _setting(row: Row) -> float:
-    return row.setting or 0.0
-
-
 def _samples(row: Row) -> float:
     return float(row.samples or 0)
 
 
 def _kind(row: Row) -> str:
-    return f"{row.measure.title}, {POOLS.get(row.pool or '', row.pool)}"
-
-
-def _labels(row: Row) -> str:
-    return f"{100 * _setting(row):g} % of the labels"
+    return f"{_title(row)}, {POOLS.get(row.pool or '', row.pool)}"
 
 
 def _total(costs: Sequence[Row], tuned: Row) -> float:
@@ -167,12 +154,6 @@ def _total(costs: Sequence[Row], tuned: Row) -> float:
 
 def _has_lines(panel: Lines) -> bool:
     return any(len(run) > 1 for runs in panel.curves.values() for run in runs)
-
-
-def mean(values: Iterable[float]) -> float | None:
-    """The mean; None of nothing."""
-    kept = list(values)
-    return statistics.fmean(kept) if kept else None
 
 
 def _sizes(rows: Iterable[Row], axis: str) -> dict[Variant, float]:

@@ -19,12 +19,7 @@ from mpp.study.units import Variant
 
 
 def write_page(results: dict[str, Any], folder: Path) -> Path:
-    """Write `report.html` into the study's folder.
-
-    Args:
-        results: what `results.json` holds.
-        folder: of the study; pictures that it does not hold are left out.
-    """
+    """Write `report.html` into the study's folder, from what `results.json` holds. Missing pictures are left out."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

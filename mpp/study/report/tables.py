@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from mpp.study.claims import OPEN, REVERSE, SHOWN, signed, variant_title
-from mpp.study.report.figures import POOLS, mean
+from mpp.study.report.figures import POOLS
 from mpp.study.results import Measure, Row, accuracies, measures, select
 from mpp.study.units import Variant
 
@@ -48,27 +48,19 @@ def _table(label: str, columns: Sequence[str], groups: Iterable[tuple[str, Seque
 
 
 def accuracy_table(rows: Sequence[Row], arms: Arms, label: str, layer: str = "chosen") -> Table | None:
-    """Arms × measures, in per cent: mean ± standard deviation over the seeds. Controls get a group of their own.
-
-    Args:
-        rows: of one or several variants.
-        arms: of the study.
-        label: what the table is.
-        layer: of frozen features.
-    """
+    """Arms × measures, in per cent: mean ± standard deviation over the seeds, a group for each variant."""
     tables = {variant: accuracies(rows, variant) for variant in dict.fromkeys(row.variant for row in rows)}
     shown = list(dict.fromkeys(measure for cells in tables.values() for measure in measures(cells, layer)))
     groups: list[tuple[str, list[Line]]] = []
     for variant, cells in tables.items():
-        lines: list[Line] = []
-        controls: list[Line] = []
+        lines: dict[bool, list[Line]] = {False: [], True: []}
         for arm, about in arms.items():
             found = [[*cells.get(arm, {}).get(measure, {}).values()] for measure in shown]
             if most := max(map(len, found), default=0):
                 line = Line(about["title"], [f"{most}", *(accuracy(values, most) for values in found)], arm)
-                (controls if about["role"] == "control" else lines).append(line)
+                lines[about["role"] == "control"].append(line)
         heading = variant_title(variant) or "as in the recipe" if len(tables) > 1 else ""
-        groups += [(heading, lines), ("controls: nothing is learnt", controls)]
+        groups += [(heading, lines[False]), ("controls: nothing is learnt", lines[True])]
     return _table(label, ["arm", "seeds", *(measure.title for measure in shown)], groups)
 
 
@@ -133,8 +125,8 @@ def claims_table(claims: Sequence[dict[str, Any]], arms: Arms, label: str) -> Ta
     """Every claim with its interval, measure by measure."""
     groups: dict[str, list[Line]] = {}
     for claim in claims:
-        measure = Measure(claim["evaluator"], claim["setting"], claim["layer"])
-        heading = measure.title + (", last block" if measure.layer == "default" else "")
+        last = ", last block" if claim["layer"] == "default" else ""
+        heading = Measure(claim["evaluator"], claim["setting"]).title + last
         groups.setdefault(heading, []).append(_claim_line(claim, arms))
     columns = ["comparison", "difference, points", "95 % interval", "seeds", "verdict"]
     return _table(label, columns, [*groups.items()])
@@ -179,8 +171,7 @@ def cost_table(rows: Sequence[Row], arms: Arms, label: str) -> Table | None:
             for _, evaluator, fraction in parts:
                 for metric, (_, written) in COSTS.items():
                     found = select(own, evaluator=evaluator, setting=fraction, metric=metric)
-                    value = mean(row.value for row in found)
-                    cells.append("–" if value is None else written(value))
+                    cells.append(written(statistics.fmean(row.value for row in found)) if found else "–")
             lines.append(Line(about["title"], cells, arm))
         groups.append((variant_title(variant), lines))
     columns = ["arm", "seeds", *(f"{part}: {name}" for part, _, _ in parts for name, _ in COSTS.values())]

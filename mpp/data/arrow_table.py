@@ -37,11 +37,9 @@ class ArrowTable:
 
     Args:
         selection: the rows.
-        image: the column of the images.
-        label: the column of the labels, or None.
-        class_names: of the labels, or None.
-        name: for messages.
-        split: the name of the split in the data set.
+        image, label: the columns; None for no labels.
+        class_names: of the labels.
+        name, split: as in `ImageTable`.
 
     Raises:
         ValueError: if there are no rows, or a label is outside the classes.
@@ -78,12 +76,7 @@ class ArrowTable:
         return len(self._images)
 
     def encoded(self, row: int) -> bytes:
-        """The image file of a row.
-
-        Raises:
-            ValueError: if the row has no image.
-            OSError: if its file cannot be read.
-        """
+        """The image file of a row; see `ImageTable`."""
         value: dict[str, Any] | None = self._images[row][self._image]
         if value is not None and value["bytes"] is not None:
             return value["bytes"]
@@ -93,7 +86,7 @@ class ArrowTable:
             return file.read()
 
     def where(self, row: int) -> ImageLocation:
-        """The number of the row in its split, and the path of its file."""
+        """The location of a row; see `ImageTable`."""
         try:
             path = (self._images[row][self._image] or {}).get("path")
         except Exception:  # whatever the readers of `datasets` raise on a damaged row
@@ -118,11 +111,7 @@ def _labels(selection: Selection, column: str, class_names: list[str], name: str
 
 
 def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
-    """The name of the image column.
-
-    Raises:
-        SettingError: if there is none, or several to choose from.
-    """
+    """The name of the image column. Raises SettingError if there is none, or several to choose from."""
     if settings.image_column is not None:
         feature = table.features.get(settings.image_column)
         if feature is not None and not _may_hold_images(feature):
@@ -132,10 +121,8 @@ def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
     found = [name for name, feature in table.features.items() if _holds_images(feature)]
     if len(found) != 1:
         which = f" ({', '.join(found)})" if found else ""
-        message = (
-            f"{settings.source} has {len(found) or 'no'} image columns{which} among {', '.join(table.column_names)}"
-        )
-        raise SettingError({"image_column": f"{message}; name one with image_column"})
+        message = f"{settings.source} has {len(found) or 'no'} image columns{which} among "
+        raise SettingError({"image_column": f"{message}{', '.join(table.column_names)}; name one with image_column"})
     return found[0]
 
 
@@ -150,33 +137,23 @@ def _may_hold_images(feature: Any) -> bool:
 
 
 def label_column(table: datasets.Dataset, settings: DataSettings, *, required: bool) -> str | None:
-    """The name of the label column, or None.
-
-    Raises:
-        SettingError: if labels are required and there is not exactly one column of them.
-    """
+    """The name of the label column, or None. Raises SettingError if one is required and there is not exactly one."""
     if settings.label_column is not None:
         return settings.label_column
     found = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(found) == 1:
         return found[0]
     if required:
-        message = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed"
-        named = ", ".join(table.column_names)
-        raise SettingError({"label_column": f"{message}; name one of {named} with label_column"})
+        message = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed; name one of "
+        raise SettingError({"label_column": f"{message}{', '.join(table.column_names)} with label_column"})
     return None
 
 
 def class_names_of(table: datasets.Dataset, whole: datasets.Dataset, column: str) -> list[str]:
-    """The classes of a label column: those of its ClassLabel, else its integers or strings.
-
-    Args:
-        table: the rows to train on, which all need a label.
-        whole: their whole split.
-        column: the label column.
+    """The classes of a label column: those of its ClassLabel, else the integers or strings in the `whole` split.
 
     Raises:
-        SettingError: if the column holds no labels.
+        SettingError: if the column holds no labels, or a row of `table`, to train on, has none.
     """
     feature = table.features.get(column)
     if isinstance(feature, datasets.ClassLabel):

@@ -1,8 +1,4 @@
-"""The shared encoder: an unmodified timm Vision Transformer, opened at one seam.
-
-Patch embeddings can be edited at the seam, after the patch embedding and before the position embedding, and nowhere
-else.
-"""
+"""An unmodified timm Vision Transformer whose patch embeddings can be edited before the position embedding."""
 
 from __future__ import annotations
 
@@ -75,7 +71,7 @@ class Encoder(Backbone):
         return f"{super().summary}, patch {self.patch_size}: {self.num_patches} patches"
 
     def pool_patches(self) -> None:
-        """Pool the mean of the patches from now on; where timm offers only other ways, the model keeps its own."""
+        """Pool the mean of the patches from now on, if timm offers that for this model."""
         try:
             self.vit.reset_classifier(0, global_pool="avg")
         except AssertionError:  # e.g. distilled models, which read two tokens
@@ -84,14 +80,9 @@ class Encoder(Backbone):
             self.arguments = self.arguments | {"global_pool": "avg"}
 
     def forward(self, pixels: Tensor, edit: Edit | None = None) -> Tensor:
-        """All tokens after the last block and norm, as timm's `forward_features` gives them.
+        """timm's `forward_features`: uint8 `(b, 3, h, w)` → all tokens `(b, prefix + N, d)` after the final norm.
 
-        Args:
-            pixels: uint8 `(b, 3, h, w)`.
-            edit: applied to the patch embeddings `(b, N, d)`, before the position embedding.
-
-        Returns:
-            `(b, prefix + N, d)`.
+        `edit` is applied to the patch embeddings `(b, N, d)`, before the position embedding.
 
         Raises:
             ValueError: for float or wrongly shaped pixels.
@@ -105,7 +96,7 @@ class Encoder(Backbone):
     def patch_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The tokens of some patches: `(b, prefix + N, d)` and int64 `(b, K)` → `(b, K, d)`.
 
-        Where an architecture has its final norm behind the pooling, each token goes through it here.
+        A final norm that comes after the pooling is applied to each of them.
         """
         images, count, width = tokens.shape
         first = torch.arange(images, device=tokens.device)[:, None] * count + self.layout.num_prefix_tokens
@@ -118,7 +109,7 @@ class Encoder(Backbone):
         edited = self._edit(output.flatten(1, -2)).view_as(output)  # from (b, N, d) or (b, rows, columns, d)
         if output.is_contiguous():
             return edited
-        # timm's embeddings are a transposed view, and kernels round by layout: keep it, to stay equal to the last bit.
+        # timm's embeddings are a transposed view, and kernels round by layout: it is kept for bitwise equality.
         return torch.empty_like(output).copy_(edited)
 
 

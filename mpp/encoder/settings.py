@@ -79,7 +79,7 @@ class EncoderSettings(Settings):
     def architecture(
         self, image_size: int, data: DataSettings | None = None, *, needs_patches: bool = False
     ) -> Architecture:
-        """The network that is built without a source, found out by one probe and no weights.
+        """The architecture without a source, checked by one probe and no weights.
 
         Args:
             image_size: pixels a side.
@@ -95,10 +95,7 @@ class EncoderSettings(Settings):
             return architecture(self.name, image_size=image_size, needs_patches=needs_patches, **self._timm_arguments())
 
     def build(self, image_size: int, data: DataSettings | None = None, *, needs_patches: bool = False) -> Backbone:
-        """The network: an `Encoder` where it has patches, else a plain `Backbone`.
-
-        Args and errors: as for `architecture`.
-        """
+        """The network, an `Encoder` where it has patches. Arguments and errors are those of `architecture`."""
         from mpp.encoder.create import create_backbone
         from mpp.encoder.encoder import Encoder
         from mpp.encoder.probe import probe

@@ -19,13 +19,11 @@ MAX_CLASSES = 10**6
 
 
 class Selection(NamedTuple):
-    """Some rows of a data set."""
+    """Rows of a data set, and their numbers, int64 `(n,)`: in the split, and among the rows of all splits."""
 
     table: datasets.Dataset
     split_rows: Numbers
-    """int64 `(n,)`: the number of each row in its split."""
     source_rows: Numbers
-    """int64 `(n,)`: the number of each row among the rows of all splits."""
 
     def select(self, rows: Numbers) -> Selection:
         """Select rows by their position."""
@@ -38,7 +36,7 @@ class ArrowTable:
     Args:
         selection: the rows.
         image, label: the columns; None for no labels.
-        class_names: of the labels.
+        classes: names of the labels.
         name, split: as in `ImageTable`.
 
     Raises:
@@ -47,14 +45,7 @@ class ArrowTable:
     """
 
     def __init__(
-        self,
-        selection: Selection,
-        image: str,
-        label: str | None,
-        class_names: list[str] | None,
-        *,
-        name: str,
-        split: str,
+        self, selection: Selection, image: str, label: str | None, classes: list[str] | None, *, name: str, split: str
     ) -> None:
         table = selection.table
         for setting, column in (("image_column", image), ("label_column", label)):
@@ -69,8 +60,8 @@ class ArrowTable:
         self.source_rows, self._split_rows = selection.source_rows, selection.split_rows
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
-        self.class_names = class_names
-        self.labels = _labels(selection, label, class_names, name) if class_names is not None and label else None
+        self.class_names = classes
+        self.labels = _labels(selection, label, classes, name) if classes is not None and label else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -114,7 +105,8 @@ def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
     """The name of the image column. Raises SettingError if there is none, or several to choose from."""
     if settings.image_column is not None:
         feature = table.features.get(settings.image_column)
-        if feature is not None and not _may_hold_images(feature):
+        encoded_or_path = getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
+        if feature is not None and not (_holds_images(feature) or encoded_or_path):
             message = f"column {settings.image_column!r} of {settings.source} holds no images but {feature}"
             raise SettingError({"image_column": message})
         return settings.image_column
@@ -129,11 +121,6 @@ def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
 def _holds_images(feature: Any) -> bool:
     """Whether a column holds images, or the structs of bytes and path that they are stored as."""
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-
-
-def _may_hold_images(feature: Any) -> bool:
-    """Whether a recipe may name the column: it holds images, encoded bytes or paths."""
-    return _holds_images(feature) or getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
 
 
 def label_column(table: datasets.Dataset, settings: DataSettings, *, required: bool) -> str | None:

@@ -37,18 +37,13 @@ class Layout(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """A timm architecture, and the sizes that follow from its arguments."""
+    """A timm architecture: name and arguments, pixels a side, the length d of a feature; no layout without patches."""
 
     name: str
-    """timm's."""
     arguments: dict[str, Any]
-    """timm's arguments that build it again."""
     image_size: int
-    """Pixels a side."""
     width: int
-    """d, the length of a feature."""
     layout: Layout | None
-    """None for a network without patches."""
 
 
 class Backbone(nn.Module):

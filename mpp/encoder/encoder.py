@@ -44,8 +44,8 @@ class Encoder(Backbone):
         assert architecture.layout is not None
         self.layout = architecture.layout
         if (argument := norm_argument(vit)) is not None:  # or timm would move the norm with another pool
-            norm_is_last = not isinstance(getattr(vit, "fc_norm", None), nn.Identity)
-            self.arguments = {**self.arguments, argument.name: norm_is_last}
+            after_pooling = not isinstance(getattr(vit, "fc_norm", None), nn.Identity)
+            self.arguments = {**self.arguments, argument.name: after_pooling}
         self._edit: Edit | None = None
         # One hook for good, without effect outside `forward`. A bound method: a deep copy edits its own embeddings.
         self.vit.patch_embed.register_forward_hook(self._seam)

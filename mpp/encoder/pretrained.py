@@ -27,15 +27,12 @@ SAFE = ("model.safetensors", "open_clip_model.safetensors")
 
 
 class Source(NamedTuple):
-    """A saved or published network."""
+    """A saved or published network: `timm.create_model` opens its origin; the input size is in pixels a side."""
 
     origin: str
-    """What `timm.create_model` opens."""
     architecture: str
     arguments: dict[str, Any]
-    """timm's; `img_size` and `global_pool` where they are known."""
     input_size: int
-    """Pixels a side."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -106,7 +103,7 @@ def _in_timm(source: str, allow_pickle: bool) -> Source:
 
 
 def expanded(source: str | Path) -> str:
-    """With the home folder for a tilde."""
+    """A path with the home folder for a tilde; other sources are unchanged."""
     return str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
 
 

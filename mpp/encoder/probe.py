@@ -106,27 +106,24 @@ class Probe:
             raise self._error(f"its feature comes out as {_shape(feature)}, not as (batch, width)")
         return feature.shape[1]
 
-    def check_pool(self, pool: str) -> None:
-        """Refuse a pooling that timm does not offer for this model, by a SettingError with timm's reason."""
-        if pool == "token" and self.layout is not None and getattr(self.model, "cls_token", None) is None:
-            raise SettingError({"pool": f"pool token does not fit {self.name}, which has no class token; use pool avg"})
-        try:
-            deepcopy(self.model).reset_classifier(0, global_pool=pool)
-        except Exception as error:  # timm's models raise anything at a pooling that they do not know
-            message = f"timm cannot build {self.name} with global_pool={pool!r}: {error}; try another pool"
-            raise SettingError({"pool": message}) from error
-
     def pooling(self, pool: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
         """timm's arguments for a pooling. Raises SettingError if timm does not offer it for this model.
 
         None takes the class token where there is one, else `avg`; without patches it takes timm's own pooling. Tokens
         are pooled after the final norm, unless the architecture or its other `arguments` put the norm elsewhere.
         """
+        has_token = getattr(self.model, "cls_token", None) is not None
+        if pool == "token" and self.layout is not None and not has_token:
+            raise SettingError({"pool": f"pool token does not fit {self.name}, which has no class token; use pool avg"})
         if pool is not None:
-            self.check_pool(pool)
+            try:
+                deepcopy(self.model).reset_classifier(0, global_pool=pool)
+            except Exception as error:  # timm's models raise anything at a pooling that they do not know
+                message = f"timm cannot build {self.name} with global_pool={pool!r}: {error}; try another pool"
+                raise SettingError({"pool": message}) from error
         if self.layout is None:
             return {} if pool is None else {"global_pool": pool}
-        pool = pool or ("avg" if getattr(self.model, "cls_token", None) is None else "token")
+        pool = pool or ("token" if has_token else "avg")
         argument = norm_argument(self.model)
         if argument is None or argument.default is not None or argument.name in arguments:
             return {"global_pool": pool}

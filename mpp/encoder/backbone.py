@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+Channels = tuple[float, ...]
 HALF = (0.5, 0.5, 0.5)
 """The ViT paper's mean and std: pixels in [−1, 1]."""
 POSITIONS_AND_TOKENS = ("pos_embed", "_token", "rel_pos_h", "rel_pos_w", "relative_position_bias")
@@ -64,9 +65,7 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, model: nn.Module, architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, model: nn.Module, architecture: Architecture, mean: Channels, std: Channels) -> None:
         super().__init__()
         self.add_module(self.KEY, model)
         self.name, self.arguments, self.image_size, self.width, _ = architecture

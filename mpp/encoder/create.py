@@ -7,7 +7,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from mpp.encoder.backbone import Architecture, Backbone
+from mpp.encoder.backbone import Architecture, Backbone, Channels
 from mpp.encoder.encoder import Encoder, network
 from mpp.encoder.probe import Probe, check_name, has_patches, native_size, probe, skeleton
 from mpp.settings import SettingError
@@ -74,9 +74,7 @@ def _check_sizes(found: Probe, size: int, patch_size: int | None, needs_patches:
         raise SettingError({"image_size": f"{message}, or another patch_size"})
 
 
-def create_backbone(
-    name: str, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, **sizes: Any
-) -> Backbone:
+def create_backbone(name: str, *, mean: Channels | None = None, std: Channels | None = None, **sizes: Any) -> Backbone:
     """A network with random weights: an `Encoder` where timm's model has patches.
 
     `mean` and `std` are as for `create_encoder`; name, `**sizes` and errors as for `architecture`.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpp.encoder.backbone import HALF, Architecture, Backbone
+from mpp.encoder.backbone import HALF, Architecture, Backbone, Channels
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -37,9 +37,7 @@ class Encoder(Backbone):
     KEY = "vit"
     vit: Any
 
-    def __init__(
-        self, vit: nn.Module, architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, vit: nn.Module, architecture: Architecture, mean: Channels, std: Channels) -> None:
         super().__init__(vit, architecture, mean, std)
         assert architecture.layout is not None
         self.layout = architecture.layout
@@ -113,12 +111,7 @@ class Encoder(Backbone):
         return torch.empty_like(output).copy_(edited)
 
 
-def network(
-    model: nn.Module,
-    architecture: Architecture,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-) -> Backbone:
+def network(model: nn.Module, architecture: Architecture, mean: Channels | None, std: Channels | None) -> Backbone:
     """The network around timm's model: an `Encoder` where it has patches."""
     kind = Backbone if architecture.layout is None else Encoder
     return kind(model, architecture, mean or HALF, std or HALF)

@@ -12,6 +12,7 @@ from huggingface_hub import file_exists, try_to_load_from_cache
 from timm.models import is_model, load_model_config_from_hf
 
 from mpp.encoder.arguments import architecture_arguments
+from mpp.encoder.backbone import Channels
 from mpp.encoder.probe import check_name, native_size
 from mpp.encoder.weights_file import NEVER, PICKLES
 from mpp.files import sha256
@@ -33,8 +34,8 @@ class Source(NamedTuple):
     architecture: str
     arguments: dict[str, Any]
     input_size: int
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
 
 
 def open_source(source: str | Path, *, allow_pickle: bool = False) -> Source:

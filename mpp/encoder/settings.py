@@ -29,7 +29,7 @@ class EncoderSettings(Settings):
 
     name: str = "vit_tiny_patch16_224"
     """The timm model, e.g. `vit_base_patch16_224`. Supervised classification trains networks without patches too,
-    e.g. `resnet50`; their batch norm, if any, looks at the images of one micro-batch in one process."""
+    e.g. `resnet50`; their batch norm, if any, normalises by the images of one micro-batch in one process."""
 
     source: str | None = None
     """Start from these weights: a run, an exported encoder folder, `USER/NAME` or `USER/NAME@REVISION` on the Hugging
@@ -52,7 +52,7 @@ class EncoderSettings(Settings):
     resize: Literal["bilinear", "bicubic", "timm"] = "bilinear"
     """How the learnt absolute position embeddings of a `source` are brought to another image size: `bilinear` in two
     dimensions with the corners aligned, as in the ViT paper's code; `bicubic` as in MAE's; `timm` is bicubic and
-    antialiased. Relative and rotary positions go timm's own way whatever this says."""
+    antialiased. Relative and rotary positions are always resized by timm."""
 
     patch_size: int | None = Field(default=None, ge=1)
     """Side of a patch in pixels; null keeps the model's own. A network without patches takes null only."""

@@ -19,13 +19,11 @@ MAX_CLASSES = 10**6
 
 
 class Selection(NamedTuple):
-    """Some rows of a data set."""
+    """Rows of a data set, and their numbers, int64 `(n,)`: in the split, and among the rows of all splits."""
 
     table: datasets.Dataset
     split_rows: Numbers
-    """int64 `(n,)`: the number of each row in its split."""
     source_rows: Numbers
-    """int64 `(n,)`: the number of each row among the rows of all splits."""
 
     def select(self, rows: Numbers) -> Selection:
         """Select rows by their position."""
@@ -37,11 +35,9 @@ class ArrowTable:
 
     Args:
         selection: the rows.
-        image: the column of the images.
-        label: the column of the labels, or None.
-        class_names: of the labels, or None.
-        name: for messages.
-        split: the name of the split in the data set.
+        image, label: the columns; None for no labels.
+        classes: names of the labels.
+        name, split: as in `ImageTable`.
 
     Raises:
         ValueError: if there are no rows, or a label is outside the classes.
@@ -49,14 +45,7 @@ class ArrowTable:
     """
 
     def __init__(
-        self,
-        selection: Selection,
-        image: str,
-        label: str | None,
-        class_names: list[str] | None,
-        *,
-        name: str,
-        split: str,
+        self, selection: Selection, image: str, label: str | None, classes: list[str] | None, *, name: str, split: str
     ) -> None:
         table = selection.table
         for setting, column in (("image_column", image), ("label_column", label)):
@@ -71,19 +60,14 @@ class ArrowTable:
         self.source_rows, self._split_rows = selection.source_rows, selection.split_rows
         self._images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False)).with_format(None)
         self._image = image
-        self.class_names = class_names
-        self.labels = _labels(selection, label, class_names, name) if class_names is not None and label else None
+        self.class_names = classes
+        self.labels = _labels(selection, label, classes, name) if classes is not None and label else None
 
     def __len__(self) -> int:
         return len(self._images)
 
     def encoded(self, row: int) -> bytes:
-        """The image file of a row.
-
-        Raises:
-            ValueError: if the row has no image.
-            OSError: if its file cannot be read.
-        """
+        """The image file of a row; see `ImageTable`."""
         value: dict[str, Any] | None = self._images[row][self._image]
         if value is not None and value["bytes"] is not None:
             return value["bytes"]
@@ -93,7 +77,7 @@ class ArrowTable:
             return file.read()
 
     def where(self, row: int) -> ImageLocation:
-        """The number of the row in its split, and the path of its file."""
+        """The location of a row; see `ImageTable`."""
         try:
             path = (self._images[row][self._image] or {}).get("path")
         except Exception:  # whatever the readers of `datasets` raise on a damaged row
@@ -118,24 +102,19 @@ def _labels(selection: Selection, column: str, class_names: list[str], name: str
 
 
 def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
-    """The name of the image column.
-
-    Raises:
-        SettingError: if there is none, or several to choose from.
-    """
+    """The name of the image column. Raises SettingError if there is none, or several to choose from."""
     if settings.image_column is not None:
         feature = table.features.get(settings.image_column)
-        if feature is not None and not _may_hold_images(feature):
+        encoded_or_path = getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
+        if feature is not None and not (_holds_images(feature) or encoded_or_path):
             message = f"column {settings.image_column!r} of {settings.source} holds no images but {feature}"
             raise SettingError({"image_column": message})
         return settings.image_column
     found = [name for name, feature in table.features.items() if _holds_images(feature)]
     if len(found) != 1:
         which = f" ({', '.join(found)})" if found else ""
-        message = (
-            f"{settings.source} has {len(found) or 'no'} image columns{which} among {', '.join(table.column_names)}"
-        )
-        raise SettingError({"image_column": f"{message}; name one with image_column"})
+        message = f"{settings.source} has {len(found) or 'no'} image columns{which} among "
+        raise SettingError({"image_column": f"{message}{', '.join(table.column_names)}; name one with image_column"})
     return found[0]
 
 
@@ -144,39 +123,24 @@ def _holds_images(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
-def _may_hold_images(feature: Any) -> bool:
-    """Whether a recipe may name the column: it holds images, encoded bytes or paths."""
-    return _holds_images(feature) or getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
-
-
 def label_column(table: datasets.Dataset, settings: DataSettings, *, required: bool) -> str | None:
-    """The name of the label column, or None.
-
-    Raises:
-        SettingError: if labels are required and there is not exactly one column of them.
-    """
+    """The name of the label column, or None. Raises SettingError if one is required and there is not exactly one."""
     if settings.label_column is not None:
         return settings.label_column
     found = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(found) == 1:
         return found[0]
     if required:
-        message = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed"
-        named = ", ".join(table.column_names)
-        raise SettingError({"label_column": f"{message}; name one of {named} with label_column"})
+        message = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed; name one of "
+        raise SettingError({"label_column": f"{message}{', '.join(table.column_names)} with label_column"})
     return None
 
 
 def class_names_of(table: datasets.Dataset, whole: datasets.Dataset, column: str) -> list[str]:
-    """The classes of a label column: those of its ClassLabel, else its integers or strings.
-
-    Args:
-        table: the rows to train on, which all need a label.
-        whole: their whole split.
-        column: the label column.
+    """The classes of a label column: those of its ClassLabel, else the integers or strings in the `whole` split.
 
     Raises:
-        SettingError: if the column holds no labels.
+        SettingError: if the column holds no labels, or a row of `table`, to train on, has none.
     """
     feature = table.features.get(column)
     if isinstance(feature, datasets.ClassLabel):

@@ -15,7 +15,7 @@ from mpp.data.settings import DataSettings
 
 ATTEMPTS = 10
 WORDS_PER_CROP = ATTEMPTS + 1
-"""Draws (of four words each) behind a crop: one for each attempt, and one for the flip."""
+"""Draws of four words each for a crop: one for each attempt, and one for the flip."""
 MAX_ASPECT_RATIO = 8
 """Longer images lose their ends before their centre is resized."""
 
@@ -31,15 +31,10 @@ class Crop(NamedTuple):
 
 
 def random_crop(words: np.ndarray[Any, Any], height: int, width: int, settings: DataSettings) -> Crop:
-    """The 'inception crop' and flip of an image, computed from random words (Szegedy et al. 2015).
+    """The 'inception crop' and flip (Szegedy et al. 2015) by random words, int64 `(WORDS_PER_CROP, 4)` in [0, 2**32).
 
     Area uniform in `crop_scale`, log of the aspect ratio uniform in `crop_ratio`; where no attempt fits, the
     largest centre crop within the ratios.
-
-    Args:
-        words: int64 `(WORDS_PER_CROP, 4)`, in [0, 2**32).
-        height, width: of the image.
-        settings: scale, ratio and flip.
     """
     (low, high), (narrow, wide) = settings.crop_scale, settings.crop_ratio
     flip = words[ATTEMPTS, 0] < settings.flip * 2**32
@@ -59,7 +54,7 @@ def cut(pixels: Tensor, crop: Crop, settings: DataSettings) -> Tensor:
     size = settings.image_size
     pixels = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     if (crop.height, crop.width) != (size, size):
-        pixels = F.resize(pixels, [size, size], _interpolation(settings), antialias=True)
+        pixels = F.resize(pixels, [size, size], InterpolationMode(settings.interpolation), antialias=True)
     return pixels.flip(-1) if crop.flip else pixels
 
 
@@ -71,9 +66,5 @@ def centre(pixels: Tensor, settings: DataSettings) -> Tensor:
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):  # else the ends are enlarged, only to be cut off
         pixels = F.center_crop(pixels, [min(height, MAX_ASPECT_RATIO * width), min(width, MAX_ASPECT_RATIO * height)])
     if min(pixels.shape[1:]) != shorter:
-        pixels = F.resize(pixels, [shorter], _interpolation(settings), antialias=True)
+        pixels = F.resize(pixels, [shorter], InterpolationMode(settings.interpolation), antialias=True)
     return F.center_crop(pixels, [size, size])
-
-
-def _interpolation(settings: DataSettings) -> InterpolationMode:
-    return InterpolationMode(settings.interpolation)

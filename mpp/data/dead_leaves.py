@@ -1,14 +1,13 @@
-"""Scenes of occluding shapes, drawn to the last bit alike on every machine.
+"""Dead-leaves images: scenes of occluding shapes, with the same pixels on every machine.
 
-A scene is a dead-leaves image: opaque shapes thrown on top of each other, the density of their radii falling as r⁻³,
-which gives the edges, occlusions and scale invariance of natural images (Lee, Mumford & Huang, "Occlusion Models for
-Natural Images", 2001; as pre-training data: Baradad et al., "Learning to See by Looking at Noise", 2021). The label is
-the shape of the large leaf that lies on top. Its colour, size, place and texture are drawn without regard to the label,
-and shapes of the same radius have the same area, so that neither mean colour nor contrast gives the label away.
+The density of the shapes' radii falls as r⁻³, which gives the edges, occlusions and scale invariance of natural images
+(Lee, Mumford & Huang, "Occlusion Models for Natural Images", 2001; as pre-training data: Baradad et al., "Learning to
+See by Looking at Noise", 2021). The label is the shape of the large leaf on top. Its colour, size, position and texture
+do not depend on the label, and shapes of the same radius have the same area: neither mean colour nor contrast gives the
+label away.
 
-Every machine draws the same pixels: nothing is used but integers, the draws of `mpp.randomness` and elementwise
-+ − × ÷ √, floor and comparisons in float64, which IEEE 754 defines to the last bit. No sine, no logarithm, no sum over
-floats and no matrix product: these differ between libraries and processors.
+Only integers, the draws of `mpp.randomness` and elementwise + − × ÷ √, floor and comparisons in float64 are used, which
+IEEE 754 defines to the last bit. Sine, logarithm, sums over floats and matrix products differ between machines.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ LARGEST = 40.0  # radius in pixels; the smallest differs from scene to scene
 TOP = 13.0, 17.5  # radii of the top leaf: an eighth to a quarter of the image
 JITTER = 7.0  # how far the top leaf's centre lies from the image's, at most, in x and in y
 WINDOWS = 8, 12, 18, 28, 44, SIZE  # a leaf is painted in the smallest of these squares that holds it
-BLUR = 0.12  # share of a pixel's light that its neighbour gets, on either side
+BLUR = 0.12  # share of a pixel's light that each neighbour gets
 TILE = 256  # period of the noise texture
 
 
 class Shape(NamedTuple):
-    """A leaf's outline: `inside(x, y)` in coordinates of its own, its area and how far it reaches in these."""
+    """The outline of a leaf: in its own coordinates `inside(x, y)`, its area and its largest radius `reach`."""
 
     name: str
     area: float
@@ -66,12 +65,11 @@ def _triangle(x: Floats, y: Floats) -> Booleans:
 
 def _heart(x: Floats, y: Floats) -> Booleans:
     y = y + 0.15
-    lobes = _disc(np.abs(x) - 0.52, y - 0.45, 0.36)
-    return lobes | ((y < 0.2) & (0.75 * np.abs(x) - 0.66 * y < 0.693))
+    return _disc(np.abs(x) - 0.52, y - 0.45, 0.36) | ((y < 0.2) & (0.75 * np.abs(x) - 0.66 * y < 0.693))
 
 
 def _star(x: Floats, y: Floats) -> Booleans:
-    # A pentagram is where no more than one of five half-planes is left. Its tips lie at distance 1.
+    # A pentagram lies in at least four of five half-planes. Its tips lie at distance 1.
     return np.stack([a * x + b * y > -0.30901699437494745 for a, b in PENTAGON]).sum(axis=0, dtype=np.int8) >= 4
 
 
@@ -109,8 +107,7 @@ def _wave(t: Floats) -> Floats:
     return 4.0 * np.abs(t - np.floor(t) - 0.5) - 1.0
 
 
-# What lies over a leaf's noise, of the coordinates along its texture's axes (in periods) and of the noise itself, and
-# how much finer the noise is along the second axis than along the first.
+# The pattern over a leaf's noise: a function of the coordinates along the texture's axes, in periods, and of the noise.
 PATTERNS: dict[str, tuple[Callable[[Floats, Floats, Floats], Floats], ...]] = {
     "a": (
         lambda u, v, noise: noise,
@@ -123,7 +120,7 @@ PATTERNS: dict[str, tuple[Callable[[Floats, Floats, Floats], Floats], ...]] = {
         lambda u, v, noise: np.maximum(1.0 - 8.0 * np.abs(noise), -1.0),  # veins
     ),
 }
-STRETCH = {"a": 1.0, "b": 3.0}
+STRETCH = {"a": 1.0, "b": 3.0}  # frequency of the noise along the second axis over that along the first
 
 
 def class_names(variant: str) -> tuple[str, ...]:
@@ -133,14 +130,8 @@ def class_names(variant: str) -> tuple[str, ...]:
     return tuple(shape.name for shape in SHAPES[variant])
 
 
-def scene(variant: str, sample: int) -> tuple[Pixels, int]:
-    """Scene number `sample` (any non-negative integer) and its label: uint8 `(64, 64, 3)` and an index."""
-    images, labels = scenes(variant, np.array([sample], np.int64))
-    return images[0], int(labels[0])
-
-
 def scenes(variant: str, samples: Integers) -> tuple[Pixels, Integers]:
-    """The scenes of these numbers, int64 `(n,)`, at once: uint8 `(n, 64, 64, 3)` and their labels, int64 `(n,)`."""
+    """The scenes of sample numbers, int64 `(n,)` ≥ 0: uint8 `(n, 64, 64, 3)`, and their labels, int64 `(n,)`."""
     classes = len(class_names(variant))
     # Every block of `classes` consecutive samples holds each label once, in a drawn order.
     block = (samples // classes)[:, None] * classes + np.arange(classes)
@@ -160,7 +151,7 @@ def _signed(draw: Floats) -> Floats:
 
 
 def _peaked(sign: Floats, size: Floats) -> Floats:
-    """Two uniform draws to one in (−1, 1) with much weight near 0 and far tails, like chroma in photographs."""
+    """Two uniform draws as one in (−1, 1) with a peak at 0 and long tails, like chroma in photographs."""
     return _signed(sign) * size * size
 
 
@@ -205,19 +196,16 @@ def _leaves(variant: str, samples: Integers, labels: Integers) -> Leaves:
     words = [word for group in groups for word in group]
     size, x, y, light, apart, yellow, red, hue, slope, grain, fineness, relief, pitch = map(randomness.unit, words[:13])
     kind, start, pattern = words[13:16]
-
-    # P(radius > r) falls as r⁻²: to invert it takes no more than a root.
+    # P(radius > r) falls as r⁻², whose inverse is a root.
     smallest = 1.6 + 4.0 * shared[0] * shared[0]  # some scenes are cluttered, some are not
     narrow, wide = 1.0 / (smallest * smallest), 1.0 / (LARGEST * LARGEST)
     radius = np.where(top, TOP[0] + (TOP[1] - TOP[0]) * size, 1.0 / np.sqrt(narrow - (narrow - wide) * size))
     spread = np.where(top, JITTER, 0.5 * SIZE + 8.0)
-
-    # The top leaf is always a little darker or lighter than most of the scene, whichever has room.
+    # The top leaf is a little darker or lighter than most of the scene, whichever has room.
     middle, contrast = 0.21 + 0.54 * shared[1], 0.15 + 0.75 * shared[2]
     darker = 3.0 * (middle - 0.3) > light
     apart = np.where(darker, middle * (0.7 - 0.35 * apart), middle + 0.16 + 0.16 * apart)
     light = np.clip(np.where(top, apart, middle + contrast * (light - 0.5)), 0.03, 0.97)
-
     # As in photographs: each scene has a tint and a few hues, blue to orange more than green to purple, with little
     # chroma in the dark and the bright.
     hue_yellow, hue_red = (
@@ -249,7 +237,7 @@ def _leaves(variant: str, samples: Integers, labels: Integers) -> Leaves:
 
 
 def _paint(variant: str, leaves: Leaves) -> Integers:
-    """Which leaf is seen at each pixel: int64 `(n, 64, 64)`, numbers along the leaves' second axis."""
+    """The leaf that is seen at each pixel: int64 `(n, 64, 64)`, an index along the leaves' second axis."""
     seen = np.zeros(len(leaves.radius) * SIZE * SIZE, np.int64)
     shapes = SHAPES[variant]
     unit = np.array([np.sqrt(DISC / shape.area) for shape in shapes])[leaves.shape] * leaves.radius
@@ -277,8 +265,8 @@ def _noise(variant: str) -> Floats:
     for octave, amplitude in enumerate((8, 10, 12, 15, 19, 24)):
         step = 1 << octave
         part = np.arange(step)[:, None]
-        place = np.arange((TILE // step) ** 2)
-        lattice = randomness.below(_draw(variant, "noise", place, octave)[0], 2001).reshape(TILE // step, -1) - 1000
+        points = np.arange((TILE // step) ** 2)
+        lattice = randomness.below(_draw(variant, "noise", points, octave)[0], 2001).reshape(TILE // step, -1) - 1000
         for _ in range(2):  # along one axis, then along the other
             lattice = lattice[:, None] * (step - part) + np.roll(lattice, -1, axis=0)[:, None] * part
             lattice = lattice.reshape(TILE, -1).T
@@ -287,13 +275,12 @@ def _noise(variant: str) -> Floats:
 
 
 def _shade(variant: str, samples: Integers, leaves: Leaves, seen: Integers) -> Pixels:
-    """Colour, texture, light, shadow and a lens's blur for what is seen: uint8 `(n, 64, 64, 3)`."""
+    """Colour, texture, light, shadow and blur of what is seen: uint8 `(n, 64, 64, 3)`."""
     images, count = leaves.radius.shape
     first = np.arange(images)[:, None, None]
     leaf = Leaves(*(np.take(values, seen + count * first) for values in leaves))
     lamp_x, lamp_y, shadow, toward = _draw(variant, "lamp", samples, 0)
-    column = np.arange(SIZE)
-    row = column[:, None]
+    column, row = np.arange(SIZE), np.arange(SIZE)[:, None]
     right, down = column - leaf.x, row - leaf.y
     u, v = leaf.cos * right + leaf.sin * down, leaf.cos * down - leaf.sin * right
 

@@ -8,8 +8,7 @@ import os
 import platform
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 """Markers without a segment."""
 MAX_PIXELS = 2**27
-"""By default, larger images are not decoded."""
+"""Larger images are not decoded by default."""
 
 
 class DamagedImageError(ValueError):
@@ -32,24 +31,19 @@ class DamagedImageError(ValueError):
 
 
 def decode(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """uint8 `(3, h, w)`: RGB, turned upright as EXIF says, whatever the file's own mode and depth.
+    """Decode a file of any mode and depth: uint8 `(3, h, w)`, RGB, turned upright as EXIF says.
 
-    JPEG files are decoded by libjpeg directly, several times faster than PIL. PIL decodes all other files, and JPEG
-    files that are neither grey nor RGB.
-
-    Args:
-        encoded: the content of the file.
-        max_pixels: the largest image to decode. The size is read from the file's header, before anything is decoded.
+    Grey and RGB JPEG files are decoded by libjpeg directly, several times faster than by PIL.
 
     Raises:
-        DamagedImageError: if the bytes are no image, only part of one, or one that is too large.
+        DamagedImageError: if the bytes are no image, only part of one, or one whose header declares too many pixels.
     """
     if encoded.startswith(JPEG):
         if size := _jpeg_size(encoded):
             _check_size(*size, max_pixels)
         try:
             data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-            with _silent_c_libraries():
+            with _silent_c_libraries:
                 pixels = decode_jpeg(data, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
         except RuntimeError:
             pixels = None  # PIL tries too, and has the better message
@@ -77,14 +71,12 @@ def from_pil(image: Image.Image) -> Tensor:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise DamagedImageError(
-            f"its header declares {width:,} × {height:,} pixels, more than the {max_pixels:,} that data.max_pixels "
-            "allows"
-        )
+        found = f"its header declares {width:,} × {height:,} pixels"
+        raise DamagedImageError(f"{found}, more than the {max_pixels:,} that data.max_pixels allows")
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """Width and height in the header of a JPEG file, or None if there are none. Walks the markers as libjpeg does."""
+    """Width and height in the header of a JPEG file, if any. Walks the markers as libjpeg does."""
     at = 2
     while (at := encoded.find(b"\xff", at)) >= 0:
         while encoded[at : at + 1] == b"\xff":
@@ -101,47 +93,37 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
     return None
 
 
-_silence_lock = threading.Lock()
-_silent_threads = 0
-
-
-@contextmanager
-def _silent_c_libraries() -> Iterator[None]:
-    """Discard what C libraries print to stderr: libjpeg's warnings of damaged files would cut the progress bar.
+class _SilentCLibraries:
+    """Discards what C libraries print to stderr: libjpeg's warnings of damaged files would cut the progress bar.
 
     Only C's own `stderr` variable is changed, not the file descriptor: other threads of Python still write to it.
     """
-    global _silent_threads
-    if _C_STDERR is None:
-        yield
-        return
-    with _silence_lock:
-        _silent_threads += 1
-        _C_STDERR.value = _DEVNULL
-    try:
-        yield
-    finally:
-        with _silence_lock:
-            _silent_threads -= 1
-            if not _silent_threads:
-                _C_STDERR.value = _ORIGINAL
+
+    def __init__(self) -> None:
+        self.lock, self.threads = threading.Lock(), 0
+        libc = ctypes.CDLL(None)
+        libc.fopen.restype = ctypes.c_void_p
+        self.stderr = ctypes.c_void_p.in_dll(libc, "stderr")
+        self.original, self.discard = self.stderr.value, libc.fopen(os.devnull.encode(), b"w")
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.threads += 1
+            self.stderr.value = self.discard
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.threads -= 1
+            if not self.threads:
+                self.stderr.value = self.original
 
 
-def _c_stderr() -> tuple[Any, int | None, int | None]:
-    """C's `stderr` variable, its value, and a stream that discards everything; None where the variable is unknown."""
-    if platform.libc_ver()[0] != "glibc":
-        return None, None, None
-    libc = ctypes.CDLL(None)
-    libc.fopen.restype = ctypes.c_void_p
-    variable = ctypes.c_void_p.in_dll(libc, "stderr")
-    return variable, variable.value, libc.fopen(os.devnull.encode(), b"w")
-
-
-_C_STDERR, _ORIGINAL, _DEVNULL = _c_stderr()
+# Other C libraries have no variable of this name.
+_silent_c_libraries = _SilentCLibraries() if platform.libc_ver()[0] == "glibc" else nullcontext()
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; as it is where that cannot be read, which does no harm to the pixels."""
+    """Turned as EXIF says; unchanged where EXIF cannot be read, which does no harm to the pixels."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
@@ -150,10 +132,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Grey values of 16 or 32 bits, or floats, as 8 bits.
+    """Grey values of 16 or 32 bits, or floats, as 8 bits: of 16 bits the highest byte.
 
-    Of 16 bits the highest byte is taken; 32-bit integers and floats are read as 16-bit values where one is above 255,
-    and floats in [0, 1] as shares of white. What is above 65,535 is white.
+    32-bit integers and floats are read as 16-bit values where one is above 255, and floats in [0, 1] as shares of
+    white. Values above 65,535 are white.
     """
     if values.dtype.kind == "f":
         values = np.nan_to_num(values)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mpp.data.decode import MAX_PIXELS, DamagedImageError, decode
+from mpp.data.decode import MAX_PIXELS, decode
 from mpp.data.table import ImageTable
 
 NEIGHBOURS = 16
@@ -26,9 +26,9 @@ class DecodedImage(NamedTuple):
     pixels: Tensor
     """uint8 `(3, h, w)`."""
     row: int
-    """The row of the pixels."""
+    """Of the pixels."""
     damaged: tuple[tuple[int, str], ...]
-    """The damaged rows before it, and the reason for each."""
+    """Damaged rows before it, each with the reason."""
 
 
 class DecodedImages:
@@ -37,8 +37,8 @@ class DecodedImages:
     Args:
         rows: the table.
         cache: decode all images now, and keep them in memory.
-        max_bad_share: the share of images that may be damaged, even if they are consecutive.
-        max_pixels: the largest image to decode.
+        max_bad_share: largest share of damaged images, even if they are consecutive.
+        max_pixels: larger images count as damaged.
     """
 
     def __init__(
@@ -46,32 +46,29 @@ class DecodedImages:
     ) -> None:
         self.rows, self.max_pixels = rows, max_pixels
         self._tries = min(max(NEIGHBOURS, math.ceil(max_bad_share * len(rows)) + 1), len(rows))
-        self._cached: list[Tensor | DamagedImageError] | None = None
+        self._cached: list[Tensor | str] = []
         if cache:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self._cached = list(pool.map(self._attempt, range(len(rows))))
+                self._cached = list(pool.map(self._decoded, range(len(rows))))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def load(self, row: int) -> DecodedImage:
-        """Decode a row, or the first good row after it.
-
-        Raises:
-            TooManyDamagedError: if all rows that may be tried are damaged.
-        """
+        """Decode a row, or the first good row after it. Raises TooManyDamagedError if all that may be tried are bad."""
         damaged: list[tuple[int, str]] = []
         for step in range(self._tries):
-            candidate = (row + step) % len(self)
-            pixels = self._cached[candidate] if self._cached is not None else self._attempt(candidate)
-            if isinstance(pixels, Tensor):
-                return DecodedImage(pixels, candidate, tuple(damaged))
-            damaged.append((candidate, str(pixels)))
+            candidate = (row + step) % len(self.rows)
+            found = self._cached[candidate] if self._cached else self._decoded(candidate)
+            if isinstance(found, Tensor):
+                return DecodedImage(found, candidate, tuple(damaged))
+            damaged.append((candidate, found))
         examples = "\n".join(f"  {self.rows.where(bad)}: {reason}" for bad, reason in damaged[:5])
         raise TooManyDamagedError(f"{self.rows.name}: {len(damaged)} images in a row cannot be decoded:\n{examples}")
 
-    def _attempt(self, row: int) -> Tensor | DamagedImageError:
+    def _decoded(self, row: int) -> Tensor | str:
+        """The pixels, or why there are none."""
         try:
             return decode(self.rows.encoded(row), self.max_pixels)
-        except (DamagedImageError, OSError, ValueError) as error:
-            return DamagedImageError(str(error))
+        except (OSError, ValueError) as error:
+            return str(error)

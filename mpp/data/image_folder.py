@@ -1,6 +1,7 @@
-"""A folder of images as splits: its folders' names say which, no chance word in the name of a file or of a class.
+"""A folder of images as splits, by the names of its folders.
 
-`datasets` takes every word such as `test` or `train` in a path for a split, and leaves out whatever has none.
+`datasets` takes every word such as `test` or `train` in a path for a split, even in the name of a file or of a class,
+and leaves out whatever has none.
 """
 
 from __future__ import annotations
@@ -17,44 +18,43 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""What a folder may be called that is a split, and the split's name."""
+"""Splits by the names that their folders may have."""
 IMAGES = frozenset(ImageFolder.EXTENSIONS)
 TABLES = frozenset(
-    {".parquet", ".arrow", ".tar", ".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lance"}
+    (".parquet", ".arrow", ".tar", ".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lance")
 )
 """A folder that holds one of these is a data set of another kind."""
 
 
 def image_splits(folder: Path) -> dict[str, list[str]] | None:
-    """What the reader `imagefolder` needs to know: the files of each split; None if the folder is another data set.
+    """The files of each split, for the reader `imagefolder`; None if the folder is another data set.
 
-    A folder whose folders are all called as splits are has these; so has one whose files are, without exception. In
-    any other all images are to train on, wherever they lie.
+    Splits are those of the folders' names, if all are names of splits, else those of the files' names, if all have one.
+    In any other folder all images are to train on.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100  as `datasets` does: without `..`, and through links
     card = folder / "README.md"
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):
         return None
     found: list[Path] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
         suffixes = {file: Path(file).suffix.lower() for file in files if not file.startswith(".")}
         if TABLES.intersection(suffixes.values()):
             return None
-        found += [Path(place, file) for file, suffix in suffixes.items() if suffix in IMAGES]
+        found += [Path(parent, file) for file, suffix in suffixes.items() if suffix in IMAGES]
     if not found:
         return None
     return _by_folders(folder, found) or _by_files(folder, found) or {"train": [_all_in(folder)]}
 
 
 def _by_folders(folder: Path, images: list[Path]) -> dict[str, list[str]] | None:
-    """The splits that the first folders with images in them are called after, if each of them is."""
+    """The splits of the topmost folders with images, if all their names are those of splits."""
     inside = {image.relative_to(folder).parts for image in images}
     names = {parts[0] for parts in inside if len(parts) > 1}
     loose = any(len(parts) == 1 for parts in inside)
     if len(names) == 1 and not loose and not names <= SPLITS.keys():  # e.g. all of it lies in `images`
-        below = folder / names.pop()
-        return _by_folders(below, images)
+        return _by_folders(folder / names.pop(), images)
     splits: dict[str, list[str]] = {}
     for name in sorted(names):
         splits.setdefault(SPLITS.get(name, ""), []).append(_all_in(folder / name))

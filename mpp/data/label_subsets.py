@@ -1,4 +1,4 @@
-"""Parts of a labelled data set: fractions of its labels, and rows held out of it; every class keeps its share."""
+"""Subsets of a labelled data set: fractions of its labels, and rows held out of it; stratified by class."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ from mpp.data.sampler import Numbers
 
 
 def fraction_rows(labels: Any, fraction: float, seed: int) -> Numbers:
-    """The rows whose labels are used, where only a fraction is.
+    """A seeded fraction in (0, 1] of the rows, ascending. Smaller fractions are subsets of larger ones.
 
-    Of a class with n rows, ⌊fraction · n + ½⌋ are taken, at least one. Smaller fractions are parts of larger ones.
-
-    Args:
-        labels: int64 `(n,)`.
-        fraction: in (0, 1].
-        seed: decides which.
-
-    Returns:
-        Ascending int64 row numbers.
+    Of a class with n rows, ⌊fraction · n + ½⌋ are taken, at least one.
 
     Raises:
         ValueError: for a fraction outside (0, 1].
@@ -33,17 +25,9 @@ def fraction_rows(labels: Any, fraction: float, seed: int) -> Numbers:
 
 
 def dev_split(labels: Any, share: float, seed: int) -> tuple[Numbers, Numbers]:
-    """Rows to train on and rows to choose settings by.
+    """Divide all rows into those to train on and a seeded share in (0, 1) to choose settings by; both ascending.
 
     Of a class with n ≥ 2 rows, ⌊share · n + ½⌋ are held out, at least one and at most n − 1.
-
-    Args:
-        labels: int64 `(n,)`.
-        share: in (0, 1).
-        seed: decides which.
-
-    Returns:
-        Ascending int64 row numbers of both, which share none and leave none out.
 
     Raises:
         ValueError: for a share outside (0, 1), or if there is nothing to hold out.

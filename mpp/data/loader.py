@@ -24,24 +24,24 @@ from mpp.data.settings import DataSettings
 from mpp.data.table import ImageTable
 
 CACHE_BYTES = 2**28
-"""Held-out crops that a run keeps in memory, in bytes: 1,700 images of 224 px."""
+"""Size of the cache of held-out crops: 1,700 images of 224 px."""
 
 
 class Batch(NamedTuple):
-    """Crops as the encoder sees them, in uint8 until they are on the device."""
+    """A batch of crops."""
 
     pixels: Tensor
     """uint8 `(b, 3, h, w)`."""
     samples: Tensor
-    """int64 `(b,)`: the numbers that decided crop and flip, and will decide the corruption."""
+    """int64 `(b,)`: the sample numbers, which decide crop, flip and corruption."""
     labels: Tensor | None
     """int64 `(b,)`, where the data has labels."""
     damaged: tuple[tuple[int, str], ...] = ()
-    """Rows that could not be decoded, and why; a neighbour stands in for each."""
+    """Rows that could not be decoded, and why; a neighbour replaces each."""
 
 
 class TrainingCrops(Dataset[Batch]):
-    """Random crops; one item is a whole micro-batch, asked for by its sample numbers."""
+    """Random crops. An item is a micro-batch, indexed by its sample numbers."""
 
     def __init__(self, rows: ImageTable, settings: DataSettings, seed: int) -> None:
         self.images = _decoded(rows, settings, cache=settings.cache)
@@ -57,17 +57,13 @@ class TrainingCrops(Dataset[Batch]):
         for image, draw in zip(loaded, draws, strict=True):
             _, height, width = image.pixels.shape
             crops.append(cut(image.pixels, random_crop(draw, height, width, self.settings), self.settings))
-        damaged = tuple(bad for image in loaded for bad in image.damaged)
-        return Batch(torch.stack(crops), torch.from_numpy(samples), _labels(self.images, loaded), damaged)
+        return _batch(self.images.rows, loaded, torch.stack(crops), samples)
 
 
 class EvaluationCrops(Dataset[Batch]):
-    """Centre crops; one item is a batch, asked for by row numbers, which are its sample numbers too.
+    """Centre crops. An item is a batch, indexed by row numbers, which are its sample numbers too.
 
-    Args:
-        rows: the images.
-        settings: size and crop.
-        cache_bytes: size of the cache of crops, for callers that read the same rows many times.
+    `cache_bytes` is the size of a cache of crops, for callers that read the same rows many times.
     """
 
     def __init__(self, rows: ImageTable, settings: DataSettings, *, cache_bytes: int = 0) -> None:
@@ -81,9 +77,7 @@ class EvaluationCrops(Dataset[Batch]):
 
     def __getitem__(self, rows: Numbers) -> Batch:
         loaded = [self._crop(int(row)) for row in rows]
-        damaged = tuple(bad for image in loaded for bad in image.damaged)
-        crops = torch.stack([image.pixels for image in loaded])
-        return Batch(crops, torch.from_numpy(rows), _labels(self.images, loaded), damaged)
+        return _batch(self.images.rows, loaded, torch.stack([image.pixels for image in loaded]), rows)
 
     def _crop(self, row: int) -> DecodedImage:
         if row in self._cached:
@@ -100,20 +94,21 @@ def _decoded(rows: ImageTable, settings: DataSettings, *, cache: bool = False) -
     return DecodedImages(rows, cache=cache, max_bad_share=settings.max_bad_share, max_pixels=settings.max_pixels)
 
 
-def _labels(images: DecodedImages, loaded: list[DecodedImage]) -> Tensor | None:
-    labels = images.rows.labels
-    return None if labels is None else torch.from_numpy(labels[[image.row for image in loaded]])
+def _batch(table: ImageTable, loaded: list[DecodedImage], crops: Tensor, samples: Numbers) -> Batch:
+    labels = None if table.labels is None else torch.from_numpy(table.labels[[image.row for image in loaded]])
+    damaged = tuple(bad for image in loaded for bad in image.damaged)
+    return Batch(crops, torch.from_numpy(samples), labels, damaged)
 
 
 def batches(
     crops: Dataset[Batch], numbers: Iterable[Numbers], *, workers: int = 0, pin: bool = False
 ) -> Iterator[Batch]:
-    """The batches of `crops` that `numbers` asks for, in that order, whatever the number of workers.
+    """The items of `crops` in the order of `numbers`, whatever the number of workers.
 
     Args:
-        crops: what a batch is made of.
-        numbers: int64 `(b,)` for each batch; walked through once, so the workers live as long as the run.
-        workers: loader processes; 0 loads here.
+        crops: the data set.
+        numbers: int64 `(b,)` for each batch; iterated once, so the workers live as long as the run.
+        workers: loader processes; 0 loads in this process.
         pin: put the batches in pinned memory, for a GPU.
 
     Raises:
@@ -139,7 +134,7 @@ def batches(
 
 
 class _Guarded(Dataset[Any]):
-    """Hands a hopeless data set over as a result: an exception from a worker would drag its traceback along."""
+    """Returns `TooManyDamagedError`: torch would add a worker's traceback to the message of what is raised."""
 
     def __init__(self, crops: Dataset[Batch]) -> None:
         self.crops = crops
@@ -152,9 +147,9 @@ class _Guarded(Dataset[Any]):
 
 
 def _leave_signals_to_the_main_process(worker: int, leaving: Any) -> None:
-    """A signal to all processes of a run must not take the workers away from a step that is to be finished.
+    """Ignore signals to the process group: a step that is to be finished needs its workers.
 
-    Only when the main process is `leaving` do they end at a SIGTERM, which is how it ends them.
+    They end at a SIGTERM only when the main process is `leaving`, which ends them so.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if leaving.value else None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -42,10 +42,7 @@ class Order:
 
 
 class BatchPlan(NamedTuple):
-    """How each step is divided among processes and micro-batches.
-
-    Step `s` holds the samples `[s · batch_size, (s + 1) · batch_size)`.
-    """
+    """The micro-batches and processes of a step: step `s` holds samples `[s · batch_size, (s + 1) · batch_size)`."""
 
     batch_size: int
     micro_batch_size: int
@@ -58,11 +55,7 @@ class BatchPlan(NamedTuple):
         return self.batch_size // (self.micro_batch_size * self.processes)
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[Numbers]:
-        """The sample numbers of this process's micro-batches: int64 `(micro_batch_size,)` each.
-
-        Args:
-            first_step, last_step: the steps from the first up to, but not including, the last.
-        """
+        """The sample numbers, int64 `(micro_batch_size,)`, of this process's micro-batches; `last_step` is excluded."""
         for step in range(first_step, last_step):
             for index in range(self.accumulation):
                 start = step * self.batch_size + (index * self.processes + self.rank) * self.micro_batch_size
@@ -70,17 +63,11 @@ class BatchPlan(NamedTuple):
 
 
 def plan_batches(batch_size: int, micro_batch_size: int | None, *, rank: int = 0, processes: int = 1) -> BatchPlan:
-    """Divide the global batch among processes and micro-batches.
-
-    Raises:
-        ValueError: if the batch cannot be divided evenly.
-    """
+    """Divide the global batch among processes and micro-batches. Raises ValueError if it cannot be divided evenly."""
     if batch_size % processes:
         raise ValueError(f"training.batch_size {batch_size} is not a multiple of the {processes} processes")
     micro = micro_batch_size or batch_size // processes
     if batch_size % (micro * processes):
-        raise ValueError(
-            f"training.batch_size {batch_size} is not a multiple of micro_batch_size {micro} × {processes} processes "
-            f"= {micro * processes}"
-        )
+        product = f"micro_batch_size {micro} × {processes} processes = {micro * processes}"
+        raise ValueError(f"training.batch_size {batch_size} is not a multiple of {product}")
     return BatchPlan(batch_size, micro, rank, processes)

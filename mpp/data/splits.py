@@ -26,11 +26,7 @@ class Splits(NamedTuple):
 
 
 def open_splits(
-    settings: DataSettings,
-    seed: int,
-    *,
-    labelled: bool = False,
-    held_out: tuple[str, ...] = ("validation", "test"),
+    settings: DataSettings, seed: int, *, labelled: bool = False, held_out: tuple[str, ...] = ("validation", "test")
 ) -> Splits:
     """Open the training and the validation split of a data set.
 

@@ -13,9 +13,9 @@ class ImageLocation(NamedTuple):
     """Where an image comes from, for messages."""
 
     row: int
-    """The number of the row in its split."""
+    """In its split."""
     path: str | None = None
-    """The path of its file, if it has one."""
+    """Of its file, if it has one."""
 
     def __str__(self) -> str:
         return f"row {self.row}" + (f" ({self.path})" if self.path else "")
@@ -46,18 +46,12 @@ class ImageTable(Protocol):
         ...
 
     def where(self, row: int) -> ImageLocation:
-        """The location of a row. Never fails, even if the image is damaged."""
+        """The location of a row, even if the image is damaged."""
         ...
 
 
 class Subset:
-    """Some rows of a table as a table, under its own name. ImageLocations are those of the whole table.
-
-    Args:
-        table: the whole table.
-        rows: int64 `(n,)`, the rows to keep, in any order.
-        name: for messages.
-    """
+    """The `rows` of a table, int64 `(n,)` in any order, as a table. Locations are those of the whole table."""
 
     def __init__(self, table: ImageTable, rows: Numbers, name: str) -> None:
         self.name, self.split, self.class_names = name, table.split, table.class_names
@@ -73,5 +67,5 @@ class Subset:
         return self._table.encoded(int(self._rows[row]))
 
     def where(self, row: int) -> ImageLocation:
-        """The location of a row in the whole table's split."""
+        """The location of a row; see `ImageTable`."""
         return self._table.where(int(self._rows[row]))

@@ -1,7 +1,4 @@
-"""What every network offers that is trained here: pixels in, one feature an image out.
-
-Pixels come in as uint8 and are normalised at the door.
-"""
+"""The networks that are trained here: uint8 pixels in, one feature an image out."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+Channels = tuple[float, ...]
 HALF = (0.5, 0.5, 0.5)
 """The ViT paper's mean and std: pixels in [−1, 1]."""
 POSITIONS_AND_TOKENS = ("pos_embed", "_token", "rel_pos_h", "rel_pos_w", "relative_position_bias")
@@ -40,22 +38,17 @@ class Layout(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """A timm architecture, and the sizes that follow from its arguments."""
+    """A timm architecture: name and arguments, pixels a side, the length d of a feature; no layout without patches."""
 
     name: str
-    """timm's."""
     arguments: dict[str, Any]
-    """timm's arguments that build it again."""
     image_size: int
-    """Pixels a side."""
     width: int
-    """d, the length of a feature."""
     layout: Layout | None
-    """None for a network without patches."""
 
 
 class Backbone(nn.Module):
-    """A timm model with its pixel normalisation: all that classification needs, with or without patches.
+    """A timm model with its pixel normalisation, with or without patches: all that classification needs.
 
     Attributes:
         model: the timm model, its state-dict keys untouched; `model(x)` on normalised pixels gives pooled features.
@@ -72,9 +65,7 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, model: nn.Module, architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, model: nn.Module, architecture: Architecture, mean: Channels, std: Channels) -> None:
         super().__init__()
         self.add_module(self.KEY, model)
         self.name, self.arguments, self.image_size, self.width, _ = architecture
@@ -100,40 +91,27 @@ class Backbone(nn.Module):
         return f"{self.name}, {parameters:.1f} M parameters, {self.image_size} px{before}"
 
     def check(self, pixels: Tensor) -> None:
-        """Refuse anything but uint8 pixels of this network's size.
-
-        Raises:
-            ValueError: with what was found and what was expected.
-        """
+        """Refuse anything but uint8 pixels of this network's size, by a ValueError."""
         size = self.image_size
         if not isinstance(pixels, Tensor):
-            raise ValueError(
-                f"pixels must be a torch tensor, found {type(pixels).__name__}: torch.from_numpy makes one"
-            )
+            found = type(pixels).__name__
+            raise ValueError(f"pixels must be a torch tensor, found {found}: torch.from_numpy makes one")
         if pixels.dtype != torch.uint8:
-            raise ValueError(
-                f"pixels must be uint8 in 0…255, found {pixels.dtype}: pass them as they were decoded, "
-                "the encoder normalises them itself"
-            )
+            advice = "pass them as they were decoded, the encoder normalises them itself"
+            raise ValueError(f"pixels must be uint8 in 0…255, found {pixels.dtype}: {advice}")
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size) or not len(pixels):
             raise ValueError(f"pixels must have the shape (b, 3, {size}, {size}), found {tuple(pixels.shape)}")
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 `(b, 3, h, w)` → `(pixels / 255 − mean) / std`, in torchvision's order of operations.
 
-        Computed in float32, and given in the type of the model's weights.
+        Computed in float32, returned in the type of the model's weights.
         """
         normal = pixels.float().div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return normal.to(next(self.model.parameters()).dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The last features, as timm's `forward_features` gives them.
-
-        Args:
-            pixels: uint8 `(b, 3, h, w)`.
-
-        Returns:
-            A map `(b, d, h', w')` or tokens, as the architecture has it; `pooled` knows what to do with it.
+        """timm's `forward_features` of uint8 `(b, 3, h, w)`: a map `(b, d, h', w')` or tokens, for `pooled`.
 
         Raises:
             ValueError: for float or wrongly shaped pixels.
@@ -142,7 +120,7 @@ class Backbone(nn.Module):
         return self.model.forward_features(self.normalize(pixels))
 
     def pooled(self, features: Tensor) -> Tensor:
-        """The feature `(b, d)` of each image, pooled by timm itself: what `model(x)` returns."""
+        """The feature `(b, d)` of each image, pooled by timm: what `model(x)` returns."""
         return self.model.forward_head(features, pre_logits=True)
 
     def no_weight_decay(self) -> set[str]:
@@ -153,15 +131,13 @@ class Backbone(nn.Module):
         return {f"{self.KEY}.{name}" for name in spared.union(listed)}
 
     def use_fused_attention(self, fused: bool) -> None:
-        """Choose PyTorch's fused attention kernel, or plain matrix products; the weights are the same."""
+        """Choose PyTorch's fused attention kernel, or plain matrix products."""
         for module in self.model.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused
 
     def use_gradient_checkpointing(self) -> None:
-        """Compute activations a second time in the backward pass, instead of keeping them.
-
-        Batch norm sees each batch twice then: its running statistics follow twice as fast.
+        """Compute activations again in the backward pass. The running statistics of batch norm see each batch twice.
 
         Raises:
             ValueError: if timm does not offer it for this architecture.
@@ -169,6 +145,5 @@ class Backbone(nn.Module):
         try:
             self.model.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as error:
-            raise ValueError(
-                f"timm has no gradient checkpointing for {self.name}; set training.gradient_checkpointing=false"
-            ) from error
+            advice = "set training.gradient_checkpointing=false"
+            raise ValueError(f"timm has no gradient checkpointing for {self.name}; {advice}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from mpp.encoder.backbone import Architecture, Backbone
+from mpp.encoder.backbone import Architecture, Backbone, Channels
 from mpp.encoder.encoder import Encoder, network
 from mpp.encoder.probe import Probe, check_name, has_patches, native_size, probe, skeleton
 from mpp.settings import SettingError
@@ -22,7 +22,7 @@ def architecture(
     needs_patches: bool = False,
     **arguments: Any,
 ) -> Architecture:
-    """Check a timm name, sizes and arguments by one probe, without memory for weights.
+    """Check the arguments of `create_backbone` by one probe, without memory for weights.
 
     Args:
         name: any timm model that gives one feature an image, e.g. `vit_base_patch16_224` or `resnet50`.
@@ -55,12 +55,7 @@ def architecture(
 
 
 def _check_sizes(found: Probe, size: int, patch_size: int | None, needs_patches: bool) -> None:
-    """Refuse sizes that do not fit an architecture.
-
-    Raises:
-        SettingError: naming the setting.
-        ValueError: if patches are needed and the architecture has none.
-    """
+    """Refuse sizes that do not fit an architecture, by a SettingError, and the lack of patches that are needed."""
     if found.layout is None:
         if needs_patches:
             raise ValueError(found.refusal)
@@ -69,10 +64,8 @@ def _check_sizes(found: Probe, size: int, patch_size: int | None, needs_patches:
             raise SettingError({"patch_size": message})
         return
     if patch_size is not None and hasattr(found.model.patch_embed, "backbone"):
-        message = (
-            f"patch_size {patch_size} cannot be set for {found.name}: its patches come out of a convolutional stem"
-        )
-        raise SettingError({"patch_size": f"{message}; leave patch_size out, or choose a plain ViT"})
+        reason = "its patches come out of a convolutional stem; leave patch_size out, or choose a plain ViT"
+        raise SettingError({"patch_size": f"patch_size {patch_size} cannot be set for {found.name}: {reason}"})
     patch_size = patch_size or found.patch_size
     if size % patch_size:
         below, above = size // patch_size * patch_size, -(-size // patch_size) * patch_size
@@ -81,17 +74,10 @@ def _check_sizes(found: Probe, size: int, patch_size: int | None, needs_patches:
         raise SettingError({"image_size": f"{message}, or another patch_size"})
 
 
-def create_backbone(
-    name: str, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, **sizes: Any
-) -> Backbone:
-    """A network with random weights, for classification: an `Encoder` where timm's model has patches, else without.
+def create_backbone(name: str, *, mean: Channels | None = None, std: Channels | None = None, **sizes: Any) -> Backbone:
+    """A network with random weights: an `Encoder` where timm's model has patches.
 
-    Args:
-        name, **sizes: as for `architecture`.
-        mean, std: as for `create_encoder`.
-
-    Raises:
-        ValueError: for an unknown or unsuitable model, or for sizes that do not fit.
+    `mean` and `std` are as for `create_encoder`; name, `**sizes` and errors as for `architecture`.
     """
     found = architecture(name, **sizes)
     return network(timm.create_model(name, pretrained=False, num_classes=0, **found.arguments), found, mean, std)

@@ -1,8 +1,4 @@
-"""The shared encoder: an unmodified timm Vision Transformer, opened at one seam.
-
-Patch embeddings can be edited at the seam, after the patch embedding and before the position embedding, and nowhere
-else.
-"""
+"""An unmodified timm Vision Transformer whose patch embeddings can be edited before the position embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpp.encoder.backbone import HALF, Architecture, Backbone
+from mpp.encoder.backbone import HALF, Architecture, Backbone, Channels
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -41,15 +37,13 @@ class Encoder(Backbone):
     KEY = "vit"
     vit: Any
 
-    def __init__(
-        self, vit: nn.Module, architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    def __init__(self, vit: nn.Module, architecture: Architecture, mean: Channels, std: Channels) -> None:
         super().__init__(vit, architecture, mean, std)
         assert architecture.layout is not None
         self.layout = architecture.layout
         if (argument := norm_argument(vit)) is not None:  # or timm would move the norm with another pool
-            norm_is_last = not isinstance(getattr(vit, "fc_norm", None), nn.Identity)
-            self.arguments = {**self.arguments, argument.name: norm_is_last}
+            after_pooling = not isinstance(getattr(vit, "fc_norm", None), nn.Identity)
+            self.arguments = {**self.arguments, argument.name: after_pooling}
         self._edit: Edit | None = None
         # One hook for good, without effect outside `forward`. A bound method: a deep copy edits its own embeddings.
         self.vit.patch_embed.register_forward_hook(self._seam)
@@ -75,7 +69,7 @@ class Encoder(Backbone):
         return f"{super().summary}, patch {self.patch_size}: {self.num_patches} patches"
 
     def pool_patches(self) -> None:
-        """Pool the mean of the patches from now on; where timm offers only other ways, the model keeps its own."""
+        """Pool the mean of the patches from now on, if timm offers that for this model."""
         try:
             self.vit.reset_classifier(0, global_pool="avg")
         except AssertionError:  # e.g. distilled models, which read two tokens
@@ -84,14 +78,9 @@ class Encoder(Backbone):
             self.arguments = self.arguments | {"global_pool": "avg"}
 
     def forward(self, pixels: Tensor, edit: Edit | None = None) -> Tensor:
-        """All tokens after the last block and norm, as timm's `forward_features` gives them.
+        """timm's `forward_features`: uint8 `(b, 3, h, w)` → all tokens `(b, prefix + N, d)` after the final norm.
 
-        Args:
-            pixels: uint8 `(b, 3, h, w)`.
-            edit: applied to the patch embeddings `(b, N, d)`, before the position embedding.
-
-        Returns:
-            `(b, prefix + N, d)`.
+        `edit` is applied to the patch embeddings `(b, N, d)`, before the position embedding.
 
         Raises:
             ValueError: for float or wrongly shaped pixels.
@@ -105,7 +94,7 @@ class Encoder(Backbone):
     def patch_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The tokens of some patches: `(b, prefix + N, d)` and int64 `(b, K)` → `(b, K, d)`.
 
-        Where an architecture has its final norm behind the pooling, each token goes through it here.
+        A final norm that comes after the pooling is applied to each of them.
         """
         images, count, width = tokens.shape
         first = torch.arange(images, device=tokens.device)[:, None] * count + self.layout.num_prefix_tokens
@@ -118,16 +107,11 @@ class Encoder(Backbone):
         edited = self._edit(output.flatten(1, -2)).view_as(output)  # from (b, N, d) or (b, rows, columns, d)
         if output.is_contiguous():
             return edited
-        # timm's embeddings are a transposed view, and kernels round by layout: keep it, to stay equal to the last bit.
+        # timm's embeddings are a transposed view, and kernels round by layout: it is kept for bitwise equality.
         return torch.empty_like(output).copy_(edited)
 
 
-def network(
-    model: nn.Module,
-    architecture: Architecture,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-) -> Backbone:
+def network(model: nn.Module, architecture: Architecture, mean: Channels | None, std: Channels | None) -> Backbone:
     """The network around timm's model: an `Encoder` where it has patches."""
     kind = Backbone if architecture.layout is None else Encoder
     return kind(model, architecture, mean or HALF, std or HALF)

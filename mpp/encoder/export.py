@@ -37,7 +37,7 @@ def ends_of(name: str) -> dict[str, Any]:
 def timm_config(encoder: Backbone, *, interpolation: str, crop_pct: float) -> dict[str, Any]:
     """timm's `config.json` for this encoder.
 
-    `num_classes` stays out of `model_args`: transformers passes it by itself, and would pass it twice.
+    `num_classes` is not in `model_args`: transformers passes it by itself, and would pass it twice.
     """
     size = encoder.image_size
     return {
@@ -83,14 +83,13 @@ def export_classifier(
     interpolation: str = "bilinear",
     crop_pct: float = 1.0,
 ) -> None:
-    """Write the network with a linear head on its pooled feature, as timm has it: `model(x)` gives logits.
+    """As `export_encoder`, with a linear head on the pooled feature: timm's `model(x)` gives logits.
 
     Args:
         encoder: the network.
         weight, bias: of the head, `(classes, d)` and `(classes,)`.
         class_names: in the order of the labels.
-        folder: is written as by `export_encoder`.
-        interpolation, crop_pct: of evaluation crops.
+        folder, interpolation, crop_pct: as for `export_encoder`.
     """
     model = skeleton(encoder.name, encoder.arguments, num_classes=len(class_names))
     names = model.pretrained_cfg["classifier"]
@@ -106,7 +105,7 @@ def export_classifier(
 
 def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # Clones: a tensor may stand for two names, which safetensors does not take.
+    # Clones: two names may share a tensor, which safetensors does not take.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(folder / "config.json") as path:
         path.write_text(json.dumps(config, indent=2) + "\n")

@@ -112,11 +112,7 @@ def _from_file(
 
 
 def _with_weights(source: str | Path, origin: str, arguments: dict[str, Any]) -> Any:
-    """timm's model with the weights of a source.
-
-    Raises:
-        ValueError: if they cannot be read, or do not fit.
-    """
+    """timm's model with the weights of a source. Raises ValueError if they cannot be read, or do not fit."""
     try:
         return timm.create_model(origin, pretrained=True, num_classes=0, **arguments)
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -18,16 +18,10 @@ def learnt_positions(vit: Any) -> Tensor | None:
 
 
 def resize_positions(positions: Tensor, grid: int, new_grid: int, how: Literal["bilinear", "bicubic"]) -> Tensor:
-    """Position embeddings of `grid²` patches, interpolated in two dimensions to `new_grid²`.
+    """Interpolate in two dimensions: `(1, prefix + grid², d)` → `(1, prefix + new_grid², d)`; the prefix is unchanged.
 
-    Args:
-        positions: `(1, prefix + grid², d)`; those of prefix tokens (maybe none) stay as they are.
-        grid, new_grid: patches a side.
-        how: `bilinear` with the corners aligned, as in the ViT paper's code; `bicubic` with the edges of the
-            outermost patches aligned, as in MAE's. Neither smooths when it makes the grid smaller.
-
-    Returns:
-        `(1, prefix + new_grid², d)`.
+    `bilinear` aligns the corners, as the ViT paper's code; `bicubic` aligns the edges of the outermost patches, as
+    MAE's. Neither smooths when it makes the grid smaller.
     """
     prefix = positions.shape[1] - grid**2
     assert prefix >= 0, (tuple(positions.shape), grid)

@@ -12,6 +12,7 @@ from huggingface_hub import file_exists, try_to_load_from_cache
 from timm.models import is_model, load_model_config_from_hf
 
 from mpp.encoder.arguments import architecture_arguments
+from mpp.encoder.backbone import Channels
 from mpp.encoder.probe import check_name, native_size
 from mpp.encoder.weights_file import NEVER, PICKLES
 from mpp.files import sha256
@@ -27,25 +28,18 @@ SAFE = ("model.safetensors", "open_clip_model.safetensors")
 
 
 class Source(NamedTuple):
-    """A saved or published network."""
+    """A saved or published network: `timm.create_model` opens its origin; the input size is in pixels a side."""
 
     origin: str
-    """What `timm.create_model` opens."""
     architecture: str
     arguments: dict[str, Any]
-    """timm's; `img_size` and `global_pool` where they are known."""
     input_size: int
-    """Pixels a side."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
 
 
 def open_source(source: str | Path, *, allow_pickle: bool = False) -> Source:
-    """Find a source by its name, without reading its weights.
-
-    Raises:
-        ValueError: if there is no such source, or its weights are a pickle and that is not allowed.
-    """
+    """Find a source, without reading its weights. Raises ValueError if there is none, or none that may be read."""
     source = str(source)
     folder = _folder(source, allow_pickle)
     if folder is not None:
@@ -63,11 +57,7 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> Source:
 
 
 def architecture_of(source: str | Path) -> Source:
-    """A source whose weights are not needed.
-
-    Raises:
-        ValueError: if there is no such source.
-    """
+    """A source whose weights are not needed. Raises ValueError if there is none."""
     if not str(source).startswith("timm:"):
         return open_source(source)
     name = str(source).removeprefix("timm:").split(".")[0]
@@ -114,7 +104,7 @@ def _in_timm(source: str, allow_pickle: bool) -> Source:
 
 
 def expanded(source: str | Path) -> str:
-    """With the home folder for a tilde."""
+    """A path with the home folder for a tilde; other sources are unchanged."""
     return str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
 
 
@@ -148,7 +138,7 @@ def _on_hub(source: str, allow_pickle: bool) -> Source:
 
 
 def _is_safe(repo: str, revision: str | None) -> bool:
-    """Whether a repository has weights that are no pickle; asked of what was loaded before, then of the Hub."""
+    """Whether a repository has weights that are no pickle: in the cache, or on the Hub."""
     if any(isinstance(try_to_load_from_cache(repo, name, revision=revision), str) for name in SAFE):
         return True
     return any(file_exists(repo, name, revision=revision) for name in SAFE)
@@ -169,7 +159,7 @@ def weights_digest_of(settings: EncoderSettings) -> str | None:
 
 
 def _folder(source: str | Path, allow_pickle: bool = False) -> Path | None:
-    """The exported folder that a path stands for: itself, or the `encoder/` of a run; None if it is neither."""
+    """The exported folder: the path itself, or the `encoder/` of a run; None if it is neither."""
     for folder in (Path(source), Path(source) / "encoder"):
         for name in WEIGHTS if allow_pickle else WEIGHTS[:1]:
             if (folder / "config.json").is_file() and (folder / name).is_file():

@@ -25,11 +25,7 @@ POOLING = ("global_pool", "fc_norm", "use_fc_norm")
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that timm does not know.
-
-    Raises:
-        ValueError: with similar names.
-    """
+    """Refuse a name that timm does not know, by a ValueError with similar names."""
     if not is_model(name):
         close = similar_names(name, list_models())
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
@@ -43,10 +39,7 @@ def native_size(name: str) -> int:
 
 
 def similar_names(name: str, known: list[str]) -> list[str]:
-    """Up to three known names that are similar to `name`, or to the beginning of which it is; the best first.
-
-    Ties: `patch16_224` first, then the shortest.
-    """
+    """Up to three known names that begin similarly to `name`; of equals `patch16_224` first, then the shortest."""
 
     def similarity(candidate: str) -> tuple[float, bool, float]:
         beginnings = (candidate[: len(name) + more] for more in (-1, 0, 1))
@@ -58,11 +51,7 @@ def similar_names(name: str, known: list[str]) -> list[str]:
 
 
 def skeleton(name: str, arguments: dict[str, Any], num_classes: int = 0) -> Any:
-    """timm's model on the meta device.
-
-    Raises:
-        SettingError: if timm does not take the arguments.
-    """
+    """timm's model on the meta device. Raises SettingError if timm does not take the arguments."""
     try:
         with torch.device("meta"):
             return timm.create_model(name, pretrained=False, num_classes=num_classes, **arguments)
@@ -109,11 +98,7 @@ class Probe:
 
     @cached_property
     def width(self) -> int:
-        """The length of the feature of an image.
-
-        Raises:
-            ValueError: if images of this size do not go through the model, or it does not give one feature an image.
-        """
+        """The length of the feature of an image. Raises ValueError if the model does not give one feature an image."""
         if self.layout is not None:
             return self.layout.width
         feature = self._output(lambda x: self.model.forward_head(self.model.forward_features(x), pre_logits=True))
@@ -121,36 +106,24 @@ class Probe:
             raise self._error(f"its feature comes out as {_shape(feature)}, not as (batch, width)")
         return feature.shape[1]
 
-    def check_pool(self, pool: str) -> None:
-        """Refuse a pooling that timm does not offer for this model.
-
-        Raises:
-            SettingError: with timm's reason.
-        """
-        if pool == "token" and self.layout is not None and getattr(self.model, "cls_token", None) is None:
-            raise SettingError({"pool": f"pool token does not fit {self.name}, which has no class token; use pool avg"})
-        try:
-            deepcopy(self.model).reset_classifier(0, global_pool=pool)
-        except Exception as error:  # timm's models raise anything at a pooling that they do not know
-            message = f"timm cannot build {self.name} with global_pool={pool!r}: {error}; try another pool"
-            raise SettingError({"pool": message}) from error
-
     def pooling(self, pool: str | None, arguments: dict[str, Any]) -> dict[str, Any]:
-        """timm's arguments for a pooling. Tokens are pooled after the final norm: every pooled token is normalised.
+        """timm's arguments for a pooling. Raises SettingError if timm does not offer it for this model.
 
-        Args:
-            pool: `token` or `avg`. None takes the class token where there is one, else `avg`; without patches it takes
-                timm's own pooling.
-            arguments: the others; where these or the architecture set the layer of the final norm, it is kept.
-
-        Raises:
-            SettingError: if timm does not offer this pooling for this model.
+        None takes the class token where there is one, else `avg`; without patches it takes timm's own pooling. Tokens
+        are pooled after the final norm, unless the architecture or its other `arguments` put the norm elsewhere.
         """
+        has_token = getattr(self.model, "cls_token", None) is not None
+        if pool == "token" and self.layout is not None and not has_token:
+            raise SettingError({"pool": f"pool token does not fit {self.name}, which has no class token; use pool avg"})
         if pool is not None:
-            self.check_pool(pool)
+            try:
+                deepcopy(self.model).reset_classifier(0, global_pool=pool)
+            except Exception as error:  # timm's models raise anything at a pooling that they do not know
+                message = f"timm cannot build {self.name} with global_pool={pool!r}: {error}; try another pool"
+                raise SettingError({"pool": message}) from error
         if self.layout is None:
             return {} if pool is None else {"global_pool": pool}
-        pool = pool or ("avg" if getattr(self.model, "cls_token", None) is None else "token")
+        pool = pool or ("token" if has_token else "avg")
         argument = norm_argument(self.model)
         if argument is None or argument.default is not None or argument.name in arguments:
             return {"global_pool": pool}
@@ -202,7 +175,7 @@ _PROBES: dict[tuple[str, str, int], Probe] = {}
 
 
 def probe(name: str, arguments: dict[str, Any] | None = None, image_size: int | None = None) -> Probe:
-    """The cached probe of an architecture with these arguments; image size None takes the architecture's own.
+    """The cached probe of an architecture with these arguments, by default at its own image size.
 
     Raises:
         SettingError: if timm does not take the arguments.
@@ -228,9 +201,9 @@ def _built(name: str, arguments: dict[str, Any], image_size: int) -> tuple[Any, 
 
 
 def has_patches(name: str, arguments: dict[str, Any]) -> bool:
-    """Whether this architecture has one token a patch from first to last layer: by itself or with these arguments.
+    """Whether this architecture has one token a patch from first to last layer, with these arguments or without.
 
-    By itself is enough: arguments that break it are a mistake to report.
+    Arguments that break it are a mistake to report.
     """
     for chosen in (arguments, {}):
         with suppress(SettingError):

@@ -29,7 +29,7 @@ class EncoderSettings(Settings):
 
     name: str = "vit_tiny_patch16_224"
     """The timm model, e.g. `vit_base_patch16_224`. Supervised classification trains networks without patches too,
-    e.g. `resnet50`; their batch norm, if any, looks at the images of one micro-batch in one process."""
+    e.g. `resnet50`; their batch norm, if any, normalises by the images of one micro-batch in one process."""
 
     source: str | None = None
     """Start from these weights: a run, an exported encoder folder, `USER/NAME` or `USER/NAME@REVISION` on the Hugging
@@ -52,7 +52,7 @@ class EncoderSettings(Settings):
     resize: Literal["bilinear", "bicubic", "timm"] = "bilinear"
     """How the learnt absolute position embeddings of a `source` are brought to another image size: `bilinear` in two
     dimensions with the corners aligned, as in the ViT paper's code; `bicubic` as in MAE's; `timm` is bicubic and
-    antialiased. Relative and rotary positions go timm's own way whatever this says."""
+    antialiased. Relative and rotary positions are always resized by timm."""
 
     patch_size: int | None = Field(default=None, ge=1)
     """Side of a patch in pixels; null keeps the model's own. A network without patches takes null only."""
@@ -79,7 +79,7 @@ class EncoderSettings(Settings):
     def architecture(
         self, image_size: int, data: DataSettings | None = None, *, needs_patches: bool = False
     ) -> Architecture:
-        """The network that is built without a source, found out by one probe and no weights.
+        """The architecture without a source, checked by one probe and no weights.
 
         Args:
             image_size: pixels a side.
@@ -95,10 +95,7 @@ class EncoderSettings(Settings):
             return architecture(self.name, image_size=image_size, needs_patches=needs_patches, **self._timm_arguments())
 
     def build(self, image_size: int, data: DataSettings | None = None, *, needs_patches: bool = False) -> Backbone:
-        """The network: an `Encoder` where it has patches, else a plain `Backbone`.
-
-        Args and errors: as for `architecture`.
-        """
+        """The network, an `Encoder` where it has patches. Arguments and errors are those of `architecture`."""
         from mpp.encoder.create import create_backbone
         from mpp.encoder.encoder import Encoder
         from mpp.encoder.probe import probe

@@ -1,4 +1,4 @@
-"""Weights alone in a file, with no word of what they are of: an MAE, BEiT or DINOv2 checkpoint, for a named model."""
+"""Files of weights alone, such as MAE, BEiT or DINOv2 checkpoints, which do not name their architecture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEVER = "a pickle, which can run code when it is read; convert it to safetensors
 
 
 def read_weights(path: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
-    """The tensors of a file by their names there; of a pickle too if that is allowed, without running its code.
+    """The tensors of a file by their names there. A pickle is read without running its code, if that is allowed.
 
     Raises:
         ValueError: if it is a pickle and that is not allowed, or if it cannot be read.
@@ -41,7 +41,7 @@ def read_weights(path: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
 
 
 def size_of(weights: dict[str, Tensor], prefix: int, patch_size: int) -> int | None:
-    """The image size that learnt absolute positions are for, in pixels a side; None if there are none, on no square."""
+    """The image size of learnt absolute positions, in pixels a side; None if there are none on a square."""
     positions = weights.get("pos_embed")
     if positions is None or positions.ndim != 3:
         return None
@@ -52,9 +52,7 @@ def size_of(weights: dict[str, Tensor], prefix: int, patch_size: int) -> int | N
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], path: Path, name: str) -> None:
-    """Put the weights of a file into timm's model, whose own way of reading others' names is used.
-
-    What the file holds besides, such as a head or a decoder, is left out.
+    """Load the weights of a file, without a head or a decoder, by timm's own filter of other projects' names.
 
     Raises:
         ValueError: if they are not of this architecture.

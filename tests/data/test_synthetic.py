@@ -25,6 +25,11 @@ PIXELS = {
 }
 
 
+def scene(variant: str, number: int) -> tuple[Array, int]:
+    images, labels = dead_leaves.scenes(variant, np.array([number]))
+    return images[0], int(labels[0])
+
+
 def draw(variant: str, count: int, start: int = 0) -> tuple[Array, Array]:
     parts = [
         dead_leaves.scenes(variant, np.arange(at, min(at + synthetic.CHUNK, start + count)))
@@ -77,7 +82,7 @@ def test_an_image_depends_on_its_number_alone(variant: str) -> None:
     numbers = np.array([7, 1_000_000_003, 3, 2**40 + 5, 7])
     images, labels = dead_leaves.scenes(variant, numbers)
     for number, image, label in zip(numbers, images, labels, strict=True):
-        alone, alone_label = dead_leaves.scene(variant, int(number))
+        alone, alone_label = scene(variant, int(number))
         np.testing.assert_array_equal(alone, image)
         assert alone_label == label
     assert len(np.unique(images.reshape(5, -1), axis=0)) == 4
@@ -86,7 +91,7 @@ def test_an_image_depends_on_its_number_alone(variant: str) -> None:
 def test_variants_differ_in_shapes_and_pixels() -> None:
     assert not set(dead_leaves.class_names("a")) & set(dead_leaves.class_names("b"))
     assert min(len(dead_leaves.class_names(variant)) for variant in dead_leaves.VARIANTS) >= 8
-    assert not np.array_equal(dead_leaves.scene("a", 0)[0], dead_leaves.scene("b", 0)[0])
+    assert not np.array_equal(scene("a", 0)[0], scene("b", 0)[0])
     with pytest.raises(ValueError, match="no variant 'c'; it has 'a' and 'b'"):
         dead_leaves.class_names("c")
 
@@ -196,6 +201,6 @@ def test_rows_are_png_files_of_the_scenes() -> None:
     for number, row in zip(range(5, 8), rows, strict=True):
         image = Image.open(io.BytesIO(row["image"]["bytes"]))
         assert (image.format, image.mode) == ("PNG", "RGB")
-        pixels, label = dead_leaves.scene("a", number)
+        pixels, label = scene("a", number)
         np.testing.assert_array_equal(np.asarray(image), pixels)
         assert row["label"] == label

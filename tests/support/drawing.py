@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import datasets
 import datasets.config
 
 from mpp.cli import guarded
@@ -13,6 +14,7 @@ from mpp.data import synthetic
 def main(arguments: list[str]) -> int:
     cache, *counts = arguments
     datasets.config.HF_DATASETS_CACHE = cache
+    datasets.disable_progress_bars()
     if counts:
         train, test = map(int, counts)
         synthetic.TRAIN, synthetic.TEST = range(train), range(synthetic.TEST.start, synthetic.TEST.start + test)

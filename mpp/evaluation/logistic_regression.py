@@ -62,15 +62,12 @@ def linear_probe(
     C is chosen on a held-out, stratified tenth of train; the classifier is then fitted to all of train.
 
     Args:
-        train_features: `(N, D)`, an array or a tensor.
-        train_labels: integers `(N,)`, in [0, classes).
-        test_features: `(M, D)`.
-        test_labels: integers `(M,)`.
+        train_features, train_labels, test_features, test_labels: as of `few_shot`.
         grid: values of C.
-        seed: decides which rows are held out.
+        seed: of the held-out rows.
 
     Raises:
-        ValueError: for a single class, labels out of range, or features that are not finite.
+        ValueError: for what `few_shot` refuses.
         RuntimeError: if scikit-learn is not installed.
     """
     data = checked(train_features, train_labels, test_features, test_labels, torch.float64)

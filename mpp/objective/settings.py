@@ -39,19 +39,12 @@ class BaseObjectiveSettings(Settings):
         return f"by {type(self).__name__.removesuffix('Settings')}."
 
     def check(self, layout: Layout) -> None:
-        """Check that the objective fits these patches.
-
-        Raises:
-            SettingError: with all complaints.
-        """
+        """Raise a SettingError with all complaints if the objective does not fit these patches."""
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
-        """Build the module; its head is drawn from torch's generator.
+        """Build the module; its head is drawn from torch's generator, its corruptions from the seed.
 
-        Args:
-            encoder: its network.
-            num_classes: None without labels.
-            seed: decides corruptions together with the sample numbers.
+        `num_classes` is None without labels.
         """
         raise NotImplementedError
 

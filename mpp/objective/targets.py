@@ -91,11 +91,7 @@ class _Colours(PatchTarget):
         return 1 << (3 * self.bits)
 
     def outputs(self, patch_size: int) -> int:
-        """`cells² · 8**bits`.
-
-        Raises:
-            SettingError: if there are more cells than pixels.
-        """
+        """`cells² · 8**bits`; a SettingError if there are more cells than pixels."""
         with self.blamed("cells"):
             return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
 

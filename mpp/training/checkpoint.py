@@ -168,12 +168,11 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The inverse of `_without_tensors`."""
     if not isinstance(value, dict):
         return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "dtype" in value:
-        return getattr(torch, value["dtype"])
-    if "dict" in value:
-        return {key: _with_tensors(item, tensors) for key, item in value["dict"]}
-    ((kind, items),) = value.items()
-    loaded = [_with_tensors(item, tensors) for item in items]
-    return loaded if kind == "list" else tuple(loaded)
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "dict":
+        return {key: _with_tensors(item, tensors) for key, item in content}
+    return (list if kind == "list" else tuple)(_with_tensors(item, tensors) for item in content)

@@ -103,9 +103,8 @@ def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     if accelerator.num_processes == 1:
         return module
     devices = [accelerator.device] if accelerator.device.type == "cuda" else None
-    known = inspect.signature(DistributedDataParallel).parameters
-    older = "forward_sync_buffers" not in known
-    keep_own: dict[str, Any] = {"broadcast_buffers" if older else "forward_sync_buffers": False}
+    known, new = inspect.signature(DistributedDataParallel).parameters, "forward_sync_buffers"
+    keep_own: dict[str, Any] = {new if new in known else "broadcast_buffers": False}
     return DistributedDataParallel(module, device_ids=devices, **keep_own)
 
 

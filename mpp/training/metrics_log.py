@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from mpp.files import naming, write_text
+from mpp.objective.base import Objective
 
 
 class Journal:
@@ -21,24 +22,14 @@ class Journal:
     Args:
         path: `metrics.jsonl`.
         accelerator: the main process writes to the file, the terminal, and the trackers.
+        objective: formats the line of the terminal.
         steps: of the whole run.
         step: the first step; lines of later steps are cut, since those steps are run again.
-        line: formats of the scores in a line of the terminal, by name, in their order.
-        headline: the score that is compared with the baselines.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        accelerator: Accelerator,
-        *,
-        steps: int,
-        step: int,
-        line: Mapping[str, str],
-        headline: str = "loss",
-    ) -> None:
+    def __init__(self, path: Path, accelerator: Accelerator, objective: Objective, *, steps: int, step: int) -> None:
         self.path, self.accelerator, self.steps = path, accelerator, steps
-        self._line, self._headline = line, headline
+        self._line, self._headline = objective.line, objective.headline
         self._writes = accelerator.is_main_process
         self._last: dict[str, Any] = {}
         if self._writes and path.exists():
@@ -53,11 +44,11 @@ class Journal:
         self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self._bar.update()
 
-    def write(self, step: int, samples: int, values: dict[str, Any]) -> None:
-        """Log the values of a step."""
-        if not self._writes:
+    def write(self, step: int, batch_size: int, values: dict[str, Any]) -> None:
+        """Log the values of a step, if there are any."""
+        if not self._writes or not values:
             return
-        entry = {"step": step, "samples": samples, **{k: _short(v) for k, v in values.items()}}
+        entry = {"step": step, "samples": step * batch_size, **{k: _short(v) for k, v in values.items()}}
         if self._last.get("step") == step:  # the pending validation of a stopped run
             entry = self._last | entry
             lines = [*_lines_until(self.path, step - 1), json.dumps(entry)]

@@ -1,4 +1,4 @@
-"""What the training parts of a recipe can say: optimizer, training, validation, checkpoint and journal."""
+"""Settings of the training sections of a recipe: optimizer, training, validation, checkpoint, journal, …"""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class OptimizerSettings(Settings):
     """Further arguments of the optimiser, e.g. `{momentum: 0.9}`."""
 
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """Layer-wise decay of the learning rate, for classification: the head learns at `lr`, every layer below it at
-    this share of the rate of the layer above; null has all learn alike."""
+    """Layer-wise decay of the learning rate, for classification: the head learns at `lr`, every layer below at this
+    share of the rate of the layer above; null has one rate for all."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
@@ -131,8 +131,8 @@ class AugmentationSettings(Settings):
 
 
 class SearchSettings(Settings):
-    """Settings to choose by the dev split: every combination is trained on the rest of train, as long as the run
-    itself; the best is then trained on all of train.
+    """Grid search on the dev split: every combination is trained on the rest of train, as long as the run itself; the
+    best is then trained on all of train.
     """
 
     lr: tuple[Annotated[float, Field(gt=0)], ...] = ()
@@ -143,20 +143,20 @@ class SearchSettings(Settings):
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether there is anything to choose from."""
+        """Whether there is anything to search."""
         return bool(self.lr or self.pool)
 
 
 class EarlyStoppingSettings(Settings):
-    """When to end before the end: by the accuracy on the dev split."""
+    """Early stopping by the accuracy on the dev split."""
 
     patience: int = Field(default=0, ge=0)
     """Validations in a row without improvement after which the run ends, and its best weights are tested and exported;
-    0 trains to the end, and tests what is there then."""
+    0 trains to the end, and tests the last weights."""
 
 
 class CheckpointSettings(Settings):
-    """When the run is saved, and what a second start does."""
+    """When the run is saved, and whether the same command resumes it."""
 
     every: Duration = Duration(steps=500)
     """How often; 0 means only at the end."""
@@ -165,12 +165,11 @@ class CheckpointSettings(Settings):
     """How many of the newest checkpoints stay on disk (the final one always does)."""
 
     resume: bool = True
-    """Go on from the newest good checkpoint in the output folder; false starts afresh and moves what was
-    there aside."""
+    """Resume from the latest valid checkpoint in the output folder; false starts afresh and moves its files aside."""
 
 
 class JournalSettings(Settings):
-    """What is written down, and where."""
+    """The metrics log."""
 
     every: Duration = Duration(steps=10)
     """How often a line is written to metrics.jsonl."""
@@ -180,7 +179,7 @@ class JournalSettings(Settings):
 
 
 class ReconstructionSettings(Settings):
-    """Pictures of what the model sees and predicts."""
+    """Pictures of corrupted inputs and predictions."""
 
     every: Duration = Duration(steps=1000)
     """How often; the end of the run counts too. 0 means only at the end."""

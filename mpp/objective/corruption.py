@@ -38,13 +38,10 @@ class Corruption(Settings):
 
     fraction: float = Field(default=0.5, gt=0, le=1)
     """Share of the patches that are corrupted; exactly floor(fraction * N + 1/2) an image, at least 1."""
-
     mask: float = Field(default=0.8, ge=0, le=1)
     """Share of the corrupted patches whose embedding becomes the learnable `[mask]`."""
-
     swap: float = Field(default=0.1, ge=0, le=1)
     """Share of the corrupted patches whose embedding becomes that of another patch of the image."""
-
     keep: float = Field(default=0.1, ge=0, le=1)
     """Share of the corrupted patches whose embedding stays, and which are predicted all the same."""
 

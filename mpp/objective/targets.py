@@ -80,7 +80,6 @@ class _Colours(PatchTarget):
 
     bits: int = Field(default=3, ge=1, le=4)
     """Bits a channel; 3 make 512 colours."""
-
     metric: ClassVar[str] = "accuracy"
     if TYPE_CHECKING:  # a real attribute would be shadowed by the setting of `DownsizedPatch`
         cells: ClassVar[int]
@@ -135,7 +134,6 @@ class MeanColor(_Colours):
 
     kind: Literal["mean_color"] = "mean_color"
     """Predict the mean colour of each corrupted patch."""
-
     description: ClassVar[str] = "its mean colour"
     cells: ClassVar[int] = 1
 
@@ -149,10 +147,8 @@ class DownsizedPatch(_Colours):
 
     kind: Literal["downsized"] = "downsized"
     """Predict the colours of the patch downsized to a few cells."""
-
     cells: int = Field(default=4, ge=1)  # pyright: ignore[reportIncompatibleVariableOverride]
     """Cells along a side of the patch."""
-
     description: ClassVar[str] = "its downsized colours"
 
     def warn(self, patch_size: int) -> None:
@@ -174,10 +170,8 @@ class FullPatch(PatchTarget):
 
     kind: Literal["full_patch"] = "full_patch"
     """Predict the pixels of each corrupted patch."""
-
     normalize: bool = False
     """Normalise the pixels of each patch to mean 0 and variance 1, as in MAE."""
-
     description: ClassVar[str] = "its pixels"
     metric: ClassVar[str] = "psnr"
 

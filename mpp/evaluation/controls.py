@@ -16,12 +16,9 @@ DEFAULT_GRID = 8
 
 
 class Control(Reader):
-    """Means of pixels over squares. All are positive: kNN centres them.
+    """`raw_pixels` or `patch_colors`: means of pixels over squares. All are positive: kNN centres them.
 
-    Args:
-        name: `raw_pixels` or `patch_colors`.
-        image_size: pixels a side.
-        patch_size: of `patch_colors`, a divisor of `image_size`; None takes 8 × 8 patches.
+    `patch_size` is that of `patch_colors`, a divisor of `image_size`; None takes 8 × 8 patches.
     """
 
     centre_for_knn: ClassVar[bool] = True

@@ -127,12 +127,9 @@ def check_feasible(
     dev: tuple[Numbers, Numbers] | None,
     by_depth: Sequence[str],
 ) -> None:
-    """Check, before features are extracted, that each class has enough images; arguments as of `scores`.
+    """Check, before features are extracted, that each class has enough images, and that scikit-learn is installed.
 
-    Raises:
-        ValueError: for a single class.
-        SettingError: naming the setting and both numbers.
-        RuntimeError: if scikit-learn is needed and not installed.
+    Arguments are as of `scores`. A ValueError for a single class, or a SettingError with both numbers.
     """
     if len(np.unique(labels)) < 2:
         raise ValueError(ONE_CLASS)

@@ -104,11 +104,7 @@ class EncoderReader(Reader):
         return list(dict.fromkeys([*layers, self.default]))
 
     def read(self, pixels: Tensor, layers: Sequence[FeatureLayer]) -> dict[FeatureLayer, Tensor]:
-        """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each layer.
-
-        Raises:
-            ValueError: for the class token of an early block in architectures where it joins later.
-        """
+        """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each layer; a ValueError if its block has no class token yet."""
         outputs: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             for block in {layer.block for layer in layers} - {self.default.block}:
@@ -158,17 +154,9 @@ def extract(
     workers: int = 0,
     title: str = "",
 ) -> Features | None:
-    """The features of some rows, in their order, which are divided among the processes; None in all but the main one.
+    """The features of some rows of labelled images, in their order; None in all processes but the main one.
 
-    Args:
-        reader: an encoder, or a control.
-        crops: of labelled images.
-        rows: int64 `(n,)`.
-        layers: features to compute.
-        accelerator: device, processes and precision.
-        batch_size: images of one forward pass of one process.
-        workers: loader processes.
-        title: of the progress bar; empty shows none.
+    The rows are divided among the processes; `batch_size` is that of one process. A `title` shows a progress bar.
 
     Raises:
         TooManyDamagedError: when there is no good image near a damaged one.

@@ -59,15 +59,10 @@ def linear_probe(
 ) -> Probe:
     """Accuracy on test of a logistic regression on standardised features.
 
-    C is chosen on a held-out, stratified tenth of train; the classifier is then fitted to all of train.
-
-    Args:
-        train_features, train_labels, test_features, test_labels: as of `few_shot`.
-        grid: values of C.
-        seed: of the held-out rows.
+    C is chosen from `grid` on a held-out, stratified tenth of train, drawn by `seed`; the classifier is then fitted to
+    all of train. Features and labels are as of `few_shot`, which refuses the same ones.
 
     Raises:
-        ValueError: for what `few_shot` refuses.
         RuntimeError: if scikit-learn is not installed.
     """
     data = checked(train_features, train_labels, test_features, test_labels, torch.float64)

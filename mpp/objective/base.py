@@ -39,10 +39,8 @@ class Objective(nn.Module):
     def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> Any:
         """A named tuple of the `loss` of a batch, a float32 scalar, and whatever `scores` needs.
 
-        Args:
-            pixels: uint8 `(b, 3, h, w)`.
-            samples: int64 `(b,)` sample numbers, which decide every random draw; None draws from torch's generator.
-            labels: int64 `(b,)`, where the objective needs them.
+        Pixels are uint8 `(b, 3, h, w)`; labels int64 `(b,)`, if the objective needs them; samples int64 `(b,)` decide
+        every random draw, and None draws from torch's generator.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""What is predicted for a corrupted patch (ViT paper, appendix B.1.2): three targets.
+"""Prediction targets of a corrupted patch (ViT paper, appendix B.1.2).
 
 Each class is at once the settings in a recipe (`target: {kind: mean_color, bits: 3}`) and the object that computes.
 All labels come from the uint8 pixels that the encoder sees, before any normalisation. A new target is a `PatchTarget`
@@ -32,11 +32,7 @@ class PatchTarget(Settings):
     """Name of what `summary` returns."""
 
     def outputs(self, patch_size: int) -> int:
-        """Numbers predicted for a patch of `patch_size` pixels a side.
-
-        Raises:
-            ValueError: if the target does not fit the patch.
-        """
+        """Numbers predicted for a patch of `patch_size` pixels a side; a ValueError if the target does not fit it."""
         raise NotImplementedError
 
     def warn(self, patch_size: int) -> None:

@@ -19,12 +19,8 @@ from mpp.objective.base import Objective
 class Journal:
     """Writes a line of JSON for each logged step, and prints a line, above a progress bar on a terminal.
 
-    Args:
-        path: `metrics.jsonl`.
-        accelerator: the main process writes to the file, the terminal, and the trackers.
-        objective: formats the line of the terminal.
-        steps: of the whole run.
-        step: the first step; lines of later steps are cut, since those steps are run again.
+    The main process writes, to the trackers as well. Lines after `step`, the first of this process, are cut: those
+    steps are run again. The objective formats the printed line.
     """
 
     def __init__(self, path: Path, accelerator: Accelerator, objective: Objective, *, steps: int, step: int) -> None:

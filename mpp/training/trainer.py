@@ -91,7 +91,9 @@ def _step(
 ) -> tuple[dict[str, Any], bool]:
     """One optimizer step: values for the metrics log, and whether any process was asked to stop."""
     begun = time.perf_counter()
-    lr = _set_learning_rate(run, progress.step)
+    lr = run.learning_rate(progress.step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     _seed_everything(run, progress.step)
     statistics = saved_buffers(run.objective)
     before = [buffer.clone() for buffer in statistics]
@@ -143,13 +145,6 @@ def _run_callbacks(run: Run, progress: Progress) -> dict[str, Any]:
             progress.evaluations_without_improvement += 1
             progress.ended = 0 < stopping.patience <= progress.evaluations_without_improvement
     return seen
-
-
-def _set_learning_rate(run: Run, step: int) -> float:
-    lr = run.learning_rate(step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-    return lr
 
 
 def _seed_everything(run: Run, step: int) -> None:

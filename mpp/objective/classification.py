@@ -94,7 +94,7 @@ class SupervisedClassification(Objective):
         return (self.head.weight, self.head.bias) if isinstance(self.head, nn.Linear) else None
 
     def layers(self) -> dict[str, int]:
-        """The layer of each parameter by its name, from the embedding, 0, to the head; a ValueError if timm has none."""
+        """The layer of each parameter by its name, 0 for the embedding; a ValueError if timm does not know them."""
         numbers, head = layers_of(self.encoder)
         prefix = f"encoder.{self.encoder.KEY}."
         return {name: numbers.get(name.removeprefix(prefix), head) for name, _ in self.named_parameters()}

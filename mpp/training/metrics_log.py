@@ -32,13 +32,15 @@ class Journal:
             lines = _lines_until(path, step)
             write_text(path, "".join(f"{line}\n" for line in lines))
             self._last = json.loads(lines[-1]) if lines else {}
-        shows = self._writes and sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not shows)
+        self._bar: tqdm | None = None  # even a disabled one starts a thread, and loader processes are forked
+        if self._writes and sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def advance(self, loss: float) -> None:
         """Advance the progress bar by a step."""
-        self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self._bar.update()
 
     def write(self, step: int, batch_size: int, values: dict[str, Any]) -> None:
         """Log the values of a step, if there are any."""
@@ -60,13 +62,15 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar, in the main process."""
-        if self._writes:
+        if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        elif self._writes:
+            print(text, flush=True)
 
     def close(self) -> None:
         """Close the progress bar."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def _sentence(self, step: int, values: Mapping[str, float]) -> str:
         """The step in one line of at most 80 columns; validation in a second."""

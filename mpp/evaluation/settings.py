@@ -32,7 +32,6 @@ class FewShotSettings(Settings):
     """Linear few-shot: ridge regression in closed form on a few images of each class."""
 
     name: ClassVar[str] = "few_shot"
-
     shots: tuple[Count, ...] = Field(default=(1, 5, 10, 25), min_length=1)
     """Images of each class."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0, 1, 2), min_length=1)
@@ -45,7 +44,6 @@ class NeighbourSettings(Settings):
     """kNN: the k nearest neighbours by cosine, their votes weighted by exp(cosine / temperature)."""
 
     name: ClassVar[str] = "knn"
-
     k: tuple[Count, ...] = Field(default=(20, 10, 100, 200), min_length=1)
     """Numbers of neighbours; block and pool are chosen by the accuracy of the first."""
     temperature: float = Field(default=0.07, gt=0)
@@ -56,7 +54,6 @@ class ProbeSettings(Settings):
     """Linear probe: L2-regularised multinomial logistic regression on standardised features, to its optimum."""
 
     name: ClassVar[str] = "linear_probe"
-
     grid: tuple[Positive, ...] = Field(default=(1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3), min_length=1)
     """Values of C (the penalty is 1 / C). One is chosen on a held-out tenth of train that follows `labels.seed`."""
     depth_c: float = Field(default=0.01, gt=0)

@@ -116,10 +116,9 @@ class TrainRun:
         journal = Journal(
             self.folder / "metrics.jsonl",
             accelerator,
+            objective,
             steps=steps,
             step=checkpoint.step if checkpoint else 0,
-            line=objective.line,
-            headline=objective.headline,
         )
         now = precision(recipe.training)
         began_in = checkpoint.state.get("precision", now) if checkpoint is not None else now

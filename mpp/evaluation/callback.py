@@ -58,8 +58,7 @@ def in_training(
 def divided(settings: InTrainingSettings, images: ImageTable) -> tuple[Numbers, Numbers, Numbers]:
     """The rows that are evaluated, and of these the ones to fit on and the ones to predict.
 
-    Raises:
-        SettingError: if the images have no labels, or are too few, with both numbers.
+    A SettingError if the images have no labels, or are too few, with both numbers.
     """
     if images.labels is None:
         raise settings.error(evaluators=f"labels are needed, and {images.name} has none")

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpp.evaluation.features import FeatureLayer
-from mpp.evaluation.settings import FeatureSettings
+from mpp.evaluation.features import FeatureLayer, Reader
 
 MOST_PIXELS = 32
 """Raw pixels are averaged to at most this many a side: 3,072 features, and no averaging at CIFAR-10's size."""
 DEFAULT_GRID = 8
 
 
-class Control:
-    """Features that are means of pixels over squares. All are positive: kNN centres them.
+class Control(Reader):
+    """`raw_pixels` or `patch_colors`: means of pixels over squares. All are positive: kNN centres them.
 
-    Args:
-        name: `raw_pixels` or `patch_colors`.
-        image_size: pixels a side.
-        patch_size: of `patch_colors`; None takes 8 × 8 patches.
-
-    Raises:
-        ValueError: if the patches do not divide the image.
+    `patch_size` is that of `patch_colors`, a divisor of `image_size`; None takes 8 × 8 patches.
     """
 
-    centre_for_knn = True
+    centre_for_knn: ClassVar[bool] = True
 
     def __init__(self, name: str, image_size: int, patch_size: int | None) -> None:
         self.name = name
@@ -41,10 +34,6 @@ class Control:
         else:
             self.side = min(image_size, MOST_PIXELS)
         self.default = FeatureLayer(0, "avg")
-
-    def layers(self, settings: FeatureSettings) -> list[FeatureLayer]:
-        """The only one."""
-        return [self.default]
 
     def read(self, pixels: Tensor, layers: Sequence[FeatureLayer]) -> dict[FeatureLayer, Tensor]:
         """uint8 `(b, 3, h, w)` → float32 `(b, 3 · side²)` in [0, 1]."""

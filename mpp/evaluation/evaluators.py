@@ -73,14 +73,13 @@ def scores(
 
     Args:
         evaluators: the settings of each.
-        train: features of all training images.
-        test: features of the test images.
+        train, test: features of all training images, and of the test images.
         default: the layer that is always evaluated.
         dev: rows of train to fit on and rows to choose the layer by; None chooses nothing.
         by_depth: names of the evaluators that are run at every layer on the dev split, and choose their own best;
             the others take the layer that the last of these chose.
         options: seed, centring and device.
-        pieces: a folder that keeps finished results, so that an interrupted call resumes.
+        pieces: a folder for finished results, so that an interrupted call resumes.
 
     Returns:
         By evaluator: `default` and `headline` (the chosen layer), each with `block`, `pool` and the evaluator's
@@ -128,18 +127,9 @@ def check_feasible(
     dev: tuple[Numbers, Numbers] | None,
     by_depth: Sequence[str],
 ) -> None:
-    """Check, before features are extracted, that each class has enough images.
+    """Check, before features are extracted, that each class has enough images, and that scikit-learn is installed.
 
-    Args:
-        evaluators: the settings of each.
-        labels: int64 `(n,)`, of the training images.
-        dev: rows of these to fit on and rows to choose the layer by; None if nothing is chosen.
-        by_depth: names of the evaluators that are run on these too.
-
-    Raises:
-        ValueError: for a single class.
-        SettingError: naming the setting and both numbers.
-        RuntimeError: if scikit-learn is needed and not installed.
+    Arguments are as of `scores`. A ValueError for a single class, or a SettingError with both numbers.
     """
     if len(np.unique(labels)) < 2:
         raise ValueError(ONE_CLASS)

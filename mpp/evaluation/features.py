@@ -7,9 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -57,35 +56,33 @@ class Features(NamedTuple):
         return Features({layer: value[index] for layer, value in self.values.items()}, self.labels[index], self.damaged)
 
 
-class Reader(Protocol):
+class Reader:
     """Computes features: an encoder, or one of the controls."""
 
     default: FeatureLayer
     """The layer that is always evaluated."""
-    centre_for_knn: bool
+    centre_for_knn: ClassVar[bool] = False
     """Whether kNN subtracts the mean of train first."""
 
     def layers(self, settings: FeatureSettings) -> list[FeatureLayer]:
         """The layers of the settings, and the default layer."""
-        ...
+        return [self.default]
 
     def read(self, pixels: Tensor, layers: Sequence[FeatureLayer]) -> dict[FeatureLayer, Tensor]:
-        """uint8 `(b, 3, h, w)` → `(b, d)` for each layer."""
-        ...
+        """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each layer."""
+        raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
         """Everything the features depend on besides the images, as JSON."""
-        ...
+        raise NotImplementedError
 
 
-class EncoderReader:
+class EncoderReader(Reader):
     """The features of an encoder's blocks; of a network without patches, the last feature alone.
 
     The tokens of an earlier block go through the encoder's final norm, as the last block's do. The default layer is
     the feature of the timm model itself.
     """
-
-    centre_for_knn = False
 
     def __init__(self, encoder: Backbone) -> None:
         self.encoder = encoder
@@ -107,16 +104,14 @@ class EncoderReader:
         return list(dict.fromkeys([*layers, self.default]))
 
     def read(self, pixels: Tensor, layers: Sequence[FeatureLayer]) -> dict[FeatureLayer, Tensor]:
-        """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each layer.
-
-        Raises:
-            ValueError: for the class token of an early block in architectures where it joins later.
-        """
+        """uint8 `(b, 3, h, w)` → float32 `(b, d)` for each layer; a ValueError if its block has no class token yet."""
         outputs: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             for block in {layer.block for layer in layers} - {self.default.block}:
-                hook = partial(_keep_output, outputs, block)
-                hooks.enter_context(self._blocks[block - 1].register_forward_hook(hook))
+                handle = self._blocks[block - 1].register_forward_hook(
+                    lambda module, args, output, block=block: outputs.update({block: output})
+                )
+                hooks.enter_context(handle)
             tokens = self.encoder(pixels)
         norm = getattr(self.encoder.model, "norm", nn.Identity())
         normed = {block: norm(output) for block, output in outputs.items()} | {self.default.block: tokens}
@@ -148,10 +143,6 @@ class EncoderReader:
         }
 
 
-def _keep_output(outputs: dict[int, Tensor], block: int, module: nn.Module, args: Any, output: Tensor) -> None:
-    outputs[block] = output
-
-
 def extract(
     reader: Reader,
     crops: EvaluationCrops,
@@ -163,20 +154,9 @@ def extract(
     workers: int = 0,
     title: str = "",
 ) -> Features | None:
-    """The features of some rows, in their order; the rows are divided among the processes.
+    """The features of some rows of labelled images, in their order; None in all processes but the main one.
 
-    Args:
-        reader: an encoder, or a control.
-        crops: of labelled images.
-        rows: int64 `(n,)`.
-        layers: features to compute.
-        accelerator: device, processes and precision.
-        batch_size: images of one forward pass of one process.
-        workers: loader processes.
-        title: of the progress bar; empty shows none.
-
-    Returns:
-        The features; None in all processes but the main one.
+    The rows are divided among the processes; `batch_size` is that of one process. A `title` shows a progress bar.
 
     Raises:
         TooManyDamagedError: when there is no good image near a damaged one.
@@ -244,8 +224,6 @@ def kept(folder: Path, key: dict[str, Any], layers: Sequence[FeatureLayer]) -> F
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            if json.loads(metadata["key"]) != json.loads(json.dumps(key)):
-                return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
             if weights_digest(tensors) != metadata["sha256"]:  # a flipped bit loads silently
                 return None

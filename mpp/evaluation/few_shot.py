@@ -63,7 +63,7 @@ def few_shot(
         train_labels: integers `(N,)`, in [0, classes).
         test_features: `(M, D)`.
         test_labels: integers `(M,)`.
-        shots: images of a class; the smaller sets are parts of the larger ones.
+        shots: images of a class; the smaller sets are subsets of the larger ones.
         seeds: one draw of the shots each.
         l2: λ; `auto` chooses it on the shots alone, by leaving one of every class out at a time (at one shot: 2¹⁰).
 
@@ -92,11 +92,7 @@ def few_shot(
 
 
 def _numbers(values: Any, name: str, least: int) -> tuple[int, ...]:
-    """Whole numbers, each once.
-
-    Raises:
-        ValueError: for anything else, and for none at all.
-    """
+    """Whole numbers, each once; a ValueError for anything else, and for none."""
     array = np.atleast_1d(np.asarray(values))
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu" or array.min() < least:
         raise ValueError(f"few-shot needs {name} that are whole numbers of {least} or more; found {values!r}")
@@ -104,11 +100,7 @@ def _numbers(values: Any, name: str, least: int) -> tuple[int, ...]:
 
 
 def shot_rows(labels: Any, shots: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The rows of the shots: int64 `(classes, shots)`; fewer shots are the first columns of more.
-
-    Raises:
-        ValueError: if a class has fewer rows than shots.
-    """
+    """The rows of the shots: int64 `(classes, shots)`; fewer shots are the first columns of more."""
     labels = np.asarray(labels)
     generator = np.random.default_rng(seed)
     chosen = []
@@ -123,10 +115,7 @@ def shot_rows(labels: Any, shots: int, seed: int) -> np.ndarray[Any, np.dtype[np
 class Ridge:
     """The standardised rows X with their bias column, decomposed once for all λ, and their targets Y.
 
-    Args:
-        features: float64 `(N, D)`.
-        labels: int64 `(N,)`, in [0, num_classes).
-        num_classes: C.
+    Features are float64 `(N, D)`, labels int64 `(N,)` in [0, num_classes).
     """
 
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int) -> None:

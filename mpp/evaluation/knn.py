@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mpp.evaluation.arrays import checked
 
 CHUNK = 2**26
-"""Similarities held at once."""
+"""Similarities in memory at once."""
 
 
 def nearest_neighbours(
@@ -23,24 +23,17 @@ def nearest_neighbours(
     temperature: float = 0.07,
     centre: bool = False,
 ) -> dict[int, float]:
-    """Accuracy on test of the vote of the k most similar rows of train, each weighted with exp(cosine / temperature).
+    """Accuracy on test, for each k, of the k nearest rows of train, whose votes weigh exp(cosine / temperature).
 
     Args:
-        train_features: `(N, D)`, an array or a tensor.
-        train_labels: integers `(N,)`, in [0, classes).
-        test_features: `(M, D)`.
-        test_labels: integers `(M,)`.
+        train_features, train_labels, test_features, test_labels: as of `few_shot`.
         k: numbers of neighbours.
         temperature: the smaller, the more the nearest count.
         centre: subtract the mean of train first. Features that are all positive, such as pixels, have nearly equal
             directions otherwise.
 
-    Returns:
-        An accuracy in [0, 1] for each k.
-
     Raises:
-        ValueError: if train has fewer rows than k, for a single class, labels out of range, or features that are not
-            finite.
+        ValueError: if train has fewer rows than k, or for what `few_shot` refuses.
     """
     data = checked(train_features, train_labels, test_features, test_labels, torch.float32)
     if not k or min(k) < 1 or max(k) > len(data.train):
@@ -53,7 +46,7 @@ def nearest_neighbours(
     size = max(CHUNK // max(len(known), data.classes), 1)
     for rows, labels in zip(asked.split(size), data.test_labels.split(size), strict=True):
         similar, nearest = (rows @ known.T).topk(max(k))
-        # Against the nearest of each row, which changes all its votes alike: nothing overflows, and not all vanish.
+        # Relative to the nearest of each row: its votes keep their ratios, and neither overflow nor all vanish.
         weights = ((similar - similar[:, :1]) / temperature).exp()
         found = data.train_labels[nearest]
         for count in hits:

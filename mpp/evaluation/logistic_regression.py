@@ -59,18 +59,10 @@ def linear_probe(
 ) -> Probe:
     """Accuracy on test of a logistic regression on standardised features.
 
-    C is chosen on a held-out, stratified tenth of train; the classifier is then fitted to all of train.
-
-    Args:
-        train_features: `(N, D)`, an array or a tensor.
-        train_labels: integers `(N,)`, in [0, classes).
-        test_features: `(M, D)`.
-        test_labels: integers `(M,)`.
-        grid: values of C.
-        seed: decides which rows are held out.
+    C is chosen from `grid` on a held-out, stratified tenth of train, drawn by `seed`; the classifier is then fitted to
+    all of train. Features and labels are as of `few_shot`, which refuses the same ones.
 
     Raises:
-        ValueError: for a single class, labels out of range, or features that are not finite.
         RuntimeError: if scikit-learn is not installed.
     """
     data = checked(train_features, train_labels, test_features, test_labels, torch.float64)

@@ -7,7 +7,7 @@ An objective is a settings class (in `settings.py`, without torch, so that help 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,15 +24,6 @@ class Sample(NamedTuple):
     """int64 `(n,)`, of all images that may be counted."""
 
 
-class HasLoss(Protocol):
-    """What `forward` returns: a named tuple with the loss and whatever `scores` needs."""
-
-    @property
-    def loss(self) -> Tensor:
-        """Scalar float32, with a gradient."""
-        ...
-
-
 class Objective(nn.Module):
     """An encoder and what it is trained to do."""
 
@@ -45,23 +36,16 @@ class Objective(nn.Module):
     line: ClassVar[Mapping[str, str]] = {}
     """Formats of scores and baselines in a line of the terminal, in their order there."""
 
-    def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> HasLoss:
-        """The loss of a batch.
+    def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        """A named tuple of the `loss` of a batch, a float32 scalar, and whatever `scores` needs.
 
-        Args:
-            pixels: uint8 `(b, 3, h, w)`.
-            samples: int64 `(b,)` sample numbers, which decide every random draw; None draws from torch's generator.
-            labels: int64 `(b,)`, where the objective needs them.
+        Pixels are uint8 `(b, 3, h, w)`; labels int64 `(b,)`, if the objective needs them; samples int64 `(b,)` decide
+        every random draw, and None draws from torch's generator.
         """
         raise NotImplementedError
 
     def scores(self, prediction: Any, pixels: Tensor) -> Scores:
-        """Sums over a batch, by name; `loss` is always among them.
-
-        Args:
-            prediction: what `forward` returned.
-            pixels: uint8 `(b, 3, h, w)`, as `forward` got them.
-        """
+        """Sums over a batch, by name, from the output of `forward` and its pixels; `loss` is always among them."""
         raise NotImplementedError
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:

@@ -20,13 +20,9 @@ Corrupted = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 def neighbour_colours(pixels: Tensor, positions: Tensor, patch_size: int, bits: int) -> tuple[Tensor, Tensor]:
-    """The mean colour of the visible patches around each corrupted one, of all visible ones where there are none.
+    """The mean colour of the visible patches around each corrupted one, of all visible ones if there are none.
 
-    Args:
-        pixels: uint8 `(b, 3, h, w)`.
-        positions: int64 `(b, K)`, the corrupted patches.
-        patch_size: P.
-        bits: of the colour class.
+    Pixels are uint8 `(b, 3, h, w)`, positions int64 `(b, K)`.
 
     Returns:
         The colour class, int64 `(b, K)`, and the colour itself, float64 `(b, K, 3)` in 0…255. If no patch of the
@@ -76,15 +72,14 @@ def _cross_entropy(seen_context: Tensor, seen_label: Tensor, context: Tensor, la
     Contexts and labels are non-negative integers; a label implies its cell, and so does a context.
     """
     span = int(max(seen_label.max(), label.max())) + 1
-    pairs, pair_counts = torch.unique(seen_context * span + seen_label, return_counts=True)
-    contexts, context_counts = torch.unique(seen_context, return_counts=True)
-    together = _count(pairs, pair_counts, context * span + label)
-    alone = _count(contexts, context_counts, context)
+    together = _count(seen_context * span + seen_label, context * span + label)
+    alone = _count(seen_context, context)
     return float(((alone + classes).log() - (together + 1).log()).mean())
 
 
-def _count(keys: Tensor, counts: Tensor, wanted: Tensor) -> Tensor:
-    """How often each wanted key was counted, 0 for those never seen: float64, of the shape of `wanted`."""
+def _count(seen: Tensor, wanted: Tensor) -> Tensor:
+    """How often each wanted integer was seen: float64, of the shape of `wanted`."""
+    keys, counts = torch.unique(seen, return_counts=True)
     index = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
     return torch.where(keys[index] == wanted, counts[index], 0).double()
 

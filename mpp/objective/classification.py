@@ -66,12 +66,7 @@ class SupervisedClassification(Objective):
         return self.encoder.pooled(self.encoder(pixels))
 
     def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> Classification:
-        """Features, prediction, loss.
-
-        Args:
-            pixels: uint8 `(b, 3, h, w)`.
-            samples: not used.
-            labels: int64 `(b,)`, or probabilities `(b, classes)`.
+        """Features, prediction, loss; labels are int64 `(b,)` or probabilities `(b, classes)`, samples are not used.
 
         Raises:
             ValueError: without labels, and for float or wrongly shaped pixels.
@@ -99,11 +94,7 @@ class SupervisedClassification(Objective):
         return (self.head.weight, self.head.bias) if isinstance(self.head, nn.Linear) else None
 
     def layers(self) -> dict[str, int]:
-        """The layer of each parameter by its name, from the embedding, 0, to the head.
-
-        Raises:
-            ValueError: if timm does not know the layers of this architecture.
-        """
+        """The layer of each parameter by its name, 0 for the embedding; a ValueError if timm does not know them."""
         numbers, head = layers_of(self.encoder)
         prefix = f"encoder.{self.encoder.KEY}."
         return {name: numbers.get(name.removeprefix(prefix), head) for name, _ in self.named_parameters()}

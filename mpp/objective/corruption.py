@@ -19,12 +19,12 @@ MOST_PATCHES = 1 << INDEX_BITS
 
 
 class Draw(NamedTuple):
-    """One corruption of a batch: everything int64 of shape `(b, K)`, on the device of the sample numbers."""
+    """One corruption of a batch: all int64 `(b, K)`, on the device of the sample numbers."""
 
     positions: Tensor
     """The corrupted patches, ascending."""
     kinds: Tensor
-    """What happened to each: 0 mask, 1 swap, 2 keep."""
+    """The kind of each: 0 mask, 1 swap, 2 keep."""
     others: Tensor
     """The patch whose embedding a swap takes; never the patch itself."""
 
@@ -38,13 +38,10 @@ class Corruption(Settings):
 
     fraction: float = Field(default=0.5, gt=0, le=1)
     """Share of the patches that are corrupted; exactly floor(fraction * N + 1/2) an image, at least 1."""
-
     mask: float = Field(default=0.8, ge=0, le=1)
     """Share of the corrupted patches whose embedding becomes the learnable `[mask]`."""
-
     swap: float = Field(default=0.1, ge=0, le=1)
     """Share of the corrupted patches whose embedding becomes that of another patch of the image."""
-
     keep: float = Field(default=0.1, ge=0, le=1)
     """Share of the corrupted patches whose embedding stays, and which are predicted all the same."""
 
@@ -60,11 +57,7 @@ class Corruption(Settings):
         return min(max(math.floor(self.fraction * num_patches + 0.5), 1), num_patches)
 
     def check(self, num_patches: int) -> None:
-        """Refuse images in which this corruption makes no sense.
-
-        Raises:
-            SettingError: if a swap is asked for in images of a single patch, or there are too many patches.
-        """
+        """Raise a SettingError for swaps in images of a single patch, and for too many patches."""
         if self.swap > 0 and num_patches < 2:
             message = f"swap is {self.swap:g}, but these images have a single patch: there is no other patch to take"
             raise self.error(swap=f"{message}; set swap to 0 or use smaller patches")
@@ -72,18 +65,12 @@ class Corruption(Settings):
             raise self.error(fraction=f"images have {num_patches} patches; at most {MOST_PATCHES} are supported")
 
     def draw(self, key: randomness.Key, samples: Tensor, num_patches: int) -> Draw:
-        """The corruption of each sample, a pure function of (key, sample number).
-
-        Args:
-            key: `randomness.key(seed, "corruption")`.
-            samples: int64 `(b,)` sample numbers.
-            num_patches: N, the patches of an image.
-        """
+        """The corruption of each sample, a pure function of the key and the sample number, int64 `(b,)`."""
         import torch  # late: recipes are read without it
 
         patches = torch.arange(num_patches, device=samples.device)
         order, kind, other, _ = randomness.words(key, samples[:, None], patches[None, :])
-        # 32 random bits above the index: unique, so that no tie is ever broken by the device's own taste.
+        # 32 random bits above the index: unique, so that the order never depends on how a device breaks ties.
         ranks = (order << INDEX_BITS) | patches
         positions = ranks.topk(self.count(num_patches), dim=1, largest=False, sorted=False).values
         positions = (positions & (MOST_PATCHES - 1)).sort(dim=1).values
@@ -97,15 +84,9 @@ class Corruption(Settings):
 
 
 def corrupt(embeddings: Tensor, mask_token: Tensor, draw: Draw) -> Tensor:
-    """The embeddings with the drawn positions replaced; a swap takes the *uncorrupted* embedding.
+    """The embeddings `(b, N, d)` with the drawn positions replaced; a swap takes the *uncorrupted* embedding.
 
-    Args:
-        embeddings: `(b, N, d)`, before the position embedding.
-        mask_token: `(d,)`, learnable.
-        draw: what to corrupt.
-
-    Returns:
-        `(b, N, d)`, of the embeddings' dtype.
+    They are those before the position embedding; the learnable mask token `(d,)` is converted to their dtype.
     """
     import torch  # late: recipes are read without it
 

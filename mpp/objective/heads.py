@@ -5,20 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 HIDDEN: dict[str, type[nn.Module] | None] = {"linear": None, "mlp": nn.GELU, "pre_logits": nn.Tanh}
-"""The activation after the hidden layer, as wide as the token; `linear` has no such layer."""
+"""The activation after the hidden layer, as wide as the token; `linear` has no hidden layer."""
 
 
 def make_head(kind: str, width: int, outputs: int) -> nn.Module:
-    """One linear layer, or two with an activation between them.
-
-    Args:
-        kind: `linear`; `mlp` with a GELU; `pre_logits` with a tanh, as in the ViT paper (section 3.1).
-        width: of the token.
-        outputs: numbers predicted.
-
-    Raises:
-        ValueError: for another kind.
-    """
+    """One layer, or two with an activation between them; `pre_logits` is the ViT paper's head (section 3.1)."""
     if kind not in HIDDEN:
         raise ValueError(f"head must be {', '.join(HIDDEN)}; found {kind!r}")
     activation = HIDDEN[kind]

@@ -104,10 +104,8 @@ class MaskedPatchPrediction(Objective):
     def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> Prediction:
         """Embeddings, corruption, prediction, loss.
 
-        Args:
-            pixels: uint8 `(b, 3, h, w)`.
-            samples: int64 `(b,)` sample numbers, which decide the corruption; None draws from torch's generator.
-            labels: not used.
+        Pixels are uint8 `(b, 3, h, w)`. Sample numbers, int64 `(b,)`, decide the corruption; None draws from torch's
+        generator. Labels are not used.
 
         Raises:
             ValueError: for float or wrongly shaped pixels.

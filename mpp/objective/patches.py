@@ -30,12 +30,9 @@ def take(patches: Tensor, positions: Tensor) -> Tensor:
 
 
 def cell_edges(patch_size: int, cells: int) -> list[tuple[int, int]]:
-    """Start and end of each of `cells` cells along a side of `patch_size` pixels.
+    """Start and end of each of `cells` cells along a side of `patch_size` pixels; a ValueError if they are too many.
 
-    The edges of adaptive average pooling: where the size is no multiple of the number of cells, they overlap.
-
-    Raises:
-        ValueError: if there are more cells than pixels.
+    The edges of adaptive average pooling: if the size is no multiple of the number of cells, they overlap.
     """
     if cells > patch_size:
         raise ValueError(
@@ -51,13 +48,8 @@ def colour_classes(patches: Tensor, cells: int, bits: int) -> Tensor:
     For a cell of n pixels whose channel sums to S, `bin = (S · 2**bits) // (256 · n)`; the class packs the bins
     of the three channels, the first one most significant.
 
-    Args:
-        patches: uint8 `(b, N, P, P, 3)`.
-        cells: cells along a side of the patch.
-        bits: bits a channel.
-
-    Returns:
-        int64 `(b, N, cells²)`, cells row by row; values in [0, 2**(3·bits)).
+    Patches are uint8 `(b, N, P, P, 3)`, with `cells` cells a side; classes int64 `(b, N, cells²)`, cells row by row, in
+    [0, 2**(3·bits)).
     """
     import torch  # late: recipes are read without it
 

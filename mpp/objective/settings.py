@@ -38,19 +38,12 @@ class BaseObjectiveSettings(Settings):
         return f"by {type(self).__name__.removesuffix('Settings')}."
 
     def check(self, layout: Layout) -> None:
-        """Check that the objective fits these patches.
-
-        Raises:
-            SettingError: with all complaints.
-        """
+        """Raise a SettingError with all complaints if the objective does not fit these patches."""
 
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
-        """Build the module; its head is drawn from torch's generator.
+        """Build the module; its head is drawn from torch's generator, its corruptions from the seed.
 
-        Args:
-            encoder: its network.
-            num_classes: None without labels.
-            seed: decides corruptions together with the sample numbers.
+        `num_classes` is None without labels.
         """
         raise NotImplementedError
 
@@ -60,16 +53,12 @@ class MaskedPatchSettings(BaseObjectiveSettings):
 
     kind: Literal["masked_patch"] = "masked_patch"
     """Masked patch prediction, without labels."""
-
     head: Literal["linear", "mlp"] = "linear"
     """From an encoder's token to a prediction: one linear layer, or two with a GELU between them."""
-
     corruption: Corruption = Corruption()
     """Which patch embeddings are corrupted, and how."""
-
     target: Target = MeanColor()
     """What is predicted for each corrupted patch."""
-
     trains_class_token: ClassVar[bool] = False
     tags: ClassVar[tuple[str, ...]] = ("masked-patch-prediction", "self-supervised")
 
@@ -98,17 +87,13 @@ class SupervisedSettings(BaseObjectiveSettings):
 
     kind: Literal["supervised"] = "supervised"
     """Classification of the data set's labels."""
-
     head: Literal["linear", "mlp", "pre_logits"] = "linear"
     """From the pooled feature to the classes: one linear layer; `mlp`, two with a GELU between them; `pre_logits`, two
     with a tanh, as the ViT paper pre-trains."""
-
     head_init: Literal["normal", "zero"] = "normal"
     """How the weights of the last layer begin; `zero` starts at uniform predictions."""
-
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the probability that is spread over all classes."""
-
     needs_labels: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = False
     has_layers: ClassVar[bool] = True
@@ -142,11 +127,9 @@ class LinearProbeSettings(BaseObjectiveSettings):
 
     kind: Literal["linear_probe"] = "linear_probe"
     """Classification that trains a linear layer alone."""
-
     block: int | None = Field(default=None, ge=1)
     """After which block features are taken, counted from 1: the blocks behind it are cut off, and its tokens go
     through the final norm. null takes the last one."""
-
     needs_labels: ClassVar[bool] = True
     needs_patches: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""What is predicted for a corrupted patch (ViT paper, appendix B.1.2): three targets.
+"""Prediction targets of a corrupted patch (ViT paper, appendix B.1.2).
 
 Each class is at once the settings in a recipe (`target: {kind: mean_color, bits: 3}`) and the object that computes.
 All labels come from the uint8 pixels that the encoder sees, before any normalisation. A new target is a `PatchTarget`
@@ -32,11 +32,7 @@ class PatchTarget(Settings):
     """Name of what `summary` returns."""
 
     def outputs(self, patch_size: int) -> int:
-        """Numbers predicted for a patch of `patch_size` pixels a side.
-
-        Raises:
-            ValueError: if the target does not fit the patch.
-        """
+        """Numbers predicted for a patch of `patch_size` pixels a side; a ValueError if the target does not fit it."""
         raise NotImplementedError
 
     def warn(self, patch_size: int) -> None:
@@ -80,7 +76,6 @@ class _Colours(PatchTarget):
 
     bits: int = Field(default=3, ge=1, le=4)
     """Bits a channel; 3 make 512 colours."""
-
     metric: ClassVar[str] = "accuracy"
     if TYPE_CHECKING:  # a real attribute would be shadowed by the setting of `DownsizedPatch`
         cells: ClassVar[int]
@@ -91,11 +86,7 @@ class _Colours(PatchTarget):
         return 1 << (3 * self.bits)
 
     def outputs(self, patch_size: int) -> int:
-        """`cells² · 8**bits`.
-
-        Raises:
-            SettingError: if there are more cells than pixels.
-        """
+        """`cells² · 8**bits`; a SettingError if there are more cells than pixels."""
         with self.blamed("cells"):
             return len(cell_edges(patch_size, self.cells)) ** 2 * self.classes
 
@@ -139,7 +130,6 @@ class MeanColor(_Colours):
 
     kind: Literal["mean_color"] = "mean_color"
     """Predict the mean colour of each corrupted patch."""
-
     description: ClassVar[str] = "its mean colour"
     cells: ClassVar[int] = 1
 
@@ -153,10 +143,8 @@ class DownsizedPatch(_Colours):
 
     kind: Literal["downsized"] = "downsized"
     """Predict the colours of the patch downsized to a few cells."""
-
     cells: int = Field(default=4, ge=1)  # pyright: ignore[reportIncompatibleVariableOverride]
     """Cells along a side of the patch."""
-
     description: ClassVar[str] = "its downsized colours"
 
     def warn(self, patch_size: int) -> None:
@@ -178,10 +166,8 @@ class FullPatch(PatchTarget):
 
     kind: Literal["full_patch"] = "full_patch"
     """Predict the pixels of each corrupted patch."""
-
     normalize: bool = False
     """Normalise the pixels of each patch to mean 0 and variance 1, as in MAE."""
-
     description: ClassVar[str] = "its pixels"
     metric: ClassVar[str] = "psnr"
 

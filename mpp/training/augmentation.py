@@ -17,12 +17,6 @@ class Augmentation:
     timm works on normalised pixels, so these are normalised, augmented, and converted back to uint8: encoders always
     get uint8, at a rounding of half a grey level, and the noise of erasing is clipped to 0…255. It draws from the
     generators of torch, NumPy and Python, which the trainer seeds by step and process.
-
-    Args:
-        settings: kinds and strengths.
-        encoder: normalises the pixels for timm.
-        num_classes: of the labels.
-        device: of the batches.
     """
 
     def __init__(

@@ -50,11 +50,7 @@ class Checkpoints:
     """How many of the newest stay on disk."""
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
-        """Write the checkpoint of a step; then remove the oldest ones.
-
-        Raises:
-            CheckpointError: if it cannot be written; those already there are untouched.
-        """
+        """Write the checkpoint of a step, then remove the oldest ones. A CheckpointError leaves all as they are."""
         draft, final = self.folder / f"{DRAFT}{step:09d}", self.folder / f"step-{step:09d}"
         tensors: dict[str, Tensor] = {}
         state = {**state, "step": step, "optimizer": _without_tensors(optimizer.state_dict(), tensors, "optimizer")}
@@ -91,10 +87,9 @@ class Checkpoints:
         return final
 
     def newest(self, report: Callable[[str], object] = print) -> Checkpoint | None:
-        """The newest valid checkpoint, or None if none was ever finished; `report` gets a message for each damaged one.
+        """The newest valid checkpoint, None if there is none at all, a CheckpointError if none is valid.
 
-        Raises:
-            CheckpointError: if there are checkpoints, but none is valid.
+        `report` gets a message for each damaged one.
         """
         faults = []
         for folder in self._folders():
@@ -168,12 +163,11 @@ def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The inverse of `_without_tensors`."""
     if not isinstance(value, dict):
         return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "dtype" in value:
-        return getattr(torch, value["dtype"])
-    if "dict" in value:
-        return {key: _with_tensors(item, tensors) for key, item in value["dict"]}
-    ((kind, items),) = value.items()
-    loaded = [_with_tensors(item, tensors) for item in items]
-    return loaded if kind == "list" else tuple(loaded)
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "dict":
+        return {key: _with_tensors(item, tensors) for key, item in content}
+    return (list if kind == "list" else tuple)(_with_tensors(item, tensors) for item in content)

@@ -32,8 +32,7 @@ UNTRACKED = JournalSettings()
 def start_processes(settings: ComputeSettings, *, folder: Path, journal: JournalSettings = UNTRACKED) -> Accelerator:
     """Initialise Accelerate: device, process group, precision and trackers.
 
-    Raises:
-        ValueError: for unknown or missing trackers, or a launch in which each process sees itself alone.
+    A ValueError for unknown or missing trackers, or a launch in which each process sees itself alone.
     """
     known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
     installed = [str(kind) for kind in get_available_trackers()]
@@ -103,9 +102,8 @@ def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     if accelerator.num_processes == 1:
         return module
     devices = [accelerator.device] if accelerator.device.type == "cuda" else None
-    known = inspect.signature(DistributedDataParallel).parameters
-    older = "forward_sync_buffers" not in known
-    keep_own: dict[str, Any] = {"broadcast_buffers" if older else "forward_sync_buffers": False}
+    known, new = inspect.signature(DistributedDataParallel).parameters, "forward_sync_buffers"
+    keep_own: dict[str, Any] = {new if new in known else "broadcast_buffers": False}
     return DistributedDataParallel(module, device_ids=devices, **keep_own)
 
 
@@ -162,11 +160,7 @@ def threads(settings: ComputeSettings) -> int:
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Call `work` in the main process, and return its result, or raise its error, in all of them.
-
-    Raises:
-        ValueError, RuntimeError, OSError: in every process, so that none waits for another.
-    """
+    """Call `work` in the main process; return its result, or raise its error, in all, so that none waits forever."""
     outcome: list[Any] = [None]
     if accelerator.is_main_process:
         try:

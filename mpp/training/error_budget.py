@@ -60,11 +60,7 @@ def check_limits(run: Run, progress: Progress) -> None:
 
 
 def check_weights(run: Run, progress: Progress) -> None:
-    """Check before saving that weights are finite, which they may not be even after a finite gradient.
-
-    Raises:
-        NonFiniteError: in all processes, since they have the same weights.
-    """
+    """Raise a NonFiniteError, before saving, for weights that a finite gradient has made non-finite."""
     finite = [torch.isfinite(parameter).all() for parameter in run.objective.parameters()]
     if not bool(torch.stack(finite).all()):
         raise NonFiniteError(

@@ -1,4 +1,4 @@
-"""How fast training is, in images and in operations, and how fast it could be."""
+"""Floating-point operations of an image, the peak rate of a device, and its name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 def flops_per_image(objective: nn.Module, pixels: Tensor, labels: Tensor | None) -> float:
     """Floating-point operations of one image's forward and backward pass, those of matrix products.
 
-    Counted by PyTorch on a real pass of `pixels`, uint8 `(b, 3, h, w)`. Parameters that get no gradient from this
-    objective (a norm after pooling, say) are frozen on the way: distributed training would wait for them.
+    Counted by PyTorch on a pass of `pixels`, uint8 `(b, 3, h, w)`. It freezes parameters that get no gradient from
+    this objective (a norm after pooling, say): distributed training would wait for them.
     """
     with FlopCounterMode(display=False) as counter:
         objective.forward(pixels, torch.arange(len(pixels), device=pixels.device), labels).loss.backward()
@@ -28,7 +28,7 @@ def flops_per_image(objective: nn.Module, pixels: Tensor, labels: Tensor | None)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The rate of a large square matrix product on this device: what could be reached, measured and not quoted."""
+    """The measured rate of a large square matrix product on this device, operations a second."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -40,11 +40,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def hardware(device: torch.device, processes: int) -> str:
-    """What it runs on, in a few words; no names of machines."""
+    """The processor or GPUs, without names of machines."""
     if device.type == "cuda":
         return f"{processes} × {torch.cuda.get_device_name(device)}"
     model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):  # Linux alone says it there
+    with contextlib.suppress(OSError, StopIteration):  # only Linux has the file
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     threads = processes * torch.get_num_threads()

@@ -13,51 +13,40 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from mpp.files import naming, write_text
+from mpp.objective.base import Objective
 
 
 class Journal:
     """Writes a line of JSON for each logged step, and prints a line, above a progress bar on a terminal.
 
-    Args:
-        path: `metrics.jsonl`.
-        accelerator: the main process writes to the file, the terminal, and the trackers.
-        steps: of the whole run.
-        step: the first step; lines of later steps are cut, since those steps are run again.
-        line: formats of the scores in a line of the terminal, by name, in their order.
-        headline: the score that is compared with the baselines.
+    The main process writes, to the trackers as well. Lines after `step`, the first of this process, are cut: those
+    steps are run again. The objective formats the printed line.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        accelerator: Accelerator,
-        *,
-        steps: int,
-        step: int,
-        line: Mapping[str, str],
-        headline: str = "loss",
-    ) -> None:
+    def __init__(self, path: Path, accelerator: Accelerator, objective: Objective, *, steps: int, step: int) -> None:
         self.path, self.accelerator, self.steps = path, accelerator, steps
-        self._line, self._headline = line, headline
+        self._line, self._headline = objective.line, objective.headline
         self._writes = accelerator.is_main_process
         self._last: dict[str, Any] = {}
         if self._writes and path.exists():
             lines = _lines_until(path, step)
             write_text(path, "".join(f"{line}\n" for line in lines))
             self._last = json.loads(lines[-1]) if lines else {}
-        shows = self._writes and sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not shows)
+        self._bar: tqdm | None = None  # even a disabled one starts a thread, and loader processes are forked
+        if self._writes and sys.stderr.isatty():
+            self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def advance(self, loss: float) -> None:
         """Advance the progress bar by a step."""
-        self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            self._bar.update()
 
-    def write(self, step: int, samples: int, values: dict[str, Any]) -> None:
-        """Log the values of a step."""
-        if not self._writes:
+    def write(self, step: int, batch_size: int, values: dict[str, Any]) -> None:
+        """Log the values of a step, if there are any."""
+        if not self._writes or not values:
             return
-        entry = {"step": step, "samples": samples, **{k: _short(v) for k, v in values.items()}}
+        entry = {"step": step, "samples": step * batch_size, **{k: _short(v) for k, v in values.items()}}
         if self._last.get("step") == step:  # the pending validation of a stopped run
             entry = self._last | entry
             lines = [*_lines_until(self.path, step - 1), json.dumps(entry)]
@@ -73,13 +62,15 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar, in the main process."""
-        if self._writes:
+        if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+        elif self._writes:
+            print(text, flush=True)
 
     def close(self) -> None:
         """Close the progress bar."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def _sentence(self, step: int, values: Mapping[str, float]) -> str:
         """The step in one line of at most 80 columns; validation in a second."""

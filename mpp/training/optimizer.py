@@ -18,12 +18,9 @@ FUSED = ("adam", "adamw", "sgd")
 
 
 def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimiser over the trainable parameters of a module.
+    """The optimiser over a module's trainable parameters; biases, norms and its `no_weight_decay()` do not decay.
 
-    Biases, norms and the module's `no_weight_decay()` (positions, tokens) do not decay.
-
-    Raises:
-        SettingError: for an unknown name, unknown arguments, or a layer-wise decay without layers.
+    A SettingError for an unknown name, unknown arguments, or a layer-wise decay of a module without `layers()`.
     """
     known = [str(name) for name in optim.list_optimizers()]  # pyright: ignore[reportPrivateImportUsage]
     if settings.name not in known:
@@ -52,11 +49,7 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
 
 
 def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """The trainable parameters by weight decay, and by layer if the learning rate decays with depth.
-
-    Raises:
-        SettingError: for layer-wise decay of a module without `layers()`.
-    """
+    """The trainable parameters by weight decay, and by layer if the learning rate decays with depth."""
     exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()  # pyright: ignore
     if settings.layer_decay is None:
         groups = optim.param_groups_weight_decay(module, settings.weight_decay, no_weight_decay_list=exempt)  # pyright: ignore
@@ -84,8 +77,7 @@ def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, An
 def learning_rate(settings: OptimizerSettings, *, steps: int, warmup: int, batch_size: int) -> LearningRate:
     """The learning rate of step 0, 1, …, steps − 1.
 
-    It rises linearly over `warmup` steps (the first step already moves), then falls from the peak to
-    `final_lr` times the peak at the end of the run.
+    It rises linearly over `warmup` steps, above 0 from the first, then falls to `final_lr` times the peak.
     """
     scale = batch_size / settings.base_batch_size
     peak = settings.lr * {"none": 1.0, "linear": scale, "sqrt": math.sqrt(scale)}[settings.lr_scaling]

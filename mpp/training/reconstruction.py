@@ -41,15 +41,7 @@ def grid(columns: list[Tensor], titles: Iterable[str], panel: int = PANEL) -> Im
 def reconstructions(
     accelerator: Accelerator, crops: EvaluationCrops, rows: Numbers, folder: Path, *, every: int
 ) -> Callback:
-    """A callback in which the main process draws held-out images as `folder/step-….png`, if the objective can.
-
-    Args:
-        accelerator: of the run.
-        crops: of the held-out split.
-        rows: int64 `(n,)`, the images to draw.
-        folder: created with the first picture.
-        every: steps.
-    """
+    """A callback in which the main process draws these rows as `folder/step-….png`, if the objective has a picture."""
 
     def call(step: int, objective: Objective) -> Iterable[tuple[str, str]]:
         if not accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, or by the death of the launcher."""
+"""Requests to stop: a signal, or the death of the launcher."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from types import FrameType
 from mpp.training.distributed import LAUNCHED
 
 STARTED_BY = "MPP_STARTED_BY"
-"""Set in the environment by a command of this package that starts others: they end when it does."""
+"""Set in the environment of processes that a command of this package starts: they end when it does."""
 INTERRUPTS = 3
-"""A Ctrl-C this many times over stops at once, without saving."""
+"""So many times Ctrl-C stops at once, without saving."""
 
 
 class StopRequest:
     """Remembers a request to stop; the trainer checks it between steps.
 
-    `kill PID` and Ctrl-C often reach the launcher only, or the launcher and every process at once. A run that was
-    started by a launcher takes the launcher's death as a SIGTERM of its own.
+    `kill PID` and Ctrl-C often reach the launcher only, or the launcher and all processes. A process of a launcher
+    takes the launcher's death as a SIGTERM of its own.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,12 @@ class StopRequest:
         self._launcher = os.getppid() if LAUNCHED in os.environ or STARTED_BY in os.environ else None
 
     def listen(self) -> None:
-        """Take over SIGTERM and SIGINT."""
+        """Handle SIGTERM and SIGINT."""
         signal.signal(signal.SIGTERM, self._note)
         signal.signal(signal.SIGINT, self._note)
 
     def forget(self) -> None:
-        """Leave SIGTERM and SIGINT to end the process at once, for work that has nothing to lose."""
+        """Restore the default handlers of SIGTERM and SIGINT, for work that has nothing to lose."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -53,5 +53,5 @@ class StopRequest:
 
 
 def exit_code(number: int) -> int:
-    """What a shell shows for a program ended by this signal: 143 for SIGTERM, 130 for Ctrl-C."""
+    """A shell's exit code of a program that this signal ended: 143 for SIGTERM, 130 for Ctrl-C."""
     return 128 + number

@@ -33,11 +33,7 @@ from mpp.training.state import Progress, Run
 
 
 def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
-    """Train to the end, or until a stop is requested; the state after the last step is then on disk.
-
-    Args:
-        run: what to train, on what, how long.
-        checkpoint: to resume from; None starts at step 0.
+    """Train from a checkpoint, or from step 0, to the end or until a stop is requested; then the state is on disk.
 
     Raises:
         NonFiniteError: if too many steps in a row had no finite loss.
@@ -59,7 +55,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     loader = batches(run.crops, numbers, workers=run.crops.settings.workers, pin=pin)
     if progress.pending_validation:
         progress.pending_validation = False
-        _write(run, progress, _run_callbacks(run, progress))
+        run.journal.write(progress.step, run.batch_plan.batch_size, _run_callbacks(run, progress))
     speed = _Speed(run, progress)
     stopped, paused = False, True
     while progress.step < run.steps and not stopped and not progress.ended:
@@ -74,7 +70,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         else:
             values |= _run_callbacks(run, progress)
         paused = any(_due(progress.step, callback.every, run.steps) for callback in run.callbacks)
-        _write(run, progress, values)
+        run.journal.write(progress.step, run.batch_plan.batch_size, values)
         # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
         good = not progress.skipped_in_a_row or progress.step == run.steps
         saves = stopped or progress.ended or (_due(progress.step, run.save_every, run.steps) and good)
@@ -95,7 +91,9 @@ def _step(
 ) -> tuple[dict[str, Any], bool]:
     """One optimizer step: values for the metrics log, and whether any process was asked to stop."""
     begun = time.perf_counter()
-    lr = _set_learning_rate(run, progress.step)
+    lr = run.learning_rate(progress.step)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     _seed_everything(run, progress.step)
     statistics = saved_buffers(run.objective)
     before = [buffer.clone() for buffer in statistics]
@@ -127,11 +125,6 @@ def _due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def _write(run: Run, progress: Progress, values: dict[str, Any]) -> None:
-    if values:
-        run.journal.write(progress.step, progress.step * run.batch_plan.batch_size, values)
-
-
 def _run_callbacks(run: Run, progress: Progress) -> dict[str, Any]:
     """The values of the callbacks that are due after this step; they decide on early stopping."""
     seen: dict[str, Any] = {}
@@ -152,13 +145,6 @@ def _run_callbacks(run: Run, progress: Progress) -> dict[str, Any]:
             progress.evaluations_without_improvement += 1
             progress.ended = 0 < stopping.patience <= progress.evaluations_without_improvement
     return seen
-
-
-def _set_learning_rate(run: Run, step: int) -> float:
-    lr = run.learning_rate(step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-    return lr
 
 
 def _seed_everything(run: Run, step: int) -> None:

@@ -315,7 +315,7 @@ def test_a_random_start_and_a_part_of_the_labels_leave_the_results_of_the_run_al
 
 
 @pytest.mark.parametrize("by_depth", [("knn", "few_shot"), ("few_shot", "knn")])
-def test_the_last_evaluator_by_depth_decides_for_those_that_do_not_choose(by_depth: tuple[str, ...]):
+def test_the_last_evaluator_by_depth_decides_for_those_that_do_not_choose(by_depth: tuple[str, ...], tmp_path: Path):
     rng = np.random.default_rng(0)
     crossed, apart = FeatureLayer(1, "avg"), FeatureLayer(2, "avg")
 

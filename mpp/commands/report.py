@@ -40,9 +40,10 @@ def write_report(run: Path, path: Path) -> None:
     metrics_path = run / "metrics.jsonl"
     if not metrics_path.is_file():
         raise ValueError(f"{run} is no run: it has no metrics.jsonl; give the output_dir of mpp pretrain or finetune")
-    state = Checkpoints(run / "checkpoints", 2).newest_state()
-    if state is None:
+    checkpoint = Checkpoints(run / "checkpoints", 2).newest()
+    if checkpoint is None:
         raise ValueError(f"{run} has no checkpoint yet; its first is written after checkpoint.every")
+    state = checkpoint.state
     metrics = read_metrics(metrics_path)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,

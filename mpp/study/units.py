@@ -134,7 +134,7 @@ def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
         start = _changed(encoder, source=pretrain.output_dir)
     control = arm.role == "control"
     if control and encoder.patch_size is None:  # the size of the patches whose colours are the control
-        layout = planned(encoder, downstream.image_size).layout
+        layout = encoder.architecture(downstream.image_size).layout
         start = _changed(start, patch_size=layout.patch_size if layout is not None else None)
     if arm.role != "scratch":
         evaluate = _evaluate(recipe, unit, start, downstream, control=control)

@@ -13,10 +13,15 @@ from mpp.recipe import differences
 from mpp.run_folder import FolderLock
 from mpp.settings import Settings
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from mpp.training.optimizer import plan_schedule
 
 MAY_CHANGE = ("output_dir", "data.workers", "data.cache", "training.micro_batch_size", "training.compile",
               "journal.", "checkpoint.", "hub.")  # fmt: skip
 """Settings that may differ between a run and its resumption: they do not decide which weights come out."""
+
+MAY_EXTEND = ("training.duration", "optimizer.schedule", "optimizer.decay", "optimizer.final_lr")
+"""Settings that may differ too where a run is extended: the learning rates that they give are compared."""
+LONGER = ". With optimizer.schedule constant or wsd, checkpoint.extend=true makes a run longer"
 
 
 def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | None:
@@ -47,33 +52,64 @@ def latest_checkpoint(recipe: Any, folder: Path) -> Checkpoint | None:
         return None
     schema: type[Settings] = type(recipe)
     try:
-        before = schema.model_validate(checkpoint.state["recipe"])
+        before: Any = schema.model_validate(checkpoint.state["recipe"])
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{checkpoint.folder} was written by another version of this package, or by another command, whose recipe "
             "cannot be compared; go on with that one, choose another output_dir, or start afresh with "
             "checkpoint.resume=false"
         ) from error
-    refuse_changes(before, recipe, f"{folder} holds a run at step {checkpoint.step} of another recipe")
+    longer = recipe.checkpoint.extend and recipe.training.duration != before.training.duration
+    refuse_changes(
+        before, recipe, f"{folder} holds a run at step {checkpoint.step} of another recipe",
+        may_change=MAY_EXTEND if longer else (),
+    )  # fmt: skip
     check_same_weights(checkpoint.state.get("source_weights"), recipe, folder)
-    return checkpoint
+    return _extended(before, recipe, checkpoint, folder) if longer else checkpoint
 
 
-def refuse_changes(before: Settings, now: Settings, what: str) -> None:
-    """Compare a run's recipe with the one that is to go on with it.
+def _extended(before: Any, now: Any, newest: Checkpoint, folder: Path) -> Checkpoint:
+    """The latest checkpoint all of whose steps had the learning rates of the longer run; its state has the new length.
+
+    Raises:
+        ValueError: if there is none, or the new run is no longer than the old one.
+    """
+    rows = newest.state["data"]["rows"]
+    old, new = (plan_schedule(recipe.optimizer, recipe.training, rows) for recipe in (before, now))
+    if new.steps <= old.steps:
+        raise ValueError(
+            f"checkpoint.extend: the run in {folder} is {old.steps} steps long, and training.duration asks for "
+            f"{new.steps}; give a longer one"
+        )
+    equal = (old.learning_rate(step) == new.learning_rate(step) for step in range(newest.step))
+    same = next((step for step, is_equal in enumerate(equal) if not is_equal), newest.step)
+    found = Checkpoints(folder / "checkpoints", now.checkpoint.keep).newest(print, until=same)
+    if found is None:
+        raise ValueError(
+            f"checkpoint.extend: with optimizer.schedule={before.optimizer.schedule} the learning rates of {old.steps} "
+            f"and of {new.steps} steps differ from step {same} on, and no checkpoint is as early as that. Start a new "
+            f"run from the whole of this one: objective.source={folder} output_dir=NEW. A run with "
+            "optimizer.schedule=constant, or wsd with optimizer.decay, can be extended later"
+        )
+    progress = {**found.state["progress"], "ended": False}
+    return found._replace(state={**found.state, "steps": new.steps, "progress": progress})
+
+
+def refuse_changes(before: Settings, now: Settings, what: str, may_change: tuple[str, ...] = ()) -> None:
+    """Compare the recipe of a run with the one that is to resume it.
 
     Raises:
         ValueError: with `what` was found, and every difference that decides which weights come out.
     """
-    changed = [d for d in differences(before, now) if not d[0].startswith(MAY_CHANGE)]
+    changed = [d for d in differences(before, now) if not d[0].startswith((*MAY_CHANGE, *may_change))]
     if _source_beside(before) is not None and _source_beside(before) == _source_beside(now):  # both were moved
         changed = [d for d in changed if d[0] != "encoder.source"]
     if changed:
         listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)
         raise ValueError(
             f"{what}:\n{listed}\n"
-            "give the same settings to go on with it, choose another output_dir, or start afresh with "
-            "checkpoint.resume=false"
+            "give the same settings to resume it, choose another output_dir, or start afresh with "
+            "checkpoint.resume=false" + LONGER * any(path == "training.duration" for path, _, _ in changed)
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ from mpp.training.checkpoint import Checkpoint, Checkpoints
 from mpp.training.distributed import on_main, precision
 from mpp.training.flops import flops_per_image, hardware, peak_flops
 from mpp.training.metrics_log import Journal
-from mpp.training.optimizer import learning_rate, make_optimizer
+from mpp.training.optimizer import Schedule, make_optimizer, plan_schedule
 from mpp.training.signals import StopRequest, exit_code
 from mpp.training.state import Callback, EarlyStopping, Progress, Run, RunRecord
 from mpp.training.trainer import train
 from mpp.training.validation import validation
+
+SHORTER = "shorter_run"
+"""Folder in a run that was extended: what came after the step that it was extended from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +65,20 @@ class TrainRun:
         """A duration of the recipe in optimizer steps."""
         return duration.in_steps(batch_size=self.recipe.training.batch_size, rows=len(self.rows))
 
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Length and learning rates of the run."""
+        return plan_schedule(self.recipe.optimizer, self.recipe.training, len(self.rows))
+
     @property
     def steps(self) -> int:
         """Length of the run."""
-        return self.in_steps(self.recipe.training.duration)
+        return self.schedule.steps
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Those of the run; the last one before a decay stays, so that the run can be extended from there."""
+        return Checkpoints(self.folder / "checkpoints", self.recipe.checkpoint.keep, self.schedule.last_stable)
 
     def train(self, checkpoint: Checkpoint | None) -> Progress:
         """Train from a checkpoint, or from the start, to the end or until a signal stops it.
@@ -112,7 +127,7 @@ class TrainRun:
         if recipe.training.gradient_checkpointing:
             objective.encoder.use_gradient_checkpointing()
         optimizer = make_optimizer(objective, recipe.optimizer)
-        on_main(accelerator, self._begin)
+        on_main(accelerator, lambda: self._begin(checkpoint))
         journal = Journal(
             self.folder / "metrics.jsonl",
             accelerator,
@@ -128,9 +143,10 @@ class TrainRun:
                 "good at"
             )
         warmup = self.in_steps(recipe.optimizer.warmup)
-        if warmup >= steps:
-            journal.say(f"optimizer.warmup of {warmup} steps is as long as the run; it is shortened to {steps // 10}")
-            warmup = steps // 10
+        if warmup > self.schedule.warmup:
+            journal.say(
+                f"optimizer.warmup of {warmup} steps is as long as the run: shortened to {self.schedule.warmup}"
+            )
         record = RunRecord(
             steps=steps,
             headline=(objective.headline, objective.headline_title),
@@ -156,11 +172,9 @@ class TrainRun:
             steps=steps,
             seed=recipe.seed,
             optimizer=optimizer,
-            learning_rate=learning_rate(
-                recipe.optimizer, steps=steps, warmup=warmup, batch_size=recipe.training.batch_size
-            ),
+            learning_rate=self.schedule.learning_rate,
             accelerator=accelerator,
-            checkpoints=Checkpoints(self.folder / "checkpoints", recipe.checkpoint.keep),
+            checkpoints=self.checkpoints,
             journal=journal,
             stop=self.stop,
             callbacks=self._validation(batch.micro_batch_size) + self.callbacks,
@@ -194,10 +208,21 @@ class TrainRun:
             ),
         ]
 
-    def _begin(self) -> None:
+    def _begin(self, checkpoint: Checkpoint | None) -> None:
         if not self.recipe.checkpoint.resume and (aside := move_aside(self.folder)):
             print(f"starting afresh: what was in {self.folder} lies in {aside} now")
+        if checkpoint is not None:
+            self._set_shorter_run_aside(checkpoint.step)
         write_recipe(self.recipe, self.folder / "recipe.yaml")
+
+    def _set_shorter_run_aside(self, step: int) -> None:
+        """Keep what came after the step that the run is extended from."""
+        shorter = self.folder / SHORTER
+        if self.checkpoints.set_aside(step, shorter / "checkpoints"):
+            shutil.copytree(self.folder / "encoder", shorter / "encoder", dirs_exist_ok=True)
+            for name in ("metrics.jsonl", "recipe.yaml"):
+                shutil.copyfile(self.folder / name, shorter / name)
+            print(f"extending from step {step}: the end of the shorter run is kept in {shorter}")
 
     def _print_summary(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Print what runs, on what."""

@@ -48,6 +48,8 @@ class Checkpoints:
     folder: Path
     keep: int
     """How many of the newest stay on disk."""
+    pinned: int | None = None
+    """A step whose checkpoint stays on disk as well."""
 
     def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
         """Write the checkpoint of a step, then remove the oldest ones. A CheckpointError leaves all as they are."""
@@ -81,18 +83,20 @@ class Checkpoints:
                 f"{earlier}; free disk space or repair the disk, then give the same command to resume"
             ) from error
         # Checkpoints of later steps are damaged, or the run would have resumed from them: they do not count.
-        older = [folder for folder in self._folders() if folder.name < final.name]
+        older = [f for f in self._folders() if f.name < final.name and f.name != f"step-{self.pinned or 0:09d}"]
         for old in older[self.keep - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
-    def newest(self, report: Callable[[str], object] = print) -> Checkpoint | None:
+    def newest(self, report: Callable[[str], object] = print, until: int | None = None) -> Checkpoint | None:
         """The newest valid checkpoint, None if there is none at all, a CheckpointError if none is valid.
 
-        `report` gets a message for each damaged one.
+        `report` gets a message for each damaged one. Those of steps after `until` are passed over.
         """
         faults = []
         for folder in self._folders():
+            if until is not None and folder.name > f"step-{until:09d}":
+                continue
             fault = _fault(folder)
             if fault is None:
                 state = json.loads((folder / STATE).read_text())
@@ -106,6 +110,15 @@ class Checkpoints:
                 "restore one from a copy, or start afresh with checkpoint.resume=false or another output_dir"
             )
         return None
+
+    def set_aside(self, after: int, where: Path) -> bool:
+        """Move the checkpoints of later steps to another folder; whether there are any."""
+        later = [folder for folder in self._folders() if folder.name > f"step-{after:09d}"]
+        for folder in later:
+            where.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(where / folder.name, ignore_errors=True)
+            folder.rename(where / folder.name)
+        return bool(later)
 
     def is_empty(self) -> bool:
         """Whether there is none, valid or not."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from timm import optim
 from torch import nn
 
-from mpp.training.settings import OptimizerSettings
+from mpp.settings import Duration
+from mpp.training.settings import OptimizerSettings, TrainingSettings
 
 LearningRate = Callable[[int], float]
 FUSED = ("adam", "adamw", "sgd")
@@ -74,10 +76,46 @@ def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, An
     return groups
 
 
-def learning_rate(settings: OptimizerSettings, *, steps: int, warmup: int, batch_size: int) -> LearningRate:
+class Schedule(NamedTuple):
+    """The length of a run in steps, and its learning rates."""
+
+    steps: int
+    warmup: int
+    decay: int
+    """Of `wsd`; 0 for other schedules."""
+    learning_rate: LearningRate
+
+    @property
+    def last_stable(self) -> int | None:
+        """Steps before the decay of `wsd`: a run can be extended from there."""
+        return self.steps - self.decay if self.decay else None
+
+
+def plan_schedule(settings: OptimizerSettings, training: TrainingSettings, rows: int) -> Schedule:
+    """The schedule of a recipe on so many training images. A warm-up as long as the run becomes a tenth of it.
+
+    Raises:
+        SettingError: if the run is too short for its decay.
+    """
+    size = training.batch_size
+    in_steps = partial(Duration.in_steps, batch_size=size, rows=rows)
+    steps, warmup = in_steps(training.duration), in_steps(settings.warmup)
+    decay = in_steps(settings.decay) if settings.decay is not None else 0
+    if warmup >= steps:
+        warmup = steps // 10
+    if decay and warmup + decay > steps:
+        raise settings.error(decay=f"warm-up and decay take {warmup} + {decay} steps, and the run has {steps}")
+    rate = learning_rate(settings, steps=steps, warmup=warmup, batch_size=size, decay=decay)
+    return Schedule(steps, warmup, decay, rate)
+
+
+def learning_rate(
+    settings: OptimizerSettings, *, steps: int, warmup: int, batch_size: int, decay: int = 0
+) -> LearningRate:
     """The learning rate of step 0, 1, …, steps − 1.
 
-    It rises linearly over `warmup` steps, above 0 from the first, then falls to `final_lr` times the peak.
+    It rises linearly over `warmup` steps, above 0 from the first, then falls to `final_lr` times the peak: from the end
+    of the warm-up on, or with `wsd` over the last `decay` steps.
     """
     scale = batch_size / settings.base_batch_size
     peak = settings.lr * {"none": 1.0, "linear": scale, "sqrt": math.sqrt(scale)}[settings.lr_scaling]
@@ -86,7 +124,12 @@ def learning_rate(settings: OptimizerSettings, *, steps: int, warmup: int, batch
         if step < warmup:
             return peak * (step + 1) / warmup
         done = (step - warmup) / max(steps - warmup, 1)
-        left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[settings.schedule]
+        left = {
+            "cosine": (1 + math.cos(math.pi * done)) / 2,
+            "linear": 1 - done,
+            "constant": 1.0,
+            "wsd": min((steps - step) / max(decay, 1), 1.0),
+        }[settings.schedule]
         return peak * (settings.final_lr + (1 - settings.final_lr) * left)
 
     return at

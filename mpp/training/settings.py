@@ -29,12 +29,21 @@ class OptimizerSettings(Settings):
     layer_decay: float | None = Field(default=None, gt=0, le=1)
     """Layer-wise decay of the learning rate, for classification: the head learns at `lr`, every layer below at this
     share of the rate of the layer above; null has one rate for all."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up. `wsd` (warm-up, stable, decay) stays at the peak and falls
+    linearly over the last `decay`. A run with `constant` or `wsd` can be made longer later: see `checkpoint.extend`."""
+    decay: Duration | None = None
+    """How long the fall of `wsd` takes, at the end of the run."""
     warmup: Duration = Duration(steps=0)
     """The learning rate rises linearly over this long."""
     final_lr: float = Field(default=0.0, ge=0, le=1)
     """Where the schedule ends, as a share of the peak."""
+
+    @model_validator(mode="after")
+    def _decays(self) -> OptimizerSettings:
+        if (self.schedule == "wsd") != (self.decay is not None):
+            raise ValueError(f"schedule {self.schedule} with decay {self.decay}: wsd needs a decay, others take none")
+        return self
 
     @model_validator(mode="after")
     def _decouples(self) -> OptimizerSettings:
@@ -139,6 +148,11 @@ class CheckpointSettings(Settings):
     """How often; 0 means only at the end."""
     keep: int = Field(default=2, ge=2)
     """How many of the newest checkpoints stay on disk (the final one always does)."""
+    extend: bool = False
+    """Allow a longer `training.duration` than that of the run in the output folder, finished or stopped. It resumes at
+    the latest checkpoint up to which the learning rates are those of the longer run: with `optimizer.schedule` constant
+    the latest of all, with wsd the last one before the decay. The result is, bit for bit, that of a run which was as
+    long from the beginning."""
     resume: bool = True
     """Resume from the latest valid checkpoint in the output folder; false starts afresh and moves its files aside."""
 

@@ -73,7 +73,8 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         run.journal.write(progress.step, run.batch_plan.batch_size, values)
         # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
         good = not progress.skipped_in_a_row or progress.step == run.steps
-        saves = stopped or progress.ended or (_due(progress.step, run.save_every, run.steps) and good)
+        due = _due(progress.step, run.save_every, run.steps) or progress.step == run.checkpoints.pinned
+        saves = stopped or progress.ended or (due and good)
         try:
             check_limits(run, progress)
             if saves:

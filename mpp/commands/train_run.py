@@ -219,6 +219,14 @@ def on_each(accelerator: Accelerator, open_: Callable[[], Any]) -> Any:
     return open_()
 
 
+def replaced(progress: Progress) -> str:
+    """The total of the damaged training images as a line; empty if there were none."""
+    if not (count := len(progress.damaged)):
+        return ""
+    which = "1 image" if count == 1 else f"{count:,} images"
+    return f"damaged: {which} could not be decoded, a neighbour replaced each; metrics.jsonl names them\n"
+
+
 def uses_fused_attention(choice: str, accelerator: Accelerator) -> bool:
     """Whether to use the fused attention kernel, which is slower than plain products on processors."""
     return accelerator.device.type == "cuda" if choice == "auto" else choice == "fused"

@@ -50,7 +50,7 @@ def read_archive(path: Path) -> datasets.DatasetDict:
         )
         for split, inside in tops.items()
     }
-    return datasets.DatasetDict(found)  # pyright: ignore[reportArgumentType]
+    return datasets.DatasetDict(found)  # pyright: ignore[reportCallIssue]
 
 
 def is_webdataset(path: Path) -> bool:

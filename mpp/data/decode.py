@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
@@ -23,6 +24,8 @@ from mpp.data.settings import DataSettings
 
 JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG"
+BITS_PER_SAMPLE = 258
+"""A tag of TIFF."""
 JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Start of frame: its segment holds the height and width."""
 JPEG_BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
@@ -67,6 +70,11 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS, *, background: str | No
             _check_size(*image.size, max_pixels)
             if bits < 16 and encoded.startswith(PNG) and encoded[24] == 16:  # of colours PIL keeps the highest byte
                 return from_pil(_png_of_16_bits(encoded, bits, image.getexif()), background=background)
+            if bits < 16 and has_16_bit_colours(image):
+                raise DamagedImageError(
+                    f"it has 16-bit colours, of which only the highest 8 bits can be read from a {image.format}; with "
+                    f"data.bits={bits} save it as PNG"
+                )
             return from_pil(image, background=background, bits=bits)
     except DamagedImageError:
         raise
@@ -100,6 +108,15 @@ def _png_of_16_bits(encoded: bytes, bits: int, exif: Image.Exif) -> Image.Image:
     image = Image.fromarray(channels.squeeze(-1) if channels.shape[-1] == 1 else channels)
     image.getexif().update(exif)
     return image
+
+
+def has_16_bit_colours(image: Image.Image) -> bool:
+    """Whether an opened PNG or TIFF has several channels of 16 bits, of which PIL reads the highest 8."""
+    if image.mode.startswith("I"):  # grey
+        return False
+    if isinstance(image, TiffImageFile):
+        return 16 in image.tag_v2.get(BITS_PER_SAMPLE, ())
+    return image.format == "PNG" and any("16B" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

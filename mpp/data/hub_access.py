@@ -12,6 +12,7 @@ from mpp.redact import reason_of
 
 SECONDS = 10
 """The longest wait for an answer."""
+SWITCH = "HF_HUB_OFFLINE"
 
 
 @contextmanager
@@ -19,15 +20,15 @@ def hub_or_cache() -> Iterator[str | None]:
     """Read from the cache alone, without retries, if the Hub cannot be reached; yields why it cannot, or None."""
     reason = None if constants.HF_HUB_OFFLINE else _unreachable()
     configs = [module for name in ("datasets.config", "huggingface_hub.constants") if (module := sys.modules.get(name))]
-    before = [module.HF_HUB_OFFLINE for module in configs]
+    before = [getattr(module, SWITCH) for module in configs]
     try:
         if reason is not None:
             for module in configs:
-                module.HF_HUB_OFFLINE = True
+                setattr(module, SWITCH, True)
         yield reason
     finally:
         for module, value in zip(configs, before, strict=True):
-            module.HF_HUB_OFFLINE = value
+            setattr(module, SWITCH, value)
 
 
 def _unreachable() -> str | None:

@@ -130,8 +130,9 @@ def check_folder(folder: Path, found: Inventory, source: str) -> None:
         things += [f"{len(outside):,} {name} ({_some(outside, folder)})"]
     things = [thing for thing in things if thing]
     if len(things) > 1 or (len(kinds) > 1 and not found.saved) or len(found.saved) > 1:
+        listed = " and ".join(part for part in (", ".join(things[:-1]), things[-1]) if part)
         raise ValueError(
-            f"data.source {source} is ambiguous: it holds {' and '.join(things)}, and only one kind can be read. "
+            f"data.source {source} is ambiguous: it holds {listed}, and only one kind can be read. "
             "Give the one that you mean as data.source, or move the others elsewhere"
         )
 

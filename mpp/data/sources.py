@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
@@ -91,11 +91,11 @@ def _folder(settings: DataSettings) -> Source | None:
     with _opening(settings):
         if found.saved == [path]:
             saved = datasets.load_from_disk(str(path))
-            return Source(saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved))
+            return Source(saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict({"train": saved}))
         if settings.subset is not None or is_described(path) or not found.images or found.tables:
             return Source(datasets.load_dataset(str(path), name=settings.subset))
         unrelated = unrelated_metadata(found)
-        arguments = {"metadata_filenames": ["-"]} if unrelated else {}
+        arguments: dict[str, Any] = {"metadata_filenames": ["-"]} if unrelated else {}
         tables = datasets.load_dataset("imagefolder", data_files=image_splits(path, found), **arguments)
     ignored = [counted(found.others.total(), "other file")] if found.others else []
     ignored += [f"{each.name} (it has no column file_name)" for each in unrelated[:1]]

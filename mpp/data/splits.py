@@ -76,7 +76,7 @@ def open_splits(
             train = _choose(train, settings.images, settings.source, seed)
         if (most := settings.validation_images) is not None and most < (rows := len(validation.split_rows)):
             validation = _choose_validation(validation, most)
-            called = f"of the {rows:,} of {called}" if called != "a tenth" else f"of a tenth, {rows:,}"
+            called = f"chosen from {rows:,}, {called}"
         source = settings.source
         return Splits(
             ArrowTable(train, image, label, classes, name=f"{source}, training split", split=settings.split),

@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from mpp.data.decode import has_16_bit_colours
 from mpp.data.settings import DataSettings
 from mpp.data.table import ImageTable
 
@@ -20,6 +23,29 @@ FEW = 100
 """Fewer training images are too few to learn from."""
 PAGES = ("TIFF", "GIF", "PNG", "WEBP")
 """Formats of several pages or frames. The second picture in a JPEG of a telephone is a preview."""
+
+
+class ColourHistogram:
+    """How the colours of images are distributed, in cubes of 32 grey values a side."""
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(8**3, dtype=torch.int64)
+
+    def add(self, pixels: Tensor) -> None:
+        """Count every fourth row and column of uint8 pixels `(b, 3, h, w)`."""
+        red, green, blue = (pixels[:, :, ::4, ::4] >> 5).long().unbind(1)
+        self._counts += torch.bincount((red * 64 + green * 8 + blue).flatten(), minlength=8**3)
+
+    @property
+    def total(self) -> int:
+        """The pixels that were counted."""
+        return int(self._counts.sum())
+
+    @property
+    def entropy(self) -> float:
+        """In nats; 0 if all pixels are in one cube."""
+        shares = self._counts[self._counts > 0].double() / self._counts.sum()
+        return abs(float((shares * shares.log()).sum()))
 
 
 class Survey:
@@ -47,10 +73,12 @@ class Survey:
         if image.format in PAGES and (pages := getattr(image, "n_frames", 1)) > 1:
             self._found["pages"] += 1
             self._pages = max(self._pages, pages)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format != "TIFF"):
+        colours = has_16_bit_colours(image)
+        if colours or image.mode.startswith("I;16"):
             self._found["16 bits"] += 1
             if self._found["16 bits"] <= DECODED:
-                self._most = max(self._most, int(np.asarray(image).max()))
+                highest = int(np.asarray(image).max())
+                self._most = max(self._most, (highest << 8) + 255 if colours else highest)
         elif image.has_transparency_data:
             self._found["transparent"] += 1
 

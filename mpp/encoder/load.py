@@ -14,8 +14,9 @@ from mpp.encoder.backbone import Backbone
 from mpp.encoder.create import architecture, create_backbone
 from mpp.encoder.encoder import network
 from mpp.encoder.export import export_encoder
+from mpp.encoder.local import expanded
 from mpp.encoder.pos_embed import Resize, learnt_positions, resize_positions
-from mpp.encoder.pretrained import expanded, open_source
+from mpp.encoder.pretrained import open_source
 from mpp.encoder.probe import check_name, has_patches, native_size, probe
 from mpp.encoder.weights_file import fill, read_weights, size_of
 from mpp.settings import SettingError

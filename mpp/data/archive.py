@@ -50,7 +50,7 @@ def read_archive(path: Path) -> datasets.DatasetDict:
         )
         for split, inside in tops.items()
     }
-    return datasets.DatasetDict(found)  # pyright: ignore[reportCallIssue]
+    return datasets.DatasetDict(found)  # pyright: ignore
 
 
 def is_webdataset(path: Path) -> bool:

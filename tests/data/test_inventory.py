@@ -77,7 +77,12 @@ def test_an_id_of_the_hub_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_wrong_paths_are_refused_before_anything_heavy_is_imported(tmp_path: Path, setting: str, said: str):
     files(tmp_path, "photos/a/b.png", "notes.docx", "runs/mean_color/recipe.yaml")
     (tmp_path / "empty").mkdir()
-    given = ["mean_color", f"output_dir={tmp_path / 'run'}", *([] if setting.startswith("data.source") else ["data.source=photos"]), setting]
+    given = [
+        "mean_color",
+        f"output_dir={tmp_path / 'run'}",
+        *([] if setting.startswith("data.source") else ["data.source=photos"]),
+        setting,
+    ]
     code = f"import sys; from mpp.__main__ import main; code = main(['pretrain', *{given}]); print(*sys.modules); "
     run = subprocess.run([sys.executable, "-c", f"{code}sys.exit(code)"], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 2, run.stderr

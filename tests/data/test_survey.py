@@ -124,11 +124,23 @@ def test_the_entropy_of_colours_is_that_of_its_definition():
     assert constant.entropy == 0
 
 
-def test_a_colour_tiff_of_16_bits_is_not_read_wrongly_in_silence(monkeypatch: pytest.MonkeyPatch):
-    image = picture()
-    monkeypatch.setattr("mpp.data.decode.has_16_bit_colours", lambda opened: opened.format == "TIFF")
-    with pytest.raises(DamagedImageError, match="save it as PNG"):
-        decode(encoded(image, "TIFF"), bits=12)
+def tiff_of_16_bits(values: np.ndarray) -> bytes:
+    """A TIFF file of uint16 `(h, w, 3)`, which PIL cannot write."""
+    height, width, _ = values.shape
+    bits_at, data_at = 8 + 2 + 9 * 12 + 4, 8 + 2 + 9 * 12 + 4 + 6
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, bits_at), (259, 3, 1, 1), (262, 3, 1, 2),
+               (273, 4, 1, data_at), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, values.size * 2)]  # fmt: skip
+    directory = struct.pack("<H", 9) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return (
+        b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<HHH", 16, 16, 16) + values.astype("<u2").tobytes()
+    )
+
+
+def test_a_colour_tiff_of_16_bits_is_not_read_wrongly_in_silence():
+    values = np.random.default_rng(0).integers(0, 4096, (9, 13, 3))
+    assert np.array_equal(decode(tiff_of_16_bits(values)).permute(1, 2, 0).numpy(), values >> 8)
+    with pytest.raises(DamagedImageError, match=r"only the highest 8 bits can be read from a TIFF; with data\.bits=12"):
+        decode(tiff_of_16_bits(values), bits=12)
 
 
 @pytest.mark.parametrize("colour", ["whit", "#ffffff00", ""])

@@ -290,7 +290,8 @@ class _FineTuning:
                 weight, bias = linear
                 export_classifier(encoder, weight, bias, self.classes, run.folder / "classifier", **crops)
             write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
-            print(f"\n{replaced(progress)}{_sentence(results, run.folder)}")
+            damaged = replaced(progress, seen.get("damaged_images", []))
+            print(f"\n{damaged}{_sentence(results, run.folder)}")
 
         on_main(self.accelerator, write)
 

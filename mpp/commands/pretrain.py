@@ -169,7 +169,7 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
         f"{images / progress.seconds:.0f} images/s\n"
         f"{run.objective.headline_title}, held out: {shown}\n"
         f"to be compared with: {against}\n"
-        f"{replaced(progress)}"
+        f"{replaced(progress, last.get('validation/damaged_images', []))}"
         f"encoder: {folder / 'encoder'}\n"
         f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'
         + (f"\nlook at: {folder / last['reconstructions']}" if "reconstructions" in last else "")

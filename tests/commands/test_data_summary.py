@@ -38,7 +38,7 @@ def test_a_run_says_what_it_found_and_at_its_end_what_it_replaced(transparent: P
     assert lines[0] == "found 21 images in 1 folder (png), ignored 1 other file, held out 2 (a tenth)"
     assert "18 of 19 images that were looked at can be transparent" in done.text
     assert "warning: there are only 19 images to train on" in done.text
-    assert "damaged: 1 image could not be decoded, a neighbour replaced each" in done.text
+    assert "damaged: 1 training image could not be decoded: replaced by neighbours" in done.text
 
 
 def without_background(run: Path) -> None:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 
@@ -18,15 +18,25 @@ PEEK = 1000
 """Files of a tar archive that tell whether it is a webdataset."""
 
 
-def read_archive(path: Path) -> datasets.DatasetDict:
-    """All splits of an archive of images, in the order of the archive. `datasets` caches the bytes of the files.
+class Archive(NamedTuple):
+    """All splits of an archive, and what it holds."""
+
+    tables: datasets.DatasetDict
+    images: list[PurePosixPath]
+    others: int
+    """The number of other files."""
+
+
+def read_archive(path: Path) -> Archive:
+    """Read an archive of images, in the order of the archive. `datasets` caches the bytes of the files.
 
     Labels are the names of the images' folders, if there are several, all of one depth.
 
     Raises:
         ValueError: if it holds no images.
     """
-    names = [name for name in _names(path) if name.suffix.lower() in IMAGES]
+    files = list(_names(path))
+    names = [name for name in files if name.suffix.lower() in IMAGES]
     if not names:
         raise ValueError(f"{path.name} holds no images")
     tops = split_folders(name.parts for name in names) or {"train": [()]}
@@ -50,7 +60,7 @@ def read_archive(path: Path) -> datasets.DatasetDict:
         )
         for split, inside in tops.items()
     }
-    return datasets.DatasetDict(found)  # pyright: ignore
+    return Archive(datasets.DatasetDict(found), names, len(files) - len(names))  # pyright: ignore
 
 
 def is_webdataset(path: Path) -> bool:

@@ -6,8 +6,8 @@ import difflib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 _SUFFIXES = (
@@ -52,12 +52,6 @@ class Inventory(NamedTuple):
     """Files called as those of `METADATA`."""
     others: Counter[str]
     """The numbers of all other files, by suffix."""
-
-    @property
-    def in_words(self) -> str:
-        """The folders and kinds of the images: ` in 7 folders (jpg, png)`."""
-        folders, kinds = {image.parent for image in self.images}, Counter(i.suffix.lower()[1:] for i in self.images)
-        return f" in {counted(len(folders), 'folder')} ({', '.join(kind for kind, _ in kinds.most_common())})"
 
 
 def take_inventory(folder: Path, most: int | None = None) -> Inventory:
@@ -173,6 +167,12 @@ def did_you_mean(path: Path) -> str:
         return ""
     near = difflib.get_close_matches(missing.name, there, n=1)
     return f"; did you mean {missing.parent / near[0] / path.relative_to(missing)}?" if near else ""
+
+
+def where_found(images: Sequence[PurePath]) -> str:
+    """The folders and kinds of images: ` in 7 folders (jpg, png)`."""
+    folders, kinds = {image.parent for image in images}, Counter(image.suffix.lower()[1:] for image in images)
+    return f" in {counted(len(folders), 'folder')} ({', '.join(kind for kind, _ in kinds.most_common())})"
 
 
 def counted(number: int, noun: str) -> str:

@@ -19,7 +19,7 @@ from mpp.data.arrow_table import holds_images
 from mpp.data.dead_leaves import VARIANTS
 from mpp.data.hub_access import hub_or_cache
 from mpp.data.image_folder import image_splits, unrelated_metadata
-from mpp.data.inventory import check_folder, check_source, counted, is_described, kind_of, take_inventory
+from mpp.data.inventory import check_folder, check_source, counted, is_described, kind_of, take_inventory, where_found
 from mpp.data.path_table import csv_arguments, with_images
 from mpp.data.settings import DataSettings
 from mpp.redact import reason_of
@@ -64,13 +64,15 @@ def _file(settings: DataSettings) -> Source | None:
         return None
     check_source(settings.source)
     with _opening(settings):
+        kind = kind_of(path)
+        if kind == "zip" or (kind == "tar" and not is_webdataset(path)):
+            tables, images, others = read_archive(path)
+            return Source(tables, where_found(images), (counted(others, "other file"),) if others else ())
         return Source(_tables_of(path, settings))
 
 
 def _tables_of(path: Path, settings: DataSettings) -> datasets.DatasetDict:
     kind = str(kind_of(path))
-    if kind == "zip" or (kind == "tar" and not is_webdataset(path)):
-        return read_archive(path)
     arguments = csv_arguments(path) if kind == "csv" else {}
     reader = "webdataset" if kind == "tar" else kind
     tables = datasets.load_dataset(reader, data_files={"train": str(path)}, **arguments)
@@ -101,7 +103,7 @@ def _folder(settings: DataSettings) -> Source | None:
     ignored += [f"{each.name} (it has no column file_name)" for each in unrelated[:1]]
     if (left := len(found.images) - sum(map(len, tables.values()))) > 0:
         ignored.append(f"{counted(left, 'image')} that {found.metadata[0].name} does not list")
-    return Source(tables, found.in_words, tuple(ignored))
+    return Source(tables, where_found(found.images), tuple(ignored))
 
 
 def _on_hub(settings: DataSettings) -> Source:

@@ -94,7 +94,7 @@ def test_folders_in_an_archive_that_are_called_as_splits_are_splits(tmp_path: Pa
     splits = opened(tmp_path / "a.zip", labelled=True)
     assert [len(rows) for rows in splits] == [9, 3]
     assert splits.validation.split == "validation"
-    assert splits.summary == "found 12 images: 9 in train, 3 in validation, held out 3 (validation)"
+    assert splits.summary == "found 12 images in 3 folders (png): 9 in train, 3 in validation, held out 3 (validation)"
 
 
 def test_a_column_of_splits_divides_a_table_and_paths_may_be_absolute(folder: Path):

@@ -50,4 +50,5 @@ def check_source(source: str, *, allow_pickle: bool = False) -> None:
         if not path.name.endswith(SUFFIXES):
             raise ValueError(f"{source} is no file of weights; expected one of {', '.join(SUFFIXES)}")
     elif not source.startswith("timm:") and is_path(source.partition("@")[0], SUFFIXES) and not is_hub_id(source):
-        raise ValueError(f"encoder.source {source} does not exist{did_you_mean(path)}")
+        advice = "; give a run, an exported encoder folder, a file of weights, USER/NAME on the Hub, or timm:NAME"
+        raise ValueError(f"encoder source {source!r} does not exist{did_you_mean(path) or advice}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from mpp.launch import launch
 from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe
-from mpp.settings import SettingError
+from mpp.settings import SettingError, Settings, together
 
 OPTIONS = """RECIPE is a file, or one of the names that 'mpp recipes' lists.
 
@@ -56,6 +56,10 @@ def run_command(
     def run() -> int:
         (path, *overrides), processes, quiet = _options(arguments)
         document, recipe = open_recipe(path, overrides, reads or name)
+        try:
+            check_paths(recipe)
+        except SettingError as error:
+            raise RecipeError(document.problems_of(error), document.name) from error
         if processes > 1 and "WORLD_SIZE" not in os.environ:
             return launch(f"mpp.{name}", [path, *overrides, *(["--quiet"] if quiet else [])], processes)
         if quiet:
@@ -67,6 +71,17 @@ def run_command(
             raise RecipeError(document.problems_of(error), document.name) from error
 
     return guarded(run)
+
+
+def check_paths(recipe: Settings) -> None:
+    """Refuse wrong paths before anything heavy is imported; a run that has begun may have lost them since.
+
+    Raises:
+        SettingError: with all complaints.
+    """
+    folder = getattr(recipe, "output_dir", None)
+    if folder is None or not (Path(folder) / "recipe.yaml").is_file():
+        together(*(section.check_paths for _, section in recipe if isinstance(section, Settings)))
 
 
 def _options(arguments: list[str]) -> tuple[list[str], int, bool]:

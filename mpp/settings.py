@@ -66,6 +66,13 @@ class Settings(BaseModel, metaclass=_SettingsType):
         """The error to raise: what is wrong with each of these settings, by its name in this section."""
         return SettingError({f"{self.location}.{name}".lstrip("."): message for name, message in complaints.items()})
 
+    def check_paths(self) -> None:
+        """Refuse paths that are not there, from the names of files alone; sections without paths have nothing to check.
+
+        Raises:
+            SettingError: with what was found.
+        """
+
     @contextmanager
     def blamed(self, default: str, **elsewhere: Settings) -> Iterator[None]:
         """Report a ValueError of a function of plain arguments as a SettingError of the settings that they came from.

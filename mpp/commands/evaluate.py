@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from mpp import randomness
+from mpp.commands.data_summary import print_data
 from mpp.commands.preflight import check_network
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.decode_cache import TooManyDamagedError
@@ -52,6 +53,7 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     if recipe.encoder.source not in CONTROLS:
         check_network(recipe.encoder, recipe.data, patches=False)
     splits = on_each(accelerator, lambda: open_labelled(recipe))
+    print_data(splits, recipe.data, accelerator)
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     reader = make_reader(recipe, accelerator)
     if isinstance(reader, EncoderReader) and accelerator.is_main_process:
@@ -95,11 +97,13 @@ def evaluate_reader(
     labels = splits.train.labels
     assert labels is not None
     rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
+    dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
     say(
         f"{_called(recipe.encoder)} on {recipe.data.source}: {len(rows):,} labelled images of "
-        f"{len(splits.train.class_names or ())} classes, {len(splits.validation):,} to test on"
+        f"{len(splits.train.class_names or ())} classes"
+        + (f", {len(dev[1]):,} of them as dev split (labels.dev)" if dev else "")
+        + f"; {len(splits.validation):,} to test on ({splits.validation.split})"
     )
-    dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
     evaluators = asked_for(recipe)
     check_feasible(evaluators, labels[rows], dev if len(layers) > 1 else None, recipe.by_depth)
     train = _features(recipe, reader, splits.train, rows, layers, folder, accelerator)

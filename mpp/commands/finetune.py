@@ -13,16 +13,19 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from mpp import randomness
+from mpp.commands.data_summary import print_data
 from mpp.commands.preflight import check_training
 from mpp.commands.resume import (
+    as_begun,
     check_same_images,
     check_same_weights,
     is_finished,
     latest_checkpoint,
     refuse_changes,
+    with_older_defaults,
 )
 from mpp.commands.search import Candidate, combinations, is_known_to_diverge, note_divergence, with_candidate
-from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
+from mpp.commands.train_run import TrainRun, on_each, replaced, uses_fused_attention
 from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
@@ -61,6 +64,7 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
     folder = Path(recipe.output_dir)
     accelerator = start_processes(recipe.training, folder=folder, journal=recipe.journal)
     locks: list[FolderLock] = []  # held until the process ends
+    recipe = on_main(accelerator, lambda: as_begun(recipe, folder))
     results = on_main(accelerator, lambda: _claim(recipe, folder, locks))
     if results is not None:
         if accelerator.is_main_process:
@@ -72,6 +76,7 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
     data = on_each(
         accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
     )
+    print_data(data, recipe.data, accelerator)
     study = _FineTuning(recipe, data, accelerator, stop)
     recipe = study.fresh_start(folder)
     code = study.run(folder, recipe)
@@ -91,7 +96,7 @@ def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dic
         return None
     results: dict[str, Any] = json.loads(path.read_text())
     try:
-        before = FinetuneRecipe.model_validate(results["recipe"])
+        before = FinetuneRecipe.model_validate(with_older_defaults(results["recipe"]))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is of another version of this package; choose another output_dir") from error
     refuse_changes(before, recipe, f"{folder} holds a finished run of another recipe")
@@ -116,6 +121,9 @@ class _FineTuning:
         if recipe.labels.dev:
             fitted, dev = dev_split(labels[self.rows], recipe.labels.dev, recipe.labels.seed)
             self.fitted, self.dev = self.rows[fitted], self.rows[dev]
+            chooses = recipe.search.is_asked_for or recipe.early_stopping.patience
+            use = "to choose settings by" if chooses else "to validate on"
+            self.say(f"dev split: {len(dev):,} of {len(self.rows):,} labelled training images {use} (labels.dev)")
 
     def fresh_start(self, folder: Path) -> FinetuneRecipe:
         """Move an older run aside where the recipe asks for it; from there on, this one is gone on with."""
@@ -282,7 +290,8 @@ class _FineTuning:
                 weight, bias = linear
                 export_classifier(encoder, weight, bias, self.classes, run.folder / "classifier", **crops)
             write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
-            print(f"\n{_sentence(results, run.folder)}")
+            damaged = replaced(progress, seen.get("damaged_images", []))
+            print(f"\n{damaged}{_sentence(results, run.folder)}")
 
         on_main(self.accelerator, write)
 

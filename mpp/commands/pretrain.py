@@ -11,12 +11,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mpp import randomness
+from mpp.commands.data_summary import print_data, warn_of_constant_colours
 from mpp.commands.preflight import check_training
-from mpp.commands.resume import check_same_images, claim, is_finished
-from mpp.commands.train_run import TrainRun, on_each, uses_fused_attention
+from mpp.commands.resume import as_begun, check_same_images, claim, is_finished
+from mpp.commands.train_run import TrainRun, on_each, replaced, uses_fused_attention
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.splits import Splits, open_splits
+from mpp.data.survey import ColourHistogram
 from mpp.data.table import ImageTable
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of
@@ -48,6 +50,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)
     accelerator = start_processes(recipe.training, folder=folder, journal=recipe.journal)
+    recipe = on_main(accelerator, lambda: as_begun(recipe, folder))
     locks: list[FolderLock] = []  # held until the process ends
     checkpoint = on_main(accelerator, lambda: claim(recipe, folder, locks))
     if checkpoint is not None and is_finished(checkpoint) and (folder / "encoder" / "model.safetensors").is_file():
@@ -60,6 +63,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     check_training(recipe, accelerator)
     on_main(accelerator, lambda: check_token(recipe.hub))
     splits = prepare_data(recipe, accelerator)
+    print_data(splits, recipe.data, accelerator)
     if checkpoint is not None:
         check_same_images(checkpoint, splits.train, recipe.data.source)
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
@@ -137,14 +141,20 @@ def _baselines(
     rows = random_rows(seen, recipe.validation.baseline_images, recipe.seed)
     labels = [None if part.labels is None else torch.from_numpy(part.labels) for part in splits]
 
-    def images(crops: EvaluationCrops, chosen: Numbers) -> Iterator[tuple[Tensor, Tensor]]:
-        loaded = on_device(crops, chosen, 256, recipe.data.workers, torch.device("cpu"))
-        return ((batch.pixels, batch.samples) for batch in loaded)
+    colours = ColourHistogram()
 
-    return objective.baselines(
+    def images(crops: EvaluationCrops, chosen: Numbers) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in on_device(crops, chosen, 256, recipe.data.workers, torch.device("cpu")):
+            colours.add(batch.pixels)
+            yield batch.pixels, batch.samples
+
+    baselines = objective.baselines(
         Sample(images(seen, rows), labels[0]),
         Sample(images(held_out, held_out_rows), None if labels[1] is None else labels[1][held_out_rows]),
     )
+    if colours.total:
+        warn_of_constant_colours(colours)
+    return baselines
 
 
 def _print_result(run: TrainRun, progress: Progress) -> None:
@@ -159,6 +169,7 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
         f"{images / progress.seconds:.0f} images/s\n"
         f"{run.objective.headline_title}, held out: {shown}\n"
         f"to be compared with: {against}\n"
+        f"{replaced(progress, last.get('validation/damaged_images', []))}"
         f"encoder: {folder / 'encoder'}\n"
         f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'
         + (f"\nlook at: {folder / last['reconstructions']}" if "reconstructions" in last else "")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import yaml
 
 from mpp.data.table import ImageTable
 from mpp.encoder.pretrained import weights_digest_of
@@ -15,6 +17,7 @@ from mpp.settings import Settings
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from mpp.training.optimizer import plan_schedule
 
+Recipe = TypeVar("Recipe", bound=Any)
 MAY_CHANGE = ("output_dir", "data.workers", "data.cache", "training.micro_batch_size", "training.compile",
               "journal.", "checkpoint.", "hub.")  # fmt: skip
 """Settings that may differ between a run and its resumption: they do not decide which weights come out."""
@@ -35,6 +38,26 @@ def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | No
     return latest_checkpoint(recipe, folder) if recipe.checkpoint.resume else None
 
 
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with what a run of an earlier version did before a setting existed: it ignored transparency.
+
+    A run goes on as it began, whatever the default has become.
+    """
+    if not recipe.checkpoint.resume or recipe.data.background != type(recipe.data)().background:
+        return recipe
+    for path in (folder / "recipe.yaml", *sorted(folder.glob("search/*/recipe.yaml"))):
+        before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if before is not None and with_older_defaults(before)["data"]["background"] is None:
+            print("this run began with data.background=null, and goes on so: transparency is ignored")
+            return recipe.model_copy(update={"data": recipe.data.model_copy(update={"background": None})})
+    return recipe
+
+
+def with_older_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that a run has written down, with what earlier versions did before a setting existed."""
+    return {**recipe, "data": {"background": None, **(recipe.get("data") or {})}}
+
+
 def latest_checkpoint(recipe: Any, folder: Path) -> Checkpoint | None:
     """Return the latest valid checkpoint, None if there is none.
 
@@ -52,7 +75,7 @@ def latest_checkpoint(recipe: Any, folder: Path) -> Checkpoint | None:
         return None
     schema: type[Settings] = type(recipe)
     try:
-        before: Any = schema.model_validate(checkpoint.state["recipe"])
+        before: Any = schema.model_validate(with_older_defaults(checkpoint.state["recipe"]))
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{checkpoint.folder} was written by another version of this package, or by another command, whose recipe "

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from mpp.commands.resume import identity_of
+from mpp.data.inventory import counted
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers, plan_batches
 from mpp.data.table import ImageTable
@@ -242,6 +243,13 @@ def on_each(accelerator: Accelerator, open_: Callable[[], Any]) -> Any:
     if accelerator.num_processes > 1:
         on_main(accelerator, lambda: open_() and None)
     return open_()
+
+
+def replaced(progress: Progress, held_out: list[Any]) -> str:
+    """The totals of the damaged images, for training and held out, as a line; empty if there were none."""
+    counts = {"training": len(progress.damaged), "held-out": len(held_out)}
+    found = " and ".join(counted(count, f"{name} image") for name, count in counts.items() if count)
+    return f"damaged: {found} could not be decoded: replaced by neighbours\n" if found else ""
 
 
 def uses_fused_attention(choice: str, accelerator: Accelerator) -> bool:

@@ -106,11 +106,11 @@ def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
     if settings.image_column is not None:
         feature = table.features.get(settings.image_column)
         encoded_or_path = getattr(feature, "dtype", None) in ("binary", "large_binary", "string")
-        if feature is not None and not (_holds_images(feature) or encoded_or_path):
+        if feature is not None and not (holds_images(feature) or encoded_or_path):
             message = f"column {settings.image_column!r} of {settings.source} holds no images but {feature}"
             raise SettingError({"image_column": message})
         return settings.image_column
-    found = [name for name, feature in table.features.items() if _holds_images(feature)]
+    found = [name for name, feature in table.features.items() if holds_images(feature)]
     if len(found) != 1:
         which = f" ({', '.join(found)})" if found else ""
         message = f"{settings.source} has {len(found) or 'no'} image columns{which} among "
@@ -118,7 +118,7 @@ def image_column(table: datasets.Dataset, settings: DataSettings) -> str:
     return found[0]
 
 
-def _holds_images(feature: Any) -> bool:
+def holds_images(feature: Any) -> bool:
     """Whether a column holds images, or the structs of bytes and path that they are stored as."""
     return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
@@ -148,7 +148,7 @@ def class_names_of(table: datasets.Dataset, whole: datasets.Dataset, column: str
     if feature is None or len(table) == 0:
         return []  # `ArrowTable` raises the error
     not_labels = f"column {column!r} holds no labels: expected integers or strings, found {feature}"
-    if getattr(feature, "dtype", None) is None or _holds_images(feature):
+    if getattr(feature, "dtype", None) is None or holds_images(feature):
         raise SettingError({"label_column": not_labels})
     values = [value for value in whole.unique(column) if value is not None]
     if None in table.unique(column):

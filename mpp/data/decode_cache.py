@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from torch import Tensor
 
-from mpp.data.decode import MAX_PIXELS, decode
+from mpp.data.decode import decode
 from mpp.data.table import ImageTable
 
 NEIGHBOURS = 16
@@ -38,13 +39,18 @@ class DecodedImages:
         rows: the table.
         cache: decode all images now, and keep them in memory.
         max_bad_share: largest share of damaged images, even if they are consecutive.
-        max_pixels: larger images count as damaged.
+        decoder: of an image file.
     """
 
     def __init__(
-        self, rows: ImageTable, *, cache: bool = False, max_bad_share: float = 0.0, max_pixels: int = MAX_PIXELS
+        self,
+        rows: ImageTable,
+        *,
+        cache: bool = False,
+        max_bad_share: float = 0.0,
+        decoder: Callable[[bytes], Tensor] = decode,
     ) -> None:
-        self.rows, self.max_pixels = rows, max_pixels
+        self.rows, self._decode = rows, decoder
         self._tries = min(max(NEIGHBOURS, math.ceil(max_bad_share * len(rows)) + 1), len(rows))
         self._cached: list[Tensor | str] = []
         if cache:
@@ -69,6 +75,6 @@ class DecodedImages:
     def _decoded(self, row: int) -> Tensor | str:
         """The pixels, or why there are none."""
         try:
-            return decode(self.rows.encoded(row), self.max_pixels)
+            return self._decode(self.rows.encoded(row))
         except (OSError, ValueError) as error:
             return str(error)

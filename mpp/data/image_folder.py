@@ -7,11 +7,14 @@ and leaves out whatever has none.
 from __future__ import annotations
 
 import glob
-import os
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from pyarrow import parquet
+
+from mpp.data.inventory import Inventory
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -19,48 +22,61 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 """Splits by the names that their folders may have."""
-IMAGES = frozenset(ImageFolder.EXTENSIONS)
-TABLES = frozenset(
-    (".parquet", ".arrow", ".tar", ".gz", ".tgz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar", ".lance")
-)
-"""A folder that holds one of these is a data set of another kind."""
 
 
-def image_splits(folder: Path) -> dict[str, list[str]] | None:
-    """The files of each split, for the reader `imagefolder`; None if the folder is another data set.
+def image_splits(folder: Path, found: Inventory) -> dict[str, list[str]]:
+    """The files of each split of a folder of images, for the reader `imagefolder`.
 
     Splits are those of the folders' names, if all are names of splits, else those of the files' names, if all have one.
     In any other folder all images are to train on.
+
+    Args:
+        folder: absolute, without `..`.
+        found: what lies in it.
     """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100  as `datasets` does: without `..`, and through links
-    card = folder / "README.md"
-    if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace"):
-        return None
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        suffixes = {file: Path(file).suffix.lower() for file in files if not file.startswith(".")}
-        if TABLES.intersection(suffixes.values()):
-            return None
-        found += [Path(parent, file) for file, suffix in suffixes.items() if suffix in IMAGES]
-    if not found:
-        return None
-    return _by_folders(folder, found) or _by_files(folder, found) or {"train": [_all_in(folder)]}
+    by_folders = split_folders(image.relative_to(folder).parts for image in found.images)
+    if by_folders is not None:
+        return {split: [_all_in(folder, *parts) for parts in inside] for split, inside in by_folders.items()}
+    return _by_files(folder, found.images) or {"train": [_all_in(folder)]}
 
 
-def _by_folders(folder: Path, images: list[Path]) -> dict[str, list[str]] | None:
-    """The splits of the topmost folders with images, if all their names are those of splits."""
-    inside = {image.relative_to(folder).parts for image in images}
-    names = {parts[0] for parts in inside if len(parts) > 1}
-    loose = any(len(parts) == 1 for parts in inside)
-    if len(names) == 1 and not loose and not names <= SPLITS.keys():  # e.g. all of it lies in `images`
-        return _by_folders(folder / names.pop(), images)
-    splits: dict[str, list[str]] = {}
+def split_folders(images: Iterable[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]] | None:
+    """The topmost folders of each split, if all folders with images there have names of splits.
+
+    Args:
+        images: the parts of each image's path.
+    """
+    inside, above = set(images), ()
+    while True:
+        names = {parts[0] for parts in inside if len(parts) > 1}
+        loose = any(len(parts) == 1 for parts in inside)
+        if len(names) != 1 or loose or names <= SPLITS.keys():
+            break
+        inside, above = {parts[1:] for parts in inside}, (*above, *names)  # e.g. all of it lies in `images`
+    splits: dict[str, list[tuple[str, ...]]] = {}
     for name in sorted(names):
-        splits.setdefault(SPLITS.get(name, ""), []).append(_all_in(folder / name))
+        splits.setdefault(SPLITS.get(name, ""), []).append((*above, name))
     if not names or "" in splits or (loose and len(splits) < 2):  # photos, and a folder of photos of trains
         return None
     return splits
+
+
+def unrelated_metadata(found: Inventory) -> list[Path]:
+    """The files called `metadata`, if none of them has a column of file names by which it belongs to the images."""
+    return [] if any(map(_names_files, found.metadata)) else found.metadata
+
+
+def _names_files(table: Path) -> bool:
+    try:
+        if table.suffix == ".parquet":
+            columns = list(parquet.read_schema(table).names)
+        else:
+            with table.open(encoding="utf-8-sig") as file:
+                first = file.readline()
+            columns = list(json.loads(first)) if table.suffix == ".jsonl" else first.strip().split(",")
+    except (OSError, ValueError):
+        return False
+    return any(column.strip('" ').endswith(("file_name", "file_names")) for column in columns)
 
 
 def _by_files(folder: Path, images: list[Path]) -> dict[str, list[str]] | None:
@@ -75,5 +91,5 @@ def _by_files(folder: Path, images: list[Path]) -> dict[str, list[str]] | None:
     return {str(name): [glob.escape(path) for path in paths] for name, paths in files.items()}
 
 
-def _all_in(folder: Path) -> str:
-    return glob.escape(str(folder)) + "/**"
+def _all_in(folder: Path, *inside: str) -> str:
+    return glob.escape(str(folder.joinpath(*inside))) + "/**"

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mpp.data.crops import centre
-from mpp.data.decode import decode, from_pil
-from mpp.data.image_folder import IMAGES
+from mpp.data.decode import decoder, from_pil
+from mpp.data.inventory import IMAGES
 from mpp.data.settings import DataSettings
 
 Images = str | Path | Tensor | np.ndarray[Any, Any] | datasets.Dataset | Iterable[Any]
@@ -39,7 +39,7 @@ class CentreCrops(Dataset[Tensor]):
 
     def __init__(self, images: Images, settings: DataSettings) -> None:
         self.settings = settings
-        self._read, self.names = _reader(images)
+        self._read, self.names = _reader(images, settings)
         if not self.names:
             raise ValueError("there are no images")
 
@@ -65,7 +65,7 @@ def image_files(folder: str | Path) -> list[Path]:
     return sorted(found)
 
 
-def _reader(images: Images) -> tuple[Callable[[int], Tensor], Sequence[str]]:
+def _reader(images: Images, settings: DataSettings) -> tuple[Callable[[int], Tensor], Sequence[str]]:
     """How to read the image of a number, and the names of all."""
     if isinstance(images, str | Path):
         path = Path(images).expanduser()
@@ -73,7 +73,7 @@ def _reader(images: Images) -> tuple[Callable[[int], Tensor], Sequence[str]]:
             raise ValueError(f"{images} does not exist")
         images = image_files(path) if path.is_dir() else [path]
     if isinstance(images, datasets.Dataset):
-        return _of_table(images)
+        return _of_table(images, settings)
     if isinstance(images, np.ndarray | Tensor):
         pixels = _channels_first(images, 4)
         return (lambda number: pixels[number]), range_names(len(pixels))
@@ -81,7 +81,7 @@ def _reader(images: Images) -> tuple[Callable[[int], Tensor], Sequence[str]]:
         raise ValueError("found a single PIL image; give a list of them")
     items = list(images)
     names = [str(item) if isinstance(item, str | Path) else str(number) for number, item in enumerate(items)]
-    return (lambda number: _pixels(items[number])), names
+    return (lambda number: _pixels(items[number], settings)), names
 
 
 def range_names(count: int) -> list[str]:
@@ -89,7 +89,7 @@ def range_names(count: int) -> list[str]:
     return [str(number) for number in range(count)]
 
 
-def _of_table(table: datasets.Dataset) -> tuple[Callable[[int], Tensor], Sequence[str]]:
+def _of_table(table: datasets.Dataset, settings: DataSettings) -> tuple[Callable[[int], Tensor], Sequence[str]]:
     columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     if len(columns) != 1:
         raise ValueError(f"the table needs one image column; found {', '.join(columns) or 'none'}")
@@ -99,17 +99,17 @@ def _of_table(table: datasets.Dataset) -> tuple[Callable[[int], Tensor], Sequenc
         value = encoded[number][columns[0]]
         if value is None:
             raise ValueError("it is missing")
-        return decode(value["bytes"] or Path(value["path"]).read_bytes())
+        return decoder(settings)(value["bytes"] or Path(value["path"]).read_bytes())
 
     return read, range_names(len(table))
 
 
-def _pixels(image: Any) -> Tensor:
+def _pixels(image: Any, settings: DataSettings) -> Tensor:
     """uint8 `(3, h, w)` of one image."""
     if isinstance(image, str | Path):
-        return decode(Path(image).expanduser().read_bytes())
+        return decoder(settings)(Path(image).expanduser().read_bytes())
     if isinstance(image, Image.Image):
-        return from_pil(image)
+        return from_pil(image, background=settings.background, bits=settings.bits)
     if isinstance(image, np.ndarray | Tensor):
         if image.ndim == 2:
             image = torch.as_tensor(image)[None].expand(3, -1, -1)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
 from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.decode import decoder
 from mpp.data.decode_cache import DecodedImage, DecodedImages, TooManyDamagedError
 from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
@@ -91,7 +92,7 @@ class EvaluationCrops(Dataset[Batch]):
 
 
 def _decoded(rows: ImageTable, settings: DataSettings, *, cache: bool = False) -> DecodedImages:
-    return DecodedImages(rows, cache=cache, max_bad_share=settings.max_bad_share, max_pixels=settings.max_pixels)
+    return DecodedImages(rows, cache=cache, max_bad_share=settings.max_bad_share, decoder=decoder(settings))
 
 
 def _batch(table: ImageTable, loaded: list[DecodedImage], crops: Tensor, samples: Numbers) -> Batch:

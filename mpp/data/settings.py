@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from PIL import ImageColor
 from pydantic import Field, ValidationInfo, field_validator
 
+from mpp.data.inventory import check_source
 from mpp.settings import Settings
 
 
@@ -14,8 +16,9 @@ class DataSettings(Settings):
     """Where images come from and how they become pixels."""
 
     source: str = "embedded"
-    """`embedded` or `embedded:b` (drawn by this package), a folder of images, a Parquet or webdataset
-    file or folder, or the id of a data set on the Hugging Face Hub."""
+    """`embedded` or `embedded:b` (drawn by this package); a folder of images; a zip or tar archive of one; a CSV or
+    Parquet table with a column of paths to images, relative to its folder; a folder of `Dataset.save_to_disk`; a
+    Parquet or webdataset file or folder; or the id of a data set on the Hugging Face Hub."""
 
     subset: str | None = None
     """The configuration of a Hub data set that has several."""
@@ -33,11 +36,16 @@ class DataSettings(Settings):
     images: int | None = Field(default=None, ge=2)
     """Train on so many images of the split, a seeded choice (fewer are among more); null takes all."""
 
+    validation_images: int | None = Field(default=None, ge=1)
+    """Evaluate on at most so many images of the held-out split, a choice that is the same for every seed; null takes
+    all."""
+
     image_column: str | None = None
-    """The column that holds the images; null takes the only image column."""
+    """The column that holds the images, or the paths to them; null takes the only such column."""
 
     label_column: str | None = None
-    """The column that holds the labels; null takes the only class-label column, if there is one."""
+    """The column that holds the labels; null takes the only class-label column, if there is one, and in a table of
+    paths the column `label`."""
 
     image_size: int = Field(default=224, ge=1)
     """Height and width, in pixels, of what the encoder sees."""
@@ -63,11 +71,31 @@ class DataSettings(Settings):
     cache: bool = False
     """Decode every image once and keep the pixels in memory: for small data sets."""
 
+    background: str | None = "white"
+    """The colour behind transparent pixels: a name or `#rrggbb`. null ignores transparency and takes whatever colour
+    the file has there; runs that are older than this setting keep that when they are resumed."""
+
+    bits: int = Field(default=16, ge=8, le=16)
+    """The bits that the values of 16-bit images use, e.g. 12 for values from 0 to 4,095. The highest 8 of these are
+    kept; larger values are white."""
+
     max_pixels: int = Field(default=2**27, ge=1)
     """Larger images are not decoded, but counted as damaged: a small file can declare a huge image."""
 
     max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """The run stops when more than this share of the images cannot be decoded."""
+
+    @field_validator("background")
+    @classmethod
+    def _is_a_colour(cls, colour: str | None) -> str | None:
+        if colour is not None:
+            try:
+                opaque = len(ImageColor.getrgb(colour)) == 3
+            except ValueError:
+                opaque = False
+            if not opaque:
+                raise ValueError(f"background {colour!r} is no opaque colour; give a name such as white, or '#rrggbb'")
+        return colour
 
     @field_validator("crop_scale", "crop_ratio")
     @classmethod
@@ -77,6 +105,15 @@ class DataSettings(Settings):
         if not 0 < low <= high <= most:
             raise ValueError(f"{field.field_name} must satisfy 0 < from <= to{bound}; found {low:g}, {high:g}")
         return limits
+
+    def check_paths(self) -> None:
+        """Refuse a `source` that cannot be one, from the names of files alone.
+
+        Raises:
+            SettingError: with what was found.
+        """
+        with self.blamed("source"):
+            check_source(self.source)
 
 
 class LabelSettings(Settings):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
 
 from mpp import randomness
 from mpp.data.arrow_table import ArrowTable, Selection, class_names_of, image_column, label_column
+from mpp.data.inventory import counted
 from mpp.data.settings import DataSettings
-from mpp.data.sources import read_source
+from mpp.data.sources import Source, read_source
 from mpp.data.table import ImageTable
 from mpp.settings import SettingError
 
@@ -18,11 +20,17 @@ HOLD_OUT = 10
 """One row in this many is held out of a data set that has a single split."""
 
 
-class Splits(NamedTuple):
-    """The rows to train on and the held-out rows."""
+@dataclass(frozen=True)
+class Splits:
+    """The rows to train on and the held-out rows, which it can be unpacked into."""
 
     train: ImageTable
     validation: ImageTable
+    summary: str
+    """What was found, what is ignored, and what is held out, in one line."""
+
+    def __iter__(self) -> Iterator[ImageTable]:
+        return iter((self.train, self.validation))
 
 
 def open_splits(
@@ -43,7 +51,8 @@ def open_splits(
         SettingError: if a source, split, column or label is missing, or a split is empty.
     """
     with settings.blamed("source"):
-        tables = read_source(settings)
+        found = read_source(settings)
+        tables = found.tables
         train = _slice(tables, settings.split, "split")
         image = image_column(train.table, settings)
         # Labels are not read, and may be invalid, unless someone needs them.
@@ -59,17 +68,34 @@ def open_splits(
             free = [name for name in free if not _hides_labels(tables[name], shown)]
         other = settings.validation_split or next(iter(free), None)
         if other is not None:
-            validation = _slice(tables, other, "validation_split")
+            validation, called = _slice(tables, other, "validation_split"), other
         else:
             train, validation = _divide(train)
-            other = f"one in {HOLD_OUT} of {settings.split}"
+            other, called = f"one in {HOLD_OUT} of {settings.split}", "a tenth"
         if settings.images is not None:
             train = _choose(train, settings.images, settings.source, seed)
+        if (most := settings.validation_images) is not None and most < (rows := len(validation.split_rows)):
+            validation = _choose_validation(validation, most)
+            called = f"chosen from {rows:,}, {called}"
         source = settings.source
         return Splits(
             ArrowTable(train, image, label, classes, name=f"{source}, training split", split=settings.split),
             ArrowTable(validation, image, label, classes, name=f"{source}, validation split", split=other),
+            _summary(found, settings, len(train.split_rows), len(validation.split_rows), called),
         )
+
+
+def _summary(found: Source, settings: DataSettings, train: int, held_out: int, called: str) -> str:
+    """`found 2,509 images in 7 folders (jpg, png), ignored 12 other files, held out 251 (a tenth)`."""
+    sizes = {name: len(table) for name, table in found.tables.items()}
+    parts = [f"found {counted(sum(sizes.values()), 'image')}{found.found}"]
+    if len(sizes) > 1:
+        parts[0] += f": {', '.join(f'{rows:,} in {name}' for name, rows in sizes.items())}"
+    if found.ignored:
+        parts.append(f"ignored {' and '.join(found.ignored)}")
+    if settings.images is not None or settings.split != "train":
+        parts.append(f"train on {train:,} of {settings.split}")
+    return ", ".join([*parts, f"held out {held_out:,} ({called})"])
 
 
 def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Selection:
@@ -115,6 +141,12 @@ def _divide(train: Selection) -> tuple[Selection, Selection]:
     order = randomness.permutation(randomness.key(0, "hold-out"), 0, rows)
     held = max(rows // HOLD_OUT, 1)
     return train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
+
+
+def _choose_validation(validation: Selection, images: int) -> Selection:
+    """A choice of held-out rows, the same for every seed, so that all runs are evaluated on the same images."""
+    order = randomness.permutation(randomness.key(0, "validation images"), 0, len(validation.split_rows))
+    return validation.select(np.sort(order[:images]))
 
 
 def _choose(train: Selection, images: int, source: str, seed: int) -> Selection:

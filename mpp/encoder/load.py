@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,12 +11,14 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 
+from mpp.data.hub_access import hub_or_cache
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.create import architecture, create_backbone
 from mpp.encoder.encoder import network
 from mpp.encoder.export import export_encoder
+from mpp.encoder.local import expanded
 from mpp.encoder.pos_embed import Resize, learnt_positions, resize_positions
-from mpp.encoder.pretrained import expanded, open_source
+from mpp.encoder.pretrained import open_source
 from mpp.encoder.probe import check_name, has_patches, native_size, probe
 from mpp.encoder.weights_file import fill, read_weights, size_of
 from mpp.settings import SettingError
@@ -114,6 +117,7 @@ def _from_file(
 def _with_weights(source: str | Path, origin: str, arguments: dict[str, Any]) -> Any:
     """timm's model with the weights of a source. Raises ValueError if they cannot be read, or do not fit."""
     try:
-        return timm.create_model(origin, pretrained=True, num_classes=0, **arguments)
+        with nullcontext() if origin.startswith("local-dir:") else hub_or_cache():
+            return timm.create_model(origin, pretrained=True, num_classes=0, **arguments)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights of {source} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,18 +10,18 @@ import timm
 from huggingface_hub import file_exists, try_to_load_from_cache
 from timm.models import is_model, load_model_config_from_hf
 
+from mpp.data.hub_access import hub_or_cache
 from mpp.encoder.arguments import architecture_arguments
 from mpp.encoder.backbone import Channels
+from mpp.encoder.local import PICKLES, WEIGHTS, check_source, exported_folder, is_hub_id
 from mpp.encoder.probe import check_name, native_size
-from mpp.encoder.weights_file import NEVER, PICKLES
+from mpp.encoder.weights_file import NEVER
 from mpp.files import sha256
 from mpp.redact import reason_of
 
 if TYPE_CHECKING:
     from mpp.encoder.settings import EncoderSettings
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""The files of weights in an exported folder; the second is a pickle."""
 SAFE = ("model.safetensors", "open_clip_model.safetensors")
 """The names that timm tries before it reads a pickle."""
 
@@ -41,7 +40,7 @@ class Source(NamedTuple):
 def open_source(source: str | Path, *, allow_pickle: bool = False) -> Source:
     """Find a source, without reading its weights. Raises ValueError if there is none, or none that may be read."""
     source = str(source)
-    folder = _folder(source, allow_pickle)
+    folder = exported_folder(source, allow_pickle)
     if folder is not None:
         try:
             config = json.loads((folder / "config.json").read_text())
@@ -49,11 +48,8 @@ def open_source(source: str | Path, *, allow_pickle: bool = False) -> Source:
             return _described(f"local-dir:{folder}", config["architecture"], arguments, config["pretrained_cfg"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'config.json'} is not timm's description of a model: {error!r}") from error
-    if Path(source).exists():
-        raise ValueError(
-            f"{source} holds no encoder: expected config.json and model.safetensors in it or in its encoder/ folder"
-        )
-    return _on_hub(source, allow_pickle) if _is_hub_id(source) else _in_timm(source, allow_pickle)
+    check_source(source)
+    return _on_hub(source, allow_pickle) if is_hub_id(source) else _in_timm(source, allow_pickle)
 
 
 def architecture_of(source: str | Path) -> Source:
@@ -93,9 +89,10 @@ def _in_timm(source: str, allow_pickle: bool) -> Source:
     if config is None or not config.has_weights:
         raise ValueError(f"timm has no pretrained weights for {name}")
     try:
-        safe = allow_pickle or (
-            _is_safe(config.hf_hub_id, None) if config.hf_hub_id else not str(config.url).endswith(PICKLES)
-        )
+        with hub_or_cache():
+            safe = allow_pickle or (
+                _is_safe(config.hf_hub_id, None) if config.hf_hub_id else not str(config.url).endswith(PICKLES)
+            )
     except Exception as error:  # whatever the Hub and the network may raise
         raise ValueError(f"timm's weights {name} cannot be downloaded from the Hub: {reason_of(error)}") from error
     if not safe:
@@ -103,18 +100,13 @@ def _in_timm(source: str, allow_pickle: bool) -> Source:
     return _described(name, architecture, {}, config.to_dict())
 
 
-def expanded(source: str | Path) -> str:
-    """A path with the home folder for a tilde; other sources are unchanged."""
-    return str(Path(source).expanduser()) if str(source).startswith("~") else str(source)
-
-
-def _is_hub_id(source: str) -> bool:
-    matches = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", source) is not None
-    return matches and not Path(source.split("/")[0]).is_dir()  # runs/mine that is not there is a slip of the pen
-
-
 def _on_hub(source: str, allow_pickle: bool) -> Source:
     """A model on the Hub in timm's form, `USER/NAME` or `USER/NAME@REVISION`."""
+    with hub_or_cache() as unreachable:
+        return _of_repository(source, allow_pickle, unreachable)
+
+
+def _of_repository(source: str, allow_pickle: bool, unreachable: str | None) -> Source:
     try:
         repo, _, revision = source.partition("@")
         if not allow_pickle and not _is_safe(repo, revision or None):
@@ -131,6 +123,11 @@ def _on_hub(source: str, allow_pickle: bool) -> Source:
             raise ValueError("its config.json points to weights in another file; set encoder.allow_pickle=true to read")
         return found
     except Exception as error:  # whatever the Hub, the network and the file of another form may raise
+        if unreachable is not None:
+            raise ValueError(
+                f"encoder source {source!r} is no file here, and the Hugging Face Hub cannot be reached to look for "
+                f"it: {unreachable}"
+            ) from error
         raise ValueError(
             f"encoder source {source!r} is no file here, and cannot be loaded as timm's model from the Hugging Face "
             f"Hub: {reason_of(error)}"
@@ -154,14 +151,5 @@ def weights_digest_of(settings: EncoderSettings) -> str | None:
     path = Path(settings.source).expanduser()
     if path.is_file():
         return sha256(path)
-    folder = _folder(path, settings.allow_pickle)
+    folder = exported_folder(path, settings.allow_pickle)
     return sha256(next(folder / name for name in WEIGHTS if (folder / name).is_file())) if folder else None
-
-
-def _folder(source: str | Path, allow_pickle: bool = False) -> Path | None:
-    """The exported folder: the path itself, or the `encoder/` of a run; None if it is neither."""
-    for folder in (Path(source), Path(source) / "encoder"):
-        for name in WEIGHTS if allow_pickle else WEIGHTS[:1]:
-            if (folder / "config.json").is_file() and (folder / name).is_file():
-                return folder
-    return None

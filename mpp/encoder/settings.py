@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mpp.data.settings import DataSettings
 from mpp.encoder.arguments import NOT_ARCHITECTURE
+from mpp.encoder.local import check_source, expanded
 from mpp.settings import SettingError, Settings
 
 if TYPE_CHECKING:
@@ -112,10 +113,20 @@ class EncoderSettings(Settings):
             raise self.error(source=probe(backbone.name).refusal or "it has no patches")
         return backbone
 
+    def check_paths(self) -> None:
+        """Refuse a `source` that is not there, from the names of files alone.
+
+        Raises:
+            SettingError: with what was found.
+        """
+        if self.source is not None:
+            with self.blamed("source"):
+                check_source(self.source, allow_pickle=self.allow_pickle)
+
     def _from_source(self, source: str, image_size: int) -> Backbone:
         from mpp.encoder.create import create_backbone
         from mpp.encoder.load import load_encoder
-        from mpp.encoder.pretrained import architecture_of, expanded
+        from mpp.encoder.pretrained import architecture_of
 
         arguments, source = self._timm_arguments(), expanded(source)
         if not self.pretrained:

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+from mpp.encoder.local import PICKLES
+
 NEVER = "a pickle, which can run code when it is read; convert it to safetensors"
 
 

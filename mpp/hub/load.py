@@ -9,6 +9,7 @@ from huggingface_hub import snapshot_download
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
+from mpp.data.hub_access import hub_or_cache
 from mpp.encoder.load import load_encoder
 from mpp.objective.base import Objective
 from mpp.objective.settings import ObjectiveSettings
@@ -53,9 +54,11 @@ def load_objective(source: str | Path, *, revision: str | None = None, seed: int
 
 
 def _downloaded(source: str, revision: str | None) -> Path:
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
-    except Exception as error:  # whatever the Hub and the network may raise
-        raise ValueError(
-            f"{source} is no folder here, and cannot be had from the Hugging Face Hub: {reason_of(error)}"
-        ) from error
+    with hub_or_cache() as unreachable:
+        try:
+            return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
+        except Exception as error:  # whatever the Hub and the network may raise
+            raise ValueError(
+                f"{source} is no folder here, and cannot be had from the Hugging Face Hub: "
+                f"{unreachable or reason_of(error)}"
+            ) from error

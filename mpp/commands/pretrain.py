@@ -24,6 +24,7 @@ from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
+from mpp.hub.load import take_parts
 from mpp.objective.base import Objective, Sample
 from mpp.recipe import PretrainRecipe
 from mpp.run_folder import FolderLock
@@ -50,7 +51,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)
     accelerator = start_processes(recipe.training, folder=folder, journal=recipe.journal)
-    recipe = on_main(accelerator, lambda: as_begun(recipe, folder))
+    recipe = with_source_of_objective(on_main(accelerator, lambda: as_begun(recipe, folder)))
     locks: list[FolderLock] = []  # held until the process ends
     checkpoint = on_main(accelerator, lambda: claim(recipe, folder, locks))
     if checkpoint is not None and is_finished(checkpoint) and (folder / "encoder" / "model.safetensors").is_file():
@@ -68,6 +69,8 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         check_same_images(checkpoint, splits.train, recipe.data.source)
     source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
     objective = make_objective(recipe, splits.train)
+    if checkpoint is None:
+        start_from_source(recipe, objective, accelerator)
     pools_patches = recipe.encoder.pool is None and not recipe.objective.trains_class_token
     if pools_patches and _may_pool_patches(checkpoint) and isinstance(objective.encoder, Encoder):
         objective.encoder.pool_patches()
@@ -126,6 +129,32 @@ def make_objective(recipe: PretrainRecipe, rows: ImageTable) -> Objective:
         settings.check(encoder.layout)
     num_classes = None if rows.class_names is None else len(rows.class_names)
     return settings.build(encoder, num_classes=num_classes, seed=recipe.seed)
+
+
+def with_source_of_objective(recipe: PretrainRecipe) -> PretrainRecipe:
+    """The recipe with the encoder of `objective.source`.
+
+    Raises:
+        SettingError: if the encoder is to come from elsewhere.
+    """
+    source = recipe.objective.source
+    if source is None or recipe.encoder.source == source:
+        return recipe
+    if recipe.encoder.source is not None:
+        message = f"found {source}, and encoder.source {recipe.encoder.source}; leave one of them out"
+        raise recipe.objective.error(source=message)
+    return recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"source": source})})
+
+
+def start_from_source(recipe: PretrainRecipe, objective: Objective, accelerator: Accelerator) -> None:
+    """Take the rest of `objective.source`, and print what was taken and what is new."""
+    source, encoder = recipe.objective.source, recipe.encoder
+    taken, new = [], sorted({n.partition(".")[0] for n in objective.state_dict() if not n.startswith("encoder.")})
+    if source is not None:
+        with recipe.objective.blamed("source"):
+            taken, new = on_each(accelerator, lambda: take_parts(objective, source))
+    if encoder.source is not None and encoder.pretrained and accelerator.is_main_process:
+        print(f"from {encoder.source}: {', '.join(['encoder', *taken])}" + (f"; new: {', '.join(new)}" if new else ""))
 
 
 def _may_pool_patches(checkpoint: Checkpoint | None) -> bool:

@@ -126,7 +126,7 @@ def refuse_changes(before: Settings, now: Settings, what: str, may_change: tuple
     """
     changed = [d for d in differences(before, now) if not d[0].startswith((*MAY_CHANGE, *may_change))]
     if _source_beside(before) is not None and _source_beside(before) == _source_beside(now):  # both were moved
-        changed = [d for d in changed if d[0] != "encoder.source"]
+        changed = [d for d in changed if d[0] not in ("encoder.source", "objective.source")]
     if changed:
         listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)
         raise ValueError(

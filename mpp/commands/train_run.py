@@ -158,7 +158,11 @@ class TrainRun:
             flops_per_image=flops,
             local=[
                 name
-                for name, source in (("data", recipe.data.source), ("encoder", recipe.encoder.source))
+                for name, source in (
+                    ("data", recipe.data.source),
+                    ("encoder", recipe.encoder.source),
+                    ("objective", recipe.objective.source),
+                )
                 if source is not None and Path(source).exists()
             ],
             precision=began_in,

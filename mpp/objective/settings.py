@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from mpp.encoder.local import check_source
 from mpp.objective.corruption import Corruption
 from mpp.objective.targets import MeanColor, Target
 from mpp.settings import Settings, together
@@ -31,6 +32,16 @@ class BaseObjectiveSettings(Settings):
     """Of a published model on the Hub."""
     has_layers: ClassVar[bool] = False
     """Whether all layers lead up to one head, so that learning rates can decay layer by layer."""
+
+    source: str | None = None
+    """Start from the whole of another run: its encoder, and of the rest (mask token, head) whatever fits. A run, a
+    folder that `mpp push --folder` wrote, or `USER/NAME` on the Hub. `encoder.source` alone takes the encoder."""
+
+    def check_paths(self) -> None:
+        """Refuse a `source` that is not there, by a SettingError, from the names of files alone."""
+        if self.source is not None:
+            with self.blamed("source"):
+                check_source(self.source)
 
     @property
     def description(self) -> str:

@@ -153,6 +153,8 @@ class FinetuneRecipe(TrainingPart, TrainRecipe[Literal["finetune"]]):
                 "early_stopping does not go with search, whose choice is trained on all of train: there is no dev "
                 "split left to stop by; set early_stopping.patience=0, or search.lr=[] search.pool=[]"
             )
+        if self.objective.source is not None:
+            raise ValueError("objective.source is for pre-training; fine-tuning starts from encoder.source")
         if self.checkpoint.extend:
             raise ValueError("checkpoint.extend is for pre-training; a fine-tuning is tested once, at its end")
         if (searches or patience) and not self.labels.dev:

@@ -88,6 +88,8 @@ class RunRecord:
     hardware: str
     headline: tuple[str, str]
     """The score that is compared with the baselines, and its title."""
+    unit: str
+    """Of the loss; may be empty."""
     source_weights: str | None
     """Digest of the weights that the encoder started from."""
     pool: str

@@ -2,7 +2,7 @@
 
 The optimum is unique, so any solver that reaches it will do. Plain L-BFGS does not on the features of transformers:
 these are so correlated that with hardly any penalty it needs thousands of iterations. Turned onto their principal axes,
-each scaled by a bound on its curvature (Böhning 1992: the Hessian of the mean loss is at most XᵀX / 2n), they take tens.
+each scaled by its curvature (a quarter of the bound XᵀX / 2n of Böhning 1992), it takes tens, or hundreds for large C.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -112,37 +111,46 @@ class _Regression:
         # The penalty is the same in any direction, so that weights outside the span of the rows stay 0.
         self.axes = torch.linalg.qr(self.rows.T).Q if rows.shape[1] > len(rows) else None
         turned = self.rows if self.axes is None else self.rows @ self.axes
-        self.curvature, vectors = torch.linalg.eigh(turned.T @ turned / (2 * len(rows)))
+        self.curvature, vectors = torch.linalg.eigh(turned.T @ turned / (8 * len(rows)))
         self.axes = vectors if self.axes is None else self.axes @ vectors
         self.turned = turned @ vectors
-        self.weights = rows.new_zeros(len(self.curvature) + 1, len(self.classes))
+        self.weights = rows.new_zeros(len(self.classes), len(self.curvature) + 1)
 
     def fit(self, c: float) -> bool:
         """Fit from the present weights; return whether it converged."""
         from scipy.optimize import minimize  # late: half a second
 
         penalty = self._penalty(c)
-        scale = (self.curvature.clamp(min=0) + penalty).rsqrt()[:, None]
-        scale = torch.cat([scale, scale.new_ones(1, 1)])  # the intercepts stay as they are
-        rows, shape = self.turned * scale[:-1, 0], self.weights.shape
+        scale = (self.curvature.clamp(min=0) + penalty).rsqrt()
+        rows, shape = self.turned * scale, self.weights.shape
+        penalties = penalty * scale.square()
+        scale = torch.cat([scale, scale.new_ones(1)])  # the intercepts stay as they are
 
         def loss(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
-            value, gradient = _loss(torch.from_numpy(flat).view(shape), rows, self.labels, penalty * scale[:-1] ** 2)
+            value, gradient = _loss(torch.from_numpy(flat).view(shape), rows, self.labels, penalties)
+            largest[0] = float((gradient / scale).norm(dim=1).max())  # no derivative is larger, on any axes
             return float(value), gradient.flatten().numpy()
 
-        options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "maxcor": 20, "ftol": 0.0, "gtol": TOLERANCE / 20}
-        found = minimize(loss, (self.weights / scale).flatten().numpy(), jac=True, method="L-BFGS-B", options=options)
+        def stop(intermediate_result: Any) -> None:
+            if largest[0] <= TOLERANCE / 4:
+                raise StopIteration
+
+        largest = [0.0]
+        options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "maxcor": 20, "ftol": 0.0, "gtol": 0.0}
+        start = (self.weights / scale).flatten().numpy()
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", callback=stop, options=options)
         self.weights = torch.from_numpy(found.x).view(shape) * scale
         return self.gradient(c) <= TOLERANCE
 
     def gradient(self, c: float) -> float:
         """The largest derivative of the mean loss, penalty included, by a weight or an intercept."""
-        weights = torch.cat([self.axes @ self.weights[:-1], self.weights[-1:]])
+        weights = torch.cat([self.weights[:, :-1] @ self.axes.T, self.weights[:, -1:]], dim=1)
         return float(_loss(weights, self.rows, self.labels, self._penalty(c))[1].abs().max())
 
     def predict(self, rows: Tensor) -> Tensor:
         """The likeliest class of each row: int64 `(m,)`."""
-        values = ((rows - self.mean) * self.factor) @ (self.axes @ self.weights[:-1]) + self.weights[-1]
+        weights = self.weights[:, :-1] @ self.axes.T
+        values = ((rows - self.mean) * self.factor) @ weights.T + self.weights[:, -1]
         return self.classes[values.argmax(1)]
 
     def _penalty(self, c: float) -> float:
@@ -150,12 +158,14 @@ class _Regression:
 
 
 def _loss(weights: Tensor, rows: Tensor, labels: Tensor, penalty: Tensor | float) -> tuple[Tensor, Tensor]:
-    """The mean cross-entropy plus half the penalised squares of the weights, and its gradient `(d + 1, classes)`.
+    """The mean cross-entropy plus half the penalised squares of the weights, and its gradient `(classes, d + 1)`.
 
-    The last row of the weights are the intercepts, which have no penalty.
+    The last column of the weights are the intercepts, which have no penalty.
     """
-    logits = torch.addmm(weights[-1], rows, weights[:-1]).log_softmax(1)
-    decayed = penalty * weights[:-1]
-    value = F.nll_loss(logits, labels) + (decayed * weights[:-1]).sum() / 2
-    wrong = (logits.exp() - F.one_hot(labels, len(weights.T))) / len(rows)
-    return value, torch.cat([rows.T @ wrong + decayed, wrong.sum(0, keepdim=True)])
+    inner = weights[:, :-1]
+    logits = (inner @ rows.T + weights[:, -1:]).log_softmax(0)
+    decayed = penalty * inner
+    value = (decayed * inner).sum() / 2 - logits.gather(0, labels[None]).mean()
+    wrong = logits.exp_()
+    wrong.scatter_add_(0, labels[None], wrong.new_full((1, len(rows)), -1.0)).div_(len(rows))
+    return value, torch.cat([wrong @ rows + decayed, wrong.sum(1, keepdim=True)], dim=1)

@@ -147,15 +147,15 @@ def test_the_gradient_is_that_of_the_mean_loss_by_finite_differences(classes, wi
     model = _Regression(torch.from_numpy(data.train_features), torch.from_numpy(data.train_labels))
     model.weights += torch.from_numpy(np.random.default_rng(33).normal(size=model.weights.shape)) / 10
     x = StandardScaler().fit_transform(data.train_features)
-    shape = (width + 1, classes)
+    shape = (classes, width + 1)
 
     def loss(flat):
-        weights = flat.reshape(shape)
+        weights = flat.reshape(shape).T
         losses = -log_softmax(x @ weights[:-1] + weights[-1], axis=1)[np.arange(len(x)), data.train_labels]
         penalty = (weights[:-1] ** 2).sum() * (2 if classes == 2 else 1)
         return losses.mean() + 0.5 * penalty / (c * len(x))
 
-    at = torch.cat([model.axes @ model.weights[:-1], model.weights[-1:]]).numpy().ravel()
+    at = torch.cat([model.weights[:, :-1] @ model.axes.T, model.weights[:, -1:]], dim=1).numpy().ravel()
     found = approx_fprime(at, loss, 1e-7)
     assert np.abs(found).max() > 1e-3
     assert model.gradient(c) == pytest.approx(np.abs(found).max(), rel=1e-4)

@@ -57,9 +57,7 @@ def reconstruct(
         ValueError: if there are no images, one cannot be read, or the objective predicts no pixels.
     """
     size = objective.encoder.image_size
-    settings = DataSettings.model_validate(
-        {"image_size": size, "crop_pct": crop_pct, "interpolation": interpolation}
-    )
+    settings = DataSettings.model_validate({"image_size": size, "crop_pct": crop_pct, "interpolation": interpolation})
     crops = CentreCrops(images, settings)
     pixels = torch.stack([crops[number] for number in range(len(crops))])
     samples = torch.arange(len(pixels)) + (seed << 32)  # no two seeds share a number

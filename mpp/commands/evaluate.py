@@ -103,8 +103,8 @@ def evaluate_reader(
     rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
     say(
         f"{_called(recipe.encoder)} on {recipe.data.source}: {len(rows):,} labelled images of {splits.train.split}, "
-        f"{len(splits.train.class_names or ())} classes; {len(splits.validation):,} images of {splits.validation.split} "
-        "to test on"
+        f"{len(splits.train.class_names or ())} classes;\n"
+        f"{len(splits.validation):,} images of {splits.validation.split} to test on"
     )
     dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
     evaluators = asked_for(recipe)

@@ -38,7 +38,8 @@ def features(
     Args:
         encoder: what `load_encoder` gives, or what it takes: a run, a folder, `USER/NAME`, `timm:NAME`.
         images: a folder, which is searched deeply and taken in the order of its sorted paths; a list of paths, PIL
-            images or arrays; a `datasets.Dataset`; an array or tensor of uint8 pixels, `(n, h, w, 3)` or `(n, 3, h, w)`.
+            images or arrays; a `datasets.Dataset`; an array or tensor of uint8 pixels, `(n, h, w, 3)` or
+            `(n, 3, h, w)`.
         layer: the block, counted from 1; None takes the last.
         pool: `avg`, the mean of the patch tokens; `token`, the class token; `both`, one after the other, `(n, 2d)`;
             None takes the encoder's own. A network without patches has its own alone.

@@ -109,10 +109,10 @@ class _Regression:
         self.classes, self.labels = labels.unique(return_inverse=True)
         self.rows = (rows - self.mean) * self.factor
         # The penalty is the same in any direction, so that weights outside the span of the rows stay 0.
-        self.axes = torch.linalg.qr(self.rows.T).Q if rows.shape[1] > len(rows) else None
-        turned = self.rows if self.axes is None else self.rows @ self.axes
+        span = torch.linalg.qr(self.rows.T).Q if rows.shape[1] > len(rows) else None
+        turned = self.rows if span is None else self.rows @ span
         self.curvature, vectors = torch.linalg.eigh(turned.T @ turned / (8 * len(rows)))
-        self.axes = vectors if self.axes is None else self.axes @ vectors
+        self.axes = vectors if span is None else span @ vectors
         self.turned = turned @ vectors
         self.weights = rows.new_zeros(len(self.classes), len(self.curvature) + 1)
 

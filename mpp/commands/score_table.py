@@ -41,7 +41,8 @@ def score_table(results: dict[str, Any]) -> str:
     widths = [*WIDTHS[: len(rows[0]) - 1], WIDTHS[-1]]
     lines = [f"{row[0]:{widths[0]}}" + _right(row[1:], widths[1:]) for row in rows]
     probe = results["scores"].get("linear_probe", {})
-    return "\n".join([*lines, *dict.fromkeys(warning for score in probe.values() for warning in _warnings(score))])
+    scored = [probe[which] for which in ("default", "headline") if which in probe]
+    return "\n".join([*lines, *dict.fromkeys(warning for score in scored for warning in _warnings(score))])
 
 
 def _right(cells: list[str], widths: list[int]) -> str:

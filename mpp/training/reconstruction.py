@@ -126,7 +126,7 @@ def _frames(mark: Tensor, height: int, width: int) -> Tensor:
     edges = []
     for length, count in ((height, mark.shape[-2]), (width, mark.shape[-1])):
         patch = length // count
-        line, at = max(patch // 10, 1), torch.arange(length) % patch
+        line, at = max(patch // 12, 1), torch.arange(length) % patch
         edges.append((at < line) | (at >= patch - line))
     return _whole(mark, height, width) & (edges[0][:, None] | edges[1])
 

@@ -10,7 +10,7 @@ TITLES = {"few_shot": "linear few-shot", "knn": "nearest neighbours", "linear_pr
 UNITS = {"shots": "{} a class", "k": "{} neighbours"}
 """What is varied within an evaluator, by its name in the results."""
 CONTROLS = {"raw_pixels": "pixels", "patch_colors": "colours"}
-WIDTHS = (20, 16, 16, 11, 11, 6)
+WIDTHS = (18, 16, 16, 11, 11, 8)
 """Of the columns, in letters: 80 together."""
 
 

@@ -7,7 +7,8 @@ each scaled by its curvature (a quarter of the bound XᵀX / 2n of Böhning 1992
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ GRID = tuple(10.0**power for power in range(-5, 4))
 DEV_SHARE = 0.1
 TOLERANCE = 1e-6
 """The largest gradient of the mean loss at which a fit counts as converged; asked for is a tenth of it."""
+SMALL = 2**22
+"""Features of all rows together up to which one thread is enough."""
 ITERATIONS = 5000
 """Of one fit, at most; hundreds are usual where C is large."""
 
@@ -72,6 +75,25 @@ def linear_probe(
         raise ValueError(f"the linear probe needs values of C above 0; found {tuple(grid)}")
     require_solver()
     rows, labels, test = data.train.cpu(), data.train_labels.cpu(), data.test.cpu()
+    with _few_threads(rows):
+        return _choose_and_fit(rows, labels, test, data.test_labels.cpu(), grid, seed)
+
+
+@contextmanager
+def _few_threads(rows: Tensor) -> Iterator[None]:
+    """One thread where the products are so small that several would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if rows.numel() <= SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _choose_and_fit(
+    rows: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, grid: Sequence[float], seed: int
+) -> Probe:
+    """The best C on the dev split, and the accuracy of its fit to all rows."""
     dev: dict[float, float] = {}
     converged = []
     if len(grid) > 1:
@@ -84,7 +106,7 @@ def linear_probe(
     best = max(dev, key=lambda c: (dev[c], -c)) if dev else grid[0]
     model = _Regression(rows, labels)
     converged.append(model.fit(best))
-    return Probe(_accuracy(model.predict(test), data.test_labels.cpu()), best, dev, all(converged))
+    return Probe(_accuracy(model.predict(test), test_labels), best, dev, all(converged))
 
 
 def require_solver() -> None:

@@ -49,7 +49,7 @@ def curves(metrics: Metrics, names: Mapping[str, str], title: str) -> Figure | N
     """
     figure, axes = _figure(title)
     found = [_line(axes, metrics, name, "-", label) for name, label in names.items()]
-    if len(names) > 1:
+    if sum(found) > 1:
         axes.legend(frameon=False)
     return figure if any(found) else None
 

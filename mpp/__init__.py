@@ -9,14 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpp.commands.train import train
     from mpp.encoder.create import create_encoder
+    from mpp.encoder.export import save_encoder
     from mpp.encoder.load import load_encoder
+    from mpp.evaluation.embed import features
     from mpp.evaluation.few_shot import few_shot
     from mpp.hub.load import load_objective
     from mpp.objective.corruption import Corruption
     from mpp.objective.masked_patch import MaskedPatchPrediction
     from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
     from mpp.recipe import load_recipe
+    from mpp.training.reconstruction import reconstruct
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,10 +30,14 @@ __all__ = [
     "MaskedPatchPrediction",
     "MeanColor",
     "create_encoder",
+    "features",
     "few_shot",
     "load_encoder",
     "load_objective",
     "load_recipe",
+    "reconstruct",
+    "save_encoder",
+    "train",
 ]
 
 _ROOMS = {
@@ -39,10 +47,14 @@ _ROOMS = {
     "MaskedPatchPrediction": "mpp.objective.masked_patch",
     "MeanColor": "mpp.objective.targets",
     "create_encoder": "mpp.encoder.create",
+    "features": "mpp.evaluation.embed",
     "few_shot": "mpp.evaluation.few_shot",
     "load_encoder": "mpp.encoder.load",
     "load_objective": "mpp.hub.load",
     "load_recipe": "mpp.recipe",
+    "reconstruct": "mpp.training.reconstruction",
+    "save_encoder": "mpp.encoder.export",
+    "train": "mpp.commands.train",
 }
 
 

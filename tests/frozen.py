@@ -34,7 +34,7 @@ PRETRAIN = (*TRAIN, "validation.baseline_images=200", "reconstructions.images=2"
 FEW_LABELS = ("labels.fraction=0.02", "data.validation_split='test[:100]'")
 EVALUATE = (
     "data.workers=0", *FEW_LABELS, "data.image_size=32", "compute.threads=1", "compute.precision=float32",
-    "few_shot.shots=[1, 3]", "knn.k=[5, 10]", "linear_probe.grid=[0.01, 1.0]",
+    "few_shot.shots=[1, 3]", "knn.k=[5, 10]", "linear_probe.grid=[0.01, 1.0]", "controls=false",
 )  # fmt: skip
 FINETUNE = (*TRAIN, *FEW_LABELS, "encoder.pool=token")
 STUDY = (

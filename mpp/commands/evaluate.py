@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,31 @@ from accelerate import Accelerator
 from mpp import randomness
 from mpp.commands.data_summary import print_data
 from mpp.commands.preflight import check_network
+from mpp.commands.score_table import score_table
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.decode_cache import TooManyDamagedError
 from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import EvaluationCrops
 from mpp.data.splits import Splits, open_splits
 from mpp.data.table import ImageTable
+from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.controls import Control
 from mpp.evaluation.evaluators import EvaluatorSettings, Options, check_feasible, scores
 from mpp.evaluation.features import EncoderReader, FeatureLayer, Features, Reader, cache_key, extract, keep, kept
-from mpp.evaluation.settings import CONTROLS
+from mpp.evaluation.settings import CONTROLS, ProbeSettings
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
 from mpp.redact import public_name
 from mpp.run_folder import FolderLock
 from mpp.training.distributed import end_processes, on_main, precision, start_processes
 
-DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size")
+DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size",
+                   "controls")  # fmt: skip
 """Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""
+CONTROL_C = 1.0
+"""The largest C of a control's linear probe, unless all of the grid are larger."""
 DATA_ORDER = ("test", "validation")
 """What the split that final scores are measured on may be called."""
 
@@ -60,7 +66,7 @@ def evaluate(recipe: EvaluateRecipe) -> int:
         print(reader.encoder.summary)
     results = evaluate_reader(recipe, reader, splits, folder, accelerator, source_weights)
     if accelerator.is_main_process:
-        print(table(results))
+        print(f"\n{score_table(results)}")
         print(f"\nall of it: {folder / 'results.json'}")
     end_processes(accelerator)
     return 0
@@ -99,16 +105,31 @@ def evaluate_reader(
     rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
     dev = dev_split(labels[rows], recipe.labels.dev, recipe.labels.seed) if recipe.labels.dev else None
     say(
-        f"{_called(recipe.encoder)} on {recipe.data.source}: {len(rows):,} labelled images of "
+        f"{_called(recipe.encoder)} on {recipe.data.source}: {len(rows):,} labelled images of {splits.train.split}, "
         f"{len(splits.train.class_names or ())} classes"
-        + (f", {len(dev[1]):,} of them as dev split (labels.dev)" if dev else "")
-        + f"; {len(splits.validation):,} to test on ({splits.validation.split})"
+        + (f",\n{len(dev[1]):,} of them as dev split (labels.dev)" if dev else "")
+        + f"; {len(splits.validation):,} images of {splits.validation.split} to test on"
     )
     evaluators = asked_for(recipe)
     check_feasible(evaluators, labels[rows], dev if len(layers) > 1 else None, recipe.by_depth)
     train = _features(recipe, reader, splits.train, rows, layers, folder, accelerator)
     everything = np.arange(len(splits.validation))
     test = _features(recipe, reader, splits.validation, everything, layers, folder, accelerator)
+    controls = {
+        control.name: (
+            control,
+            _features(recipe, control, splits.train, rows, [control.default], folder, accelerator),
+            _features(recipe, control, splits.validation, everything, [control.default], folder, accelerator),
+        )
+        for control in _controls(recipe, reader)
+    }
+
+    def score(reader: Reader, train: Features | None, test: Features | None, **chosen: Any) -> dict[str, Any]:
+        assert train is not None
+        assert test is not None
+        options = Options(recipe.labels.seed, reader.centre_for_knn, accelerator.device)
+        return scores(train=train, test=test, default=reader.default, options=options, pieces=folder / "scores",
+                      **chosen)  # fmt: skip
 
     def work() -> dict[str, Any]:
         assert train is not None
@@ -136,16 +157,16 @@ def evaluate_reader(
             "test_images": len(test.labels),
             "classes": len(splits.train.class_names or ()),
             "recipe": recipe.model_dump(mode="json"),
-            "scores": scores(
-                evaluators,
-                train,
-                test,
-                reader.default,
-                dev=dev,
-                by_depth=recipe.by_depth,
-                options=Options(recipe.labels.seed, reader.centre_for_knn, accelerator.device),
-                pieces=folder / "scores",
-            ),
+            "scores": score(reader, train, test, evaluators=evaluators, dev=dev, by_depth=recipe.by_depth),
+            "controls": {
+                name: {
+                    evaluator: {"default": entry["default"]}
+                    for evaluator, entry in score(
+                        *each, evaluators=_for_controls(evaluators), dev=None, by_depth=()
+                    ).items()
+                }
+                for name, each in controls.items()
+            },
         }
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_recipe(recipe, folder / "recipe.yaml")
@@ -153,6 +174,26 @@ def evaluate_reader(
         return results
 
     return on_main(accelerator, work)
+
+
+def _controls(recipe: EvaluateRecipe, reader: Reader) -> list[Control]:
+    """The controls that are scored beside an encoder; patch colours have its patch size."""
+    if not recipe.controls or isinstance(reader, Control):
+        return []
+    encoder = reader.encoder if isinstance(reader, EncoderReader) else None
+    patch_size = encoder.patch_size if isinstance(encoder, Encoder) else None
+    return [Control(name, recipe.data.image_size, patch_size) for name in CONTROLS]
+
+
+def _for_controls(evaluators: Sequence[EvaluatorSettings]) -> list[EvaluatorSettings]:
+    """The same evaluators, the linear probe without large C: of so many pixels they take long, and are never best."""
+    found: list[EvaluatorSettings] = []
+    for settings in evaluators:
+        if isinstance(settings, ProbeSettings):
+            grid = tuple(c for c in settings.grid if c <= CONTROL_C) or settings.grid
+            settings = settings.model_copy(update={"grid": grid})
+        found.append(settings)
+    return found
 
 
 def _called(settings: EncoderSettings) -> str:
@@ -236,6 +277,7 @@ def _features(
     Kept ones are used if they are of the same weights, images and settings.
     """
     crops = EvaluationCrops(images, recipe.data)
+    name = reader.name.replace("_", " ") if isinstance(reader, Control) else "features"
     attention = "fused" if uses_fused_attention(recipe.encoder.attention, accelerator) else "plain"
     arithmetic = [precision(recipe.compute), accelerator.device.type, f"{attention} attention"]
     key = on_main(accelerator, lambda: cache_key(reader, crops, rows, arithmetic))
@@ -256,44 +298,7 @@ def _features(
         accelerator,
         batch_size=recipe.features.batch_size,
         workers=recipe.data.workers,
-        title=f"features of {images.name}",
+        title=f"{name} of {images.split}",
     )
     on_main(accelerator, lambda: features and keep(store, key, features))
     return features
-
-
-def table(results: dict[str, Any]) -> str:
-    """The scores in at most 80 columns: at the default layer, and at the one chosen on the dev split."""
-    lines = [f"{'':34}{'default':>20}{'chosen on dev':>24}"]
-    for name, entry in results["scores"].items():
-        both = [entry["default"], entry["headline"]]
-        at = [str(FeatureLayer(score["block"], score["pool"])) for score in both]
-        lines.append(f"{TITLES[name]:34}{at[0]:>20}{at[1]:>24}")
-        for row in ("shots", "k"):
-            for count in both[0].get(row, {}):
-                cells = [_cell(score[row][count]) for score in both]
-                lines.append(f"{f'  {count} {NOUNS[row]}':34}{cells[0]:>20}{cells[1]:>24}")
-        if name == "linear_probe":
-            cells = [f"{score['accuracy']:.1%}" for score in both]
-            chosen = f"  C = {both[0]['c']:g}, {both[1]['c']:g}"
-            lines.append(f"{chosen:34}{cells[0]:>20}{cells[1]:>24}")
-            lines += dict.fromkeys(message for score in both for message in _warnings(score))
-    return "\n".join(lines)
-
-
-TITLES = {"few_shot": "linear few-shot", "knn": "nearest neighbours", "linear_probe": "linear probe"}
-NOUNS = {"shots": "a class", "k": "neighbours"}
-
-
-def _warnings(score: dict[str, Any]) -> list[str]:
-    """Words on a probe whose accuracy is to be taken with care."""
-    warnings = []
-    if end := score["grid_end"]:
-        warnings.append(f"  {score['c']:g} is the {end} C of linear_probe.grid: widen it, others may be better")
-    if not score["converged"]:
-        warnings.append("  not all fits of the linear probe have converged: leave the largest C out of its grid")
-    return warnings
-
-
-def _cell(value: Any) -> str:
-    return f"{value['mean']:.1%} ± {100 * value['std']:.1f}" if isinstance(value, dict) else f"{value:.1%}"

@@ -191,7 +191,7 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
     folder, images = run.folder, progress.step * run.recipe.training.batch_size
     last = next((m for m in reversed(read_metrics(folder / "metrics.jsonl")) if "validation/loss" in m), {})
     loss = last.get(f"validation/{run.objective.headline}", last.get("validation/loss"))
-    shown = "not finite" if loss is None else f"{loss:.3f}"
+    shown = "not finite" if loss is None else f"{loss:.3f} {run.objective.unit}".rstrip()
     against = ", ".join(f"{BASELINES.get(name, name)} {value:.3f}" for name, value in run.baselines.items())
     print(
         f"\nfinished: {progress.step} steps, {images:,} images, {tqdm.format_interval(progress.seconds)}, "

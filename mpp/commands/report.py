@@ -17,7 +17,7 @@ from mpp.commands.score_table import score_rows
 from mpp.files import write_text
 from mpp.recipe.yaml import in_block
 from mpp.training.checkpoint import Checkpoints
-from mpp.training.curves import curves, loss_curve, png
+from mpp.training.curves import curves, loss_curve, png, with_unit
 from mpp.training.metrics_log import read_metrics
 
 TEMPLATES = (Path(__file__).parent, Path(mpp.__file__).parent / "study" / "report")
@@ -94,6 +94,7 @@ def _facts(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str,
 def _figures(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Title and picture, as a data URI, of each curve that the run has."""
     headline, title = state["headline"]
+    title = with_unit(title, state.get("unit", ""))
     found = [("Loss", loss_curve(metrics, state["baselines"], headline=headline, title=title))]
     found += [(name, curves(metrics, values, axis)) for name, values, axis in CURVES]
     names = sorted({name for line in metrics for name in line if name.startswith("evaluation/")})

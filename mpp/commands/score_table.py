@@ -10,7 +10,7 @@ TITLES = {"few_shot": "linear few-shot", "knn": "nearest neighbours", "linear_pr
 UNITS = {"shots": "{} a class", "k": "{} neighbours"}
 """What is varied within an evaluator, by its name in the results."""
 CONTROLS = {"raw_pixels": "pixels", "patch_colors": "colours"}
-WIDTHS = (20, 16, 16, 11, 11, 6)
+WIDTHS = (18, 16, 16, 11, 11, 8)
 """Of the columns, in letters: 80 together."""
 
 
@@ -41,7 +41,8 @@ def score_table(results: dict[str, Any]) -> str:
     widths = [*WIDTHS[: len(rows[0]) - 1], WIDTHS[-1]]
     lines = [f"{row[0]:{widths[0]}}" + _right(row[1:], widths[1:]) for row in rows]
     probe = results["scores"].get("linear_probe", {})
-    return "\n".join([*lines, *dict.fromkeys(warning for score in probe.values() for warning in _warnings(score))])
+    scored = [probe[which] for which in ("default", "headline") if which in probe]
+    return "\n".join([*lines, *dict.fromkeys(warning for score in scored for warning in _warnings(score))])
 
 
 def _right(cells: list[str], widths: list[int]) -> str:

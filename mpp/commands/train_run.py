@@ -24,7 +24,8 @@ from mpp.run_folder import move_aside
 from mpp.settings import Duration
 from mpp.training.augmentation import Augmentation
 from mpp.training.checkpoint import Checkpoint, Checkpoints
-from mpp.training.distributed import on_main, precision
+from mpp.training.curves import draw_loss
+from mpp.training.distributed import on_main, precision, threads
 from mpp.training.flops import flops_per_image, hardware, peak_flops
 from mpp.training.metrics_log import Journal
 from mpp.training.optimizer import Schedule, make_optimizer, plan_schedule
@@ -35,6 +36,8 @@ from mpp.training.validation import validation
 
 SHORTER = "shorter_run"
 """Folder in a run that was extended: what came after the step that it was extended from."""
+RUN_NAMES = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+"""The argument of each tracker for the name of a run; TensorBoard takes it from the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,12 @@ class TrainRun:
         recipe, accelerator = self.recipe, self.accelerator
         run = self._prepare(checkpoint)
         if recipe.journal.trackers:
-            accelerator.init_trackers("mpp", config=_flat(recipe.model_dump(mode="json")))
+            name = self.folder.resolve().name
+            accelerator.init_trackers(
+                "mpp",
+                config=_flat(recipe.model_dump(mode="json")),
+                init_kwargs={tracker: {argument: name} for tracker, argument in RUN_NAMES.items()},
+            )
         self._print_summary(run, checkpoint)
         self.stop.listen()
         try:
@@ -135,6 +143,7 @@ class TrainRun:
             objective,
             steps=steps,
             step=checkpoint.step if checkpoint else 0,
+            draw=lambda: draw_loss(self.folder, self.baselines, objective),
         )
         now = precision(recipe.training)
         began_in = checkpoint.state.get("precision", now) if checkpoint is not None else now
@@ -142,6 +151,14 @@ class TrainRun:
             journal.say(
                 f"the run began in {began_in} and goes on in {now}: training.precision=auto takes what a machine is "
                 "good at"
+            )
+        began_with = (
+            checkpoint.state.get("threads", threads(recipe.training)) if checkpoint else threads(recipe.training)
+        )
+        if began_with != threads(recipe.training):
+            journal.say(
+                f"the run began with {began_with} threads and goes on with {threads(recipe.training)}: its weights "
+                f"will differ from then on in their last bits; training.threads={began_with} keeps them"
             )
         warmup = self.in_steps(recipe.optimizer.warmup)
         if warmup > self.schedule.warmup:
@@ -151,6 +168,7 @@ class TrainRun:
         record = RunRecord(
             steps=steps,
             headline=(objective.headline, objective.headline_title),
+            unit=objective.unit,
             recipe=recipe.model_dump(mode="json"),
             data=identity_of(self.rows),
             source_weights=self.source_weights,
@@ -166,6 +184,7 @@ class TrainRun:
                 if source is not None and Path(source).exists()
             ],
             precision=began_in,
+            threads=began_with,
             pool=objective.encoder.pool,
             hardware=hardware(accelerator.device, accelerator.num_processes),
         )
@@ -240,6 +259,9 @@ class TrainRun:
             f"{processes}{self.accelerator.device.type}, {precision(self.recipe.training)}; "
             f"all of it goes to {self.folder}"
         )
+        if words := self.objective.words:
+            width = max(map(len, words))
+            run.journal.say("\n".join(f"  {word:{width}}  {meaning}" for word, meaning in words.items()))
 
 
 def on_each(accelerator: Accelerator, open_: Callable[[], Any]) -> Any:

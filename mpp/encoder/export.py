@@ -73,6 +73,19 @@ def export_encoder(encoder: Backbone, folder: Path, *, interpolation: str = "bil
     _write(folder, timm_config(encoder, interpolation=interpolation, crop_pct=crop_pct), encoder.model.state_dict())
 
 
+def save_encoder(
+    encoder: Backbone, folder: str | Path, *, interpolation: str = "bilinear", crop_pct: float = 1.0
+) -> None:
+    """Write what a run exports: `config.json` and `model.safetensors`, for `load_encoder` and for timm.
+
+    Args:
+        encoder: from `create_encoder` or `load_encoder`.
+        folder: made if it does not exist; an earlier export in it is replaced.
+        interpolation, crop_pct: how images are to be resized and cropped, for whoever loads it with timm.
+    """
+    export_encoder(encoder, Path(folder).expanduser(), interpolation=interpolation, crop_pct=crop_pct)
+
+
 def export_classifier(
     encoder: Backbone,
     weight: Tensor,

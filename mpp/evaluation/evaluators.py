@@ -17,7 +17,7 @@ from mpp.encoder.export import weights_digest
 from mpp.evaluation.features import FeatureLayer, Features
 from mpp.evaluation.few_shot import few_shot
 from mpp.evaluation.knn import nearest_neighbours
-from mpp.evaluation.logistic_regression import linear_probe, regression
+from mpp.evaluation.logistic_regression import linear_probe, require_solver
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
 from mpp.files import write_text
 from mpp.settings import Settings
@@ -127,7 +127,7 @@ def check_feasible(
     dev: tuple[Numbers, Numbers] | None,
     by_depth: Sequence[str],
 ) -> None:
-    """Check, before features are extracted, that each class has enough images, and that scikit-learn is installed.
+    """Check, before features are extracted, that each class has enough images, and that SciPy is installed.
 
     Arguments are as of `scores`. A ValueError for a single class, or a SettingError with both numbers.
     """
@@ -141,7 +141,7 @@ def check_feasible(
         elif isinstance(settings, NeighbourSettings):
             check_counts(settings, known, k=settings.k, among=among)
         else:
-            regression()
+            require_solver()
 
 
 def check_counts(

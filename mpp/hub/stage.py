@@ -24,7 +24,7 @@ from mpp.recipe.dump import plain
 from mpp.recipe.yaml import in_block
 from mpp.redact import public_name
 from mpp.training.checkpoint import WEIGHTS, Checkpoint, Checkpoints
-from mpp.training.curves import loss_curve, save
+from mpp.training.curves import loss_curve, save, with_unit
 from mpp.training.metrics_log import read_metrics
 
 ALLOWED = (
@@ -92,7 +92,8 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
     if pictures and (run / pictures[-1]).is_file():
         shutil.copyfile(run / pictures[-1], folder / "reconstructions.png")
     headline, title = _headline(checkpoint.state, metrics)
-    save(loss_curve(metrics, checkpoint.state["baselines"], headline=headline, title=title), folder / "loss.png")
+    axis = with_unit(title, checkpoint.state.get("unit", ""))
+    save(loss_curve(metrics, checkpoint.state["baselines"], headline=headline, title=axis), folder / "loss.png")
     write_card(_facts(run, checkpoint, recipe, metrics, repo_id, licence, folder), folder / "README.md")
     staged = Staged(folder, checkpoint.step)
     _check_nothing_local(staged, run)

@@ -52,12 +52,29 @@ class Objective(nn.Module):
         """The means of the scores as the metrics log has them."""
         return means
 
+    @property
+    def unit(self) -> str:
+        """The unit of the loss, e.g. nats; empty where it has no name."""
+        return ""
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What the words in `line` mean, in their order there, for the start of a run."""
+        return {}
+
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
         """The headline's value on `validation` for predictions that need no network, counted on `train`, by name."""
         return {}
 
     def picture(self, pixels: Tensor, samples: Tensor) -> dict[str, Tensor]:
-        """The corrupted input and the prediction, by title: float32 `(b, 3, h, w)` in [0, 1]; may be empty."""
+        """Columns of a picture by title: float32 `(b, 3, h, w)` in [0, 1]; NaN where a pixel is hidden. May be empty.
+
+        The first column is the images themselves.
+        """
+        return {}
+
+    def marks(self, samples: Tensor) -> dict[str, Tensor]:
+        """The patches to frame in the other columns, by what was done to them: bool `(b, rows, columns)`."""
         return {}
 
     def linear(self) -> tuple[Tensor, Tensor] | None:

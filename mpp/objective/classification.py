@@ -83,6 +83,20 @@ class SupervisedClassification(Objective):
         labels = prediction.labels.argmax(-1) if prediction.labels.ndim > 1 else prediction.labels
         return {"loss": total(losses), "accuracy": total(prediction.logits.argmax(-1) == labels)}
 
+    @property
+    def unit(self) -> str:
+        """Of a cross-entropy."""
+        return "nats"
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The loss, the accuracy, and the baseline."""
+        return {
+            "loss": "cross-entropy of the classes, nats",
+            "acc": "share of images whose class is right",
+            "histogram": "loss of predicting how often each class occurs",
+        }
+
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
         """The label frequencies of `train`, and chance."""
         assert train.labels is not None

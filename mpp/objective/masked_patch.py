@@ -20,8 +20,9 @@ from mpp.objective.patches import patchify, take, unpatchify
 from mpp.objective.scores import Scores, total
 from mpp.objective.targets import MeanColor, PatchTarget, Target
 
-GREY = 0.5
-"""Grey level of a masked patch in pictures."""
+HIDDEN = float("nan")
+"""The pixels of a masked patch in pictures."""
+MARKS = {"masked": MASK, "swapped": SWAP, "kept": KEEP}
 
 
 class Prediction(NamedTuple):
@@ -144,6 +145,21 @@ class MaskedPatchPrediction(Objective):
         rest = {name: value for name, value in means.items() if name != "error"}
         return {**rest, self.target.metric: self.target.summary(means["error"])}
 
+    @property
+    def unit(self) -> str:
+        """That of the target."""
+        return self.target.unit
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The losses, the target's metric, and the two baselines."""
+        return {
+            "loss": f"on all corrupted patches, {self.unit}",
+            "masked": f"loss on masked patches, {self.unit}",
+            **self.target.words,
+            "neighbours": "loss of a prediction from the visible patches around, without a network",
+        }
+
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
         """Histogram and visible neighbours: see `baselines.py`."""
         return self.target.baselines(self._corrupted(train), self._corrupted(validation), self.encoder.patch_size)
@@ -157,13 +173,13 @@ class MaskedPatchPrediction(Objective):
     def picture(self, pixels: Tensor, samples: Tensor) -> dict[str, Tensor]:
         """Original, seen, predicted: each float32 `(b, 3, h, w)` in [0, 1].
 
-        Seen: masked patches grey, swapped ones with the pixels of the patch whose embedding they got. Predicted: the
+        Seen: masked patches NaN, swapped ones with the pixels of the patch whose embedding they got. Predicted: the
         predictions at the corrupted positions, the visible patches as they are.
         """
         prediction, draw = self.forward(pixels, samples), self._draw(samples)
         patches = patchify(pixels, self.encoder.patch_size).float() / 255
         other, kinds = take(patches, draw.others), draw.kinds[..., None, None, None]
-        seen = take(patches, draw.positions).where(kinds == KEEP, other.where(kinds == SWAP, GREY))
+        seen = take(patches, draw.positions).where(kinds == KEEP, other.where(kinds == SWAP, HIDDEN))
         guesses = self.target.picture(prediction.logits, self.patches(pixels, draw.positions))
         corrupted = torch.arange(len(pixels), device=pixels.device)[:, None], draw.positions
         return {
@@ -171,6 +187,12 @@ class MaskedPatchPrediction(Objective):
             "seen": unpatchify(patches.index_put(corrupted, seen), self.encoder.layout.grid),
             "predicted": unpatchify(patches.index_put(corrupted, guesses), self.encoder.layout.grid),
         }
+
+    def marks(self, samples: Tensor) -> dict[str, Tensor]:
+        """The masked, swapped and kept patches: bool `(b, rows, columns)` each."""
+        draw, grid = self._draw(samples), self.encoder.layout.grid
+        kinds = draw.kinds.new_full((len(samples), grid**2), -1).scatter(1, draw.positions, draw.kinds)
+        return {name: (kinds == kind).unflatten(1, (grid, grid)) for name, kind in MARKS.items()}
 
     def bare(self, batch_size: int) -> nn.Module:
         """timm's model on normalised pixels, the same head on as many tokens, the same loss."""

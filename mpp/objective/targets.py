@@ -30,6 +30,10 @@ class PatchTarget(Settings):
     """What is predicted of each patch, in words."""
     metric: ClassVar[str]
     """Name of what `summary` returns."""
+    unit: ClassVar[str]
+    """Of the loss."""
+    words: ClassVar[dict[str, str]]
+    """What the metric and the histogram baseline mean, by their words on the terminal."""
 
     def outputs(self, patch_size: int) -> int:
         """Numbers predicted for a patch of `patch_size` pixels a side; a ValueError if the target does not fit it."""
@@ -77,6 +81,11 @@ class _Colours(PatchTarget):
     bits: int = Field(default=3, ge=1, le=4)
     """Bits a channel; 3 make 512 colours."""
     metric: ClassVar[str] = "accuracy"
+    unit: ClassVar[str] = "nats"
+    words: ClassVar[dict[str, str]] = {
+        "acc": "share of corrupted patches whose colour class is right",
+        "histogram": "loss of predicting how often each colour occurs",
+    }
     if TYPE_CHECKING:  # a real attribute would be shadowed by the setting of `DownsizedPatch`
         cells: ClassVar[int]
 
@@ -170,6 +179,11 @@ class FullPatch(PatchTarget):
     """Normalise the pixels of each patch to mean 0 and variance 1, as in MAE."""
     description: ClassVar[str] = "its pixels"
     metric: ClassVar[str] = "psnr"
+    unit: ClassVar[str] = "squared error"
+    words: ClassVar[dict[str, str]] = {
+        "dB": "PSNR of the predicted pixels",
+        "histogram": "loss of predicting the mean patch",
+    }
 
     def outputs(self, patch_size: int) -> int:
         """`3 · P²`."""

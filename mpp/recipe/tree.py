@@ -169,6 +169,9 @@ class EvaluateRecipe(EvaluationPart, RunRecipe[Literal["evaluate"]]):
     """Where features and results go; null takes `evaluation/` in the run that the encoder comes from, or
     `runs/evaluation/` and its name."""
 
+    controls: bool = True
+    """Evaluate raw pixels and patch colours too, by the same evaluators: an encoder is worth what it is above them."""
+
     compute: ComputeSettings = ComputeSettings()
 
 

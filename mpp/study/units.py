@@ -16,7 +16,8 @@ from mpp.study.settings import OtherEncoder
 from mpp.training.settings import ComputeSettings, ReconstructionSettings, TrainingSettings
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "training.micro_batch_size",
-                   "training.compile", "features.batch_size", "journal.", "checkpoint.", "hub.")  # fmt: skip
+                   "training.compile", "features.batch_size", "controls", "journal.", "checkpoint.",
+                   "hub.")  # fmt: skip
 """Settings that may differ between a study and its resumption."""
 DRAWS = 1000
 """Seeds of few-shot draws that each seed of a study has: seed s draws with 1000·s + r."""
@@ -180,6 +181,7 @@ def _evaluate(
         output_dir=_folder(recipe, unit, "evaluation"),
         data=data,
         encoder=start,
+        controls=False,  # they are arms
         compute=ComputeSettings(**{name: getattr(training, name) for name in ComputeSettings.model_fields}),
         **sections,
     )

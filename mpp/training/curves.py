@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpp.files import replacing
 from mpp.objective.base import Objective
 from mpp.training.metrics_log import read_metrics
-from mpp.training.state import Callback
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,21 +49,21 @@ def curves(metrics: Metrics, names: Mapping[str, str], title: str) -> Figure | N
     """
     figure, axes = _figure(title)
     found = [_line(axes, metrics, name, "-", label) for name, label in names.items()]
-    if len(names) > 1:
+    if sum(found) > 1:
         axes.legend(frameon=False)
     return figure if any(found) else None
 
 
-def loss_picture(folder: Path, baselines: Mapping[str, float], objective: Objective, *, every: int) -> Callback:
-    """A callback that draws `loss.png` into a run's folder anew; only the main process may call it."""
+def draw_loss(folder: Path, baselines: Mapping[str, float], objective: Objective) -> None:
+    """Draw `loss.png` into a run's folder anew, from its `metrics.jsonl`."""
+    title = with_unit(objective.headline_title, objective.unit)
+    figure = loss_curve(read_metrics(folder / "metrics.jsonl"), baselines, headline=objective.headline, title=title)
+    save(figure, folder / FILE)
 
-    def call(step: int, module: Objective) -> Iterable[tuple[str, Any]]:
-        metrics = read_metrics(folder / "metrics.jsonl")
-        figure = loss_curve(metrics, baselines, headline=objective.headline, title=objective.headline_title)
-        save(figure, folder / FILE)
-        return ()
 
-    return Callback(every, call)
+def with_unit(title: str, unit: str) -> str:
+    """The title of an axis."""
+    return f"{title}, {unit}" if unit else title
 
 
 def save(figure: Figure, path: Path) -> None:

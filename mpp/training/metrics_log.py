@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,22 @@ class Journal:
     """Writes a line of JSON for each logged step, and prints a line, above a progress bar on a terminal.
 
     The main process writes, to the trackers as well. Lines after `step`, the first of this process, are cut: those
-    steps are run again. The objective formats the printed line.
+    steps are run again. The objective formats the printed line. `draw` is called, by the main process, after each line
+    of a validation and after the last.
     """
 
-    def __init__(self, path: Path, accelerator: Accelerator, objective: Objective, *, steps: int, step: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        accelerator: Accelerator,
+        objective: Objective,
+        *,
+        steps: int,
+        step: int,
+        draw: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path, self.accelerator, self.steps = path, accelerator, steps
+        self._draw = draw
         self._line, self._headline = objective.line, objective.headline
         self._writes = accelerator.is_main_process
         self._last: dict[str, Any] = {}
@@ -59,6 +71,8 @@ class Journal:
         if self.accelerator.trackers:
             self.accelerator.log(numbers, step=step)
         self.say(self._sentence(step, numbers))
+        if step == self.steps or any(name.startswith("validation/") for name in values):
+            self._draw()
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar, in the main process."""
@@ -73,7 +87,7 @@ class Journal:
             self._bar.close()
 
     def _sentence(self, step: int, values: Mapping[str, float]) -> str:
-        """The step in one line of at most 80 columns; validation in a second."""
+        """The step in one line of at most 80 columns; validation in a second, scores of features below."""
         parts = [f"step {step:>{len(str(self.steps))}}/{self.steps}"]
         shown = {**self._line, "images_per_second": "{:.0f} img/s"}
         parts += [form.format(values[name]) for name, form in shown.items() if name in values]
@@ -85,6 +99,10 @@ class Journal:
             shown = {name: form for name, form in self._line.items() if name != "loss" or self._headline == "loss"}
             found = [form.format(held_out[name]) for name, form in shown.items() if name in held_out]
             line += f"\n  held out: {'  '.join(found)}"
+        scores = {n.removeprefix("evaluation/"): v for n, v in values.items() if n.startswith("evaluation/")}
+        if scores:
+            listed = "  ".join(f"{name} {value:.1%}" for name, value in scores.items())
+            line += f"\n{textwrap.fill(listed, 80, initial_indent='  features: ', subsequent_indent=12 * ' ')}"
         return line
 
 

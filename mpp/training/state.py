@@ -85,9 +85,13 @@ class RunRecord:
     flops_per_image: float
     precision: str
     """Of the first step."""
+    threads: int
+    """Of a process, on CPU, at the first step."""
     hardware: str
     headline: tuple[str, str]
     """The score that is compared with the baselines, and its title."""
+    unit: str
+    """Of the loss; may be empty."""
     source_weights: str | None
     """Digest of the weights that the encoder started from."""
     pool: str

@@ -50,6 +50,7 @@ features: {{batch_size: 32}}
 few_shot: {{shots: [1, 5], seeds: [0, 1]}}
 knn: {{k: [5, 10]}}
 linear_probe: null
+controls: false
 compute: {{precision: float32, threads: 1}}
 """
 

@@ -15,6 +15,8 @@ COMMANDS = {
     "finetune": "train a classifier from an encoder, or from scratch",
     "evaluate": "few-shot, nearest neighbours and linear probe on frozen features",
     "report": "one page of a run: curves, reconstructions, results, speed, recipe",
+    "embed": "the features of your images as .npy and Parquet",
+    "predict": "classes of your images by a fine-tuned network, as .npy and Parquet",
     "gap": "a study: masked patch prediction, supervised and no pre-training",
     "push": "publish an encoder on the Hugging Face Hub",
     "benchmark": "the speed of a recipe on this machine",

@@ -16,9 +16,11 @@ from typing import Any
 
 from mpp.launch import launch
 from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe
+from mpp.recipe.shipped import shipped_recipes
 from mpp.settings import SettingError, Settings, together
 
-OPTIONS = """RECIPE is a file, or one of the names that 'mpp recipes' lists.
+OPTIONS = """RECIPE is a file, or one of the names that 'mpp recipes' lists; it may be left out
+where one is called as the command.
 
   --processes N   train in N processes on this machine, one a GPU, or all on CPUs
   --quiet         print errors and warnings alone
@@ -55,6 +57,8 @@ def run_command(
 
     def run() -> int:
         (path, *overrides), processes, quiet = _options(arguments)
+        if "=" in path and not Path(path).exists() and name in shipped_recipes():
+            path, overrides = name, [path, *overrides]
         document, recipe = open_recipe(path, overrides, reads or name)
         try:
             check_paths(recipe)

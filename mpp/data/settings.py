@@ -116,6 +116,13 @@ class DataSettings(Settings):
             check_source(self.source)
 
 
+class WholeSplitSettings(DataSettings):
+    """Where images come from, all of a split; crops are those of evaluation."""
+
+    image_size: int | None = Field(default=None, ge=1)  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Height and width, in pixels, of what the network sees; null takes its own."""
+
+
 class LabelSettings(Settings):
     """Which labels of the training split may be used, and which of those settings are chosen by."""
 

@@ -59,7 +59,7 @@ def features(
     crops = CentreCrops(images, settings)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reader = EncoderReader(encoder.to(device))
-    chosen = _layer(reader, layer, pool)
+    chosen = layer_of(reader, layer, pool)
     was_training = encoder.training
     encoder.eval()
     found = []
@@ -73,8 +73,8 @@ def features(
     return torch.cat(found).numpy()
 
 
-def _layer(reader: EncoderReader, block: int | None, pool: str | None) -> FeatureLayer:
-    """The layer that is asked for.
+def layer_of(reader: EncoderReader, block: int | None, pool: str | None) -> FeatureLayer:
+    """The layer of a block, counted from 1, and a pool; None takes the last block, and the encoder's own pool.
 
     Raises:
         ValueError: if the encoder does not have it.

@@ -28,6 +28,18 @@ class FeatureSettings(Settings):
     """Images that one process takes through the encoder at once."""
 
 
+class LayerSettings(Settings):
+    """Which feature of the frozen encoder is written."""
+
+    block: Count | None = None
+    """The block whose tokens are taken, counted from 1; null takes the last."""
+    pool: Pool | None = "avg"
+    """How tokens become one feature: the mean of the patches, the class token, or both side by side; null takes the
+    encoder's own. Networks without patches have their own alone."""
+    batch_size: int = Field(default=256, ge=1)
+    """Images that go through the encoder at once."""
+
+
 class FewShotSettings(Settings):
     """Linear few-shot: ridge regression in closed form on a few images of each class."""
 

@@ -20,20 +20,24 @@ from mpp.recipe.help import help_text
 from mpp.recipe.load import load_recipe, open_recipe
 from mpp.recipe.tree import (
     COMMANDS,
+    EmbedRecipe,
     EvaluateRecipe,
     EvaluationPart,
     FinetuneRecipe,
     GapRecipe,
+    PredictRecipe,
     PretrainRecipe,
     same_data,
 )
 
 __all__ = [
     "COMMANDS",
+    "EmbedRecipe",
     "EvaluateRecipe",
     "EvaluationPart",
     "FinetuneRecipe",
     "GapRecipe",
+    "PredictRecipe",
     "PretrainRecipe",
     "RecipeError",
     "differences",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mpp.data.settings import DataSettings, LabelSettings
+from mpp.data.settings import DataSettings, LabelSettings, WholeSplitSettings
 from mpp.encoder.arguments import DROPOUT
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import (
@@ -16,6 +16,7 @@ from mpp.evaluation.settings import (
     FeatureSettings,
     FewShotSettings,
     InTrainingSettings,
+    LayerSettings,
     NeighbourSettings,
     ProbeSettings,
 )
@@ -175,6 +176,30 @@ class EvaluateRecipe(EvaluationPart, RunRecipe[Literal["evaluate"]]):
     compute: ComputeSettings = ComputeSettings()
 
 
+class EmbedRecipe(RunRecipe[Literal["embed"]]):
+    """Write the features of all images of a split: `mpp embed encoder=runs/mine data.source=photos`."""
+
+    output_dir: Folder = "runs/embed"
+    """Where `features.npy` and `features.parquet` go."""
+
+    data: WholeSplitSettings = WholeSplitSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
+    features: LayerSettings = LayerSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+
+class PredictRecipe(RunRecipe[Literal["predict"]]):
+    """Classify all images of a split: `mpp predict encoder=runs/finetune data.source=photos`."""
+
+    output_dir: Folder = "runs/predict"
+    """Where `probabilities.npy`, `predictions.parquet` and `classes.txt` go."""
+
+    batch_size: int = Field(default=256, ge=1)
+    """Images that go through the network at once."""
+
+    data: WholeSplitSettings = WholeSplitSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
+    compute: ComputeSettings = ComputeSettings()
+
+
 class GapRecipe(Settings):
     """How far masked patch prediction is from supervised pre-training: `python -m mpp.gap RECIPE`."""
 
@@ -270,6 +295,8 @@ COMMANDS: dict[str, type[Settings]] = {
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
     "evaluate": EvaluateRecipe,
+    "embed": EmbedRecipe,
+    "predict": PredictRecipe,
     "gap": GapRecipe,
 }
 """The schema that each `command:` names; the command itself is `python -m mpp.NAME`."""

@@ -24,6 +24,7 @@ from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
 from mpp.objective.base import Objective, Sample
 from mpp.recipe import PretrainRecipe
+from mpp.progress import DELAY, quiet
 from mpp.run_folder import FolderLock
 from mpp.training.checkpoint import Checkpoint
 from mpp.training.distributed import end_processes, on_main, start_processes
@@ -139,7 +140,11 @@ def _baselines(
 
     def images(crops: EvaluationCrops, chosen: Numbers) -> Iterator[tuple[Tensor, Tensor]]:
         loaded = on_device(crops, chosen, 256, recipe.data.workers, torch.device("cpu"))
-        return ((batch.pixels, batch.samples) for batch in loaded)
+        bar = tqdm(desc="baselines", total=len(chosen), unit="image", delay=DELAY, disable=quiet(), leave=False)
+        with bar:
+            for batch in loaded:
+                yield batch.pixels, batch.samples
+                bar.update(len(batch.pixels))
 
     return objective.baselines(
         Sample(images(seen, rows), labels[0]),

@@ -23,8 +23,8 @@ from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
 from mpp.objective.base import Objective, Sample
-from mpp.recipe import PretrainRecipe
 from mpp.progress import DELAY, quiet
+from mpp.recipe import PretrainRecipe
 from mpp.run_folder import FolderLock
 from mpp.training.checkpoint import Checkpoint
 from mpp.training.distributed import end_processes, on_main, start_processes

@@ -58,9 +58,10 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_same_bits(
         if journal.path.parent.name == "run":
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="the same call resumes"):
+    with monkeypatch.context() as patch:
         patch.setattr(Journal, "advance", interrupted)
-        mpp.train(recipe)
+        with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
+            mpp.train(recipe)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) < 8
     resumed = mpp.train(recipe)

@@ -142,8 +142,8 @@ class TrainRun:
         )
         if began_with != threads(recipe.training):
             journal.say(
-                f"the run began with {began_with} threads and goes on with {threads(recipe.training)}: its weights "
-                f"will differ from then on in their last bits; training.threads={began_with} keeps them"
+                f"the run began with {began_with} threads and goes on with {threads(recipe.training)}: its weights will differ\n"
+                f"in the last bits from those of one number of threads; set OMP_NUM_THREADS={began_with} to keep them"
             )
         warmup = self.in_steps(recipe.optimizer.warmup)
         if warmup >= steps:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import mpp
+from mpp.training.metrics_log import Journal
 from tests.support.downstream import EVALUATE, FINETUNE, PRETRAIN, good, written
 from tests.support.forkserver import ForkServer
 
@@ -26,6 +27,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def interrupt(recipe: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a run, and give it a Ctrl-C in its first step."""
+    advance = Journal.advance
+
+    def interrupted(journal: Journal, loss: float) -> None:
+        advance(journal, loss)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
+            mpp.train(recipe, overrides)
 
 
 def test_a_run_is_that_of_the_command_and_the_same_call_resumes_it(
@@ -49,24 +64,26 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_same_bits(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = mpp.train(recipe, [f"output_dir={tmp_path / 'whole'}"])
-    from mpp.training.metrics_log import Journal
-
-    advance = Journal.advance
-
-    def interrupted(journal: Journal, loss: float) -> None:
-        advance(journal, loss)
-        if journal.path.parent.name == "run":
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "advance", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
-            mpp.train(recipe)
+    interrupt(recipe, [], monkeypatch)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) < 8
     resumed = mpp.train(recipe)
     assert [line["step"] for line in resumed.metrics] == list(range(1, 9))
     assert same(resumed.encoder.model.state_dict(), whole.encoder.model.state_dict())
+
+
+def test_other_threads_than_at_the_start_are_reported(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = "the run began with 1 threads and goes on with 2: its weights will differ"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    interrupt(recipe, ["training.threads=null"], monkeypatch)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    interrupt(recipe, ["training.threads=null"], monkeypatch)
+    assert words in capsys.readouterr().out
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    mpp.train(recipe, ["training.threads=null"])
+    assert "threads" not in capsys.readouterr().out, "those of the first step count"
 
 
 def test_a_loaded_recipe_takes_overrides_too(recipe: Path, tmp_path: Path):

@@ -141,8 +141,8 @@ class TrainRun:
         began_with = checkpoint.state.get("threads", here) if checkpoint else here
         if began_with != here:
             journal.say(
-                f"the run began with {began_with} threads and goes on with {here}: its weights will differ in the last\n"
-                f"bits from those of one number of threads; set OMP_NUM_THREADS={began_with} to keep them"
+                f"the run began with {began_with} threads and goes on with {here}: its weights will differ in\n"
+                f"the last bits from those of one number of threads; set OMP_NUM_THREADS={began_with} to keep them"
             )
         warmup = self.in_steps(recipe.optimizer.warmup)
         if warmup >= steps:

@@ -25,7 +25,19 @@ FLOORS = [
     {"evaluation", "hub.settings", "study.settings", "study.arms"},
     {"recipe"},
     {"cli", "commands", "hub", "study"},
-    {"pretrain", "benchmark", "evaluate", "finetune", "gap", "push", "embed", "predict", "recipes", "report", "__main__"},
+    {
+        "pretrain",
+        "benchmark",
+        "evaluate",
+        "finetune",
+        "gap",
+        "push",
+        "embed",
+        "predict",
+        "recipes",
+        "report",
+        "__main__",
+    },
 ]
 HEAVY = {"torch", "timm", "datasets", "accelerate", "matplotlib", "torchvision"}
 
@@ -94,9 +106,7 @@ def test_modules_do_not_import_each_other_in_circles():
 
 
 def test_reading_a_recipe_imports_nothing_heavy():
-    commands = ", ".join(
-        f"mpp.{name}" for name in ("__main__", *(name for name in COMMANDS))
-    )
+    commands = ", ".join(f"mpp.{name}" for name in ("__main__", *(name for name in COMMANDS)))
     code = f"import sys, mpp, {commands}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(run.stdout.split())

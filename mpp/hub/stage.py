@@ -157,7 +157,7 @@ def _recipe(recipe: PretrainRecipe, state: dict[str, Any], repo_id: str) -> str:
     """The resolved recipe; of paths on this machine only the last part is left."""
     tree = plain(recipe)
     tree["output_dir"] = f"runs/{repo_id.split('/')[-1]}"  # what it is called here is nobody else's business
-    for name in ("data", "encoder"):
+    for name in ("data", "encoder", "objective"):
         if tree[name]["source"] is not None:
             tree[name]["source"] = _shown(tree[name]["source"], local=name in state.get("local", ()))
     return HEADER + in_block(tree)

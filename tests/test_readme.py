@@ -63,5 +63,6 @@ def test_the_notebook_goes_from_a_folder_to_features_a_plot_and_a_staged_model(t
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs), "no plot"
-    assert (tmp_path / "staged" / "model.safetensors").is_file()
+    said = "".join(output.get("text", "") for output in outputs)
+    assert (tmp_path / "staged" / "model.safetensors").is_file(), said
     assert torch.cuda.is_available() or (tmp_path / "runs" / "own_images" / "report.html").is_file()

@@ -161,9 +161,8 @@ class TrainRun:
             )
         warmup = self.in_steps(recipe.optimizer.warmup)
         if warmup > self.schedule.warmup:
-            journal.say(
-                f"optimizer.warmup of {warmup} steps is as long as the run: shortened to {self.schedule.warmup}"
-            )
+            shorter = self.schedule.warmup
+            journal.say(f"optimizer.warmup of {warmup} steps is as long as the run; it is shortened to {shorter}")
         record = RunRecord(
             steps=steps,
             headline=(objective.headline, objective.headline_title),

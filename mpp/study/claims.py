@@ -161,7 +161,7 @@ def answer_of(claims: list[dict[str, Any]], arms: Mapping[str, Mapping[str, str]
         counts = Counter(claim["verdict"] for claim in found)
         told = next(iter(counts)) if len(counts) == 1 else ", ".join(f"{v} by {n}" for v, n in counts.items())
         seeds = min(len(claim["seeds"]) for claim in found)
-        told += f" from {seeds} seed{'s' if seeds > 1 else ''}" if WITHHELD in counts else ""
+        told += f": {seeds} seed{'s' if seeds > 1 else ''}" if WITHHELD in counts else ""
         parts[gap].append(f"{' to '.join(ends)} against “{other}” ({told})")
     listed = [*parts[False], *parts[True]]  # first what is gained, then what is missing
     if not listed:

@@ -121,7 +121,7 @@ def _compact(found: dict[str, Any]) -> str:
     """JSON with a line for each row of a list."""
     parts = []
     for name, part in found.items():
-        lines = ",\n".join(json.dumps(each) for each in part)
+        lines = ",\n".join(json.dumps(each) for each in part) if isinstance(part, list) else ""
         parts.append(f'"{name}": ' + (f"[\n{lines}\n]" if isinstance(part, list) else json.dumps(part)))
     return "{\n" + ",\n".join(parts) + "\n}\n"
 

@@ -31,8 +31,6 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,
     "font.size": 10,
     "axes.edgecolor": MUTED,
-    "axes.titlesize": "medium",
-    "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -72,6 +70,7 @@ class Image(NamedTuple):
 
     source: str
     description: str
+    title: str = ""
 
 
 class Chart(NamedTuple):
@@ -100,7 +99,7 @@ class Lines:
     own_axis: bool = False
     """Its y is not that of its neighbours."""
 
-    height = 2.9  # inches
+    height = 2.7  # inches
     shared = "y"
 
     def draw(self, axes: Axes, looks: Looks) -> None:
@@ -112,7 +111,7 @@ class Lines:
             axes.plot(*zip(*mean, strict=True), **looks[arm]._asdict(), markevery=max(len(mean) // 8, 1))
         for name, line in self.drawn_levels():
             axes.axhline(self.levels[name] or 0.0, **_level(name, line))
-        axes.set(title=self.title, xlabel=self.x, ylabel=self.y)
+        axes.set(xlabel=self.x, ylabel=self.y)
         values = sorted({x for runs in self.curves.values() for run in runs for x, _ in run})
         if self.categories:
             axes.set_xticks(range(len(self.categories)), [textwrap.fill(name, 16) for name in self.categories])
@@ -163,7 +162,7 @@ class Forest:
     def height(self) -> float:
         """Inches."""
         arms = {arm for arm, _ in self.claims}
-        return 0.9 + len(self._measures) * max(0.16 * len(arms) + 0.1, 0.38)
+        return 0.65 + len(self._measures) * max(0.16 * len(arms) + 0.1, 0.38)
 
     def draw(self, axes: Axes, looks: Looks) -> None:
         """Draw it."""
@@ -180,7 +179,7 @@ class Forest:
             axes.hlines(at, low, high, color=looks[arm].color, linewidth=1.5, zorder=2)
             axes.plot(mean, at, looks[arm].marker, color=looks[arm].color, markerfacecolor=face, zorder=3)
         axes.grid(visible=False, axis="y")
-        axes.set(title=self.title, xlabel="difference in accuracy, points", xlim=self._limits())
+        axes.set(xlabel="difference in accuracy, points", xlim=self._limits())
         axes.set_ylim(len(measures) - 0.5, -0.5)
         axes.set_yticks(range(len(measures)), [measure.replace(", ", ",\n") for measure in measures])
         axes.xaxis.set_major_formatter(lambda value, _: signed(value, "g"))
@@ -217,7 +216,7 @@ def draw(panels: Iterable[Lines | Forest], looks: Looks) -> Chart | None:
             panel.draw(figure.add_subplot(), looks)
         _share(shown, [figure.axes[0] for figure in figures])
         images = [
-            Image(_svg(figure), f"{panel.title}: {panel.description(looks)}")
+            Image(_svg(figure), f"{panel.title}: {panel.description(looks)}", panel.title)
             for panel, figure in zip(shown, figures, strict=True)
         ]
         arms = {arm for panel in shown for arm in panel.arms(looks)}

@@ -1,7 +1,8 @@
-"""Push a pre-trained encoder to the Hugging Face Hub, in a form that timm and transformers load as it is.
+"""Push an encoder or a classifier to the Hugging Face Hub, in a form that timm and transformers load as it is.
 
-RUN is the folder of a pre-training run, finished or not: its newest whole checkpoint is pushed. The token comes from
-'hf auth login' or HF_TOKEN alone. A push that failed can be given again.
+RUN is the folder of a pre-training, finished or not, whose newest whole checkpoint is pushed; or of a finished
+fine-tuning, whose classifier is pushed. The token comes from 'hf auth login' or HF_TOKEN alone. A push that failed can
+be given again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", type=Path)
     parser.add_argument("repo_id", metavar="USER/NAME")
     parser.add_argument("--dry-run", action="store_true", help="write the folder, show what is in it, push nothing")
-    parser.add_argument("--folder", type=Path, help="where the files are staged (default: a temporary folder)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="stage the files here, in an empty folder or an earlier one",
+    )
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--branch", help="push to this branch instead of main")
     parser.add_argument("--tag", help="tag the commit")
@@ -46,7 +51,7 @@ def _push(options: argparse.Namespace) -> int:
             where = f"it lies in {folder}" if options.folder else "give --folder to keep it"
             print(f"nothing was pushed; {where}")
             return 0
-        print(f"pushed to {push(staged, target, options.message or f'Encoder of step {staged.step}')}")
+        print(f"pushed to {push(staged, target, options.message or f'{staged.kind} of step {staged.step}')}")
     return 0
 
 

@@ -29,6 +29,7 @@ from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.controls import Control
 from mpp.evaluation.evaluators import EvaluatorSettings, Options, check_feasible, scores
 from mpp.evaluation.features import EncoderReader, FeatureLayer, Features, Reader, cache_key, extract, keep, kept
+from mpp.evaluation.logistic_regression import require_solver
 from mpp.evaluation.settings import CONTROLS, ProbeSettings
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
@@ -54,6 +55,8 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     """
     folder = output_folder(recipe)
     accelerator = start_processes(recipe.compute, folder=folder)
+    if recipe.linear_probe is not None:
+        on_main(accelerator, require_solver)  # before any data is read
     locks: list[FolderLock] = []  # held until this returns
     on_main(accelerator, lambda: locks.append(FolderLock(folder)))
     if recipe.encoder.source not in CONTROLS:

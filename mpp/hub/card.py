@@ -1,19 +1,20 @@
-"""The model card of a pre-trained encoder."""
+"""The model card of a pre-trained encoder, or of a classifier."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mpp.files import write_text
 from mpp.objective.settings import BaseObjectiveSettings
 
-TEMPLATE = Path(__file__).with_name("card.md.j2")
+SHOWN = 30
+"""Class names that a card lists at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,6 @@ class Facts:
     config: dict[str, Any]
     recipe: dict[str, Any]
     objective: BaseObjectiveSettings
-    headline: str
-    """The score that is compared with the baselines."""
-    headline_title: str
     data: str
     rows: int
     step: int
@@ -36,48 +34,56 @@ class Facts:
     flops: float
     hours: float
     hardware: str
-    held_out: dict[str, Any]
-    baselines: dict[str, float]
-    evaluations: list[dict[str, Any]]
-    """On one data set each, as `mpp.evaluate` writes them."""
-    others: int
-    """Results that are of another encoder: of other weights, another pool, image size, mean or std."""
     start: str | None
     """What the run began from, where it was not random weights."""
     pictures: list[str]
+    results: dict[str, Any] | None = None
+    """Of a classifier, as `mpp.finetune` writes them; None of an encoder, whose card has what follows."""
+    headline: str = "loss"
+    """The score that is compared with the baselines."""
+    headline_title: str = "loss"
+    held_out: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """On one data set each, as `mpp.evaluate` writes them."""
+    others: int = 0
+    """Results that are of another encoder: of other weights, another pool, image size, mean or std."""
 
 
 def write_card(facts: Facts, path: Path) -> None:
     """Write `README.md` with its metadata: licence, library, tags, and results as a `model-index`."""
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        facts=facts, scores_of=scores_of, duration=duration
-    )
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=False,
+    )  # fmt: skip
+    template = environment.get_template("card.md.j2" if facts.results is None else "classifier_card.md.j2")
+    body = template.render(facts=facts, scores_of=scores_of, duration=duration, shown=SHOWN)
     write_text(path, f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}")
 
 
 def metadata(facts: Facts) -> ModelCardData:
     """What the Hub reads of the card."""
+    pool = {"pool": facts.config["global_pool"]}
     results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=re.sub(r"[^\w.-]+", "-", evaluation["data_name"]),  # the Hub takes nothing else
-            dataset_name=evaluation["data_name"],
-            dataset_split=evaluation["split"],
-            metric_type="accuracy",
-            metric_name=score.name,
-            metric_value=round(100 * score.accuracy, 2),
-            metric_args=score.protocol
-            | {"train_images": evaluation["train_images"], "pool": facts.config["global_pool"]},
+        _result(
+            evaluation["data_name"],
+            evaluation["split"],
+            score.name,
+            score.accuracy,
+            score.protocol | {"train_images": evaluation["train_images"]} | pool,
         )
         for evaluation in facts.evaluations
         for score in scores_of(evaluation)
     ]
+    if facts.results is not None:
+        accuracy, train = facts.results["test"]["accuracy"], {"train_images": facts.results["train_images"]}
+        results.append(_result(facts.data, "test", "accuracy", accuracy, train | pool))
+    tags = facts.objective.tags if facts.results is None else ("image-classification",)
     card = ModelCardData(
         license=facts.licence,
         library_name="timm",
-        pipeline_tag="image-feature-extraction",
-        tags=["timm", "transformers", "mpp", *facts.objective.tags],
+        pipeline_tag="image-feature-extraction" if facts.results is None else "image-classification",
+        tags=["timm", "transformers", "mpp", *tags],
         base_model=facts.start if facts.start and is_hub_id(facts.start) else None,
         model_name=facts.repo_id.split("/")[-1] if results else None,  # the name of the results
         eval_results=results or None,
@@ -85,6 +91,20 @@ def metadata(facts: Facts) -> ModelCardData:
     if not results:
         del card.model_name
     return card
+
+
+def _result(data: str, split: str, name: str, accuracy: float, protocol: dict[str, Any]) -> EvalResult:
+    """An accuracy as the Hub lists it."""
+    return EvalResult(
+        task_type="image-classification",
+        dataset_type=re.sub(r"[^\w.-]+", "-", data),  # the Hub takes nothing else
+        dataset_name=data,
+        dataset_split=split,
+        metric_type="accuracy",
+        metric_name=name,
+        metric_value=round(100 * accuracy, 2),
+        metric_args=protocol,
+    )
 
 
 class Score(NamedTuple):

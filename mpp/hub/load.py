@@ -33,6 +33,8 @@ def load_objective(source: str | Path, *, revision: str | None = None, seed: int
     """
     folder = _folder(source, revision)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    if recipe.get("command") == "finetune":
+        raise ValueError(f"{source} is a classifier, not masked patch prediction; load_encoder gives its encoder")
     settings = TypeAdapter(ObjectiveSettings).validate_python(recipe["objective"])
     if settings.needs_labels:
         raise ValueError(f"{source} was trained by {settings.kind}, not by masked patch prediction")

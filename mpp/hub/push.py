@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from mpp.hub.stage import ALLOWED, Staged
+from mpp.hub.folder import ALLOWED, Staged
 
 T = TypeVar("T")
 ATTEMPTS = 4

@@ -215,7 +215,8 @@ class GapRecipe(Settings):
     """The images to pre-train on."""
 
     downstream: DataSettings = DataSettings()
-    """The images and labels that representations are evaluated on; other images than upstream."""
+    """The images and labels that representations are evaluated on. They may be the upstream data set, with a test split
+    of its own, if no arm pre-trains with labels."""
 
     encoder: EncoderSettings = EncoderSettings()
     pretraining: PretrainingPart = PretrainingPart()
@@ -260,9 +261,14 @@ class GapRecipe(Settings):
             yield "finetuning.augmentation", "mixup and CutMix pair the images of a micro-batch; let it be even"
         if not (study.arms or study.controls or (study.axis_arms and (study.images or study.sizes))):
             yield "study.arms", "arms is empty, and nothing else is asked for: there is nothing to run"
-        if _same_images(up, down):
-            message = f"upstream and downstream are both {up.source}, {up.split}: evaluation needs other images than "
-            yield "downstream.source", f"{message}pre-training; choose two data sets"
+        same = _same_images(up, down)
+        both = f"upstream and downstream are both {up.source}, {up.split}"
+        if same and study.with_labels:
+            message = f"{both}: evaluation would use the labels that these arms pre-train with: "
+            message += f"{', '.join(study.with_labels)}; leave them out of study.arms, or choose two data sets"
+            yield "downstream.source", message
+        if same and study.both_ways:
+            yield "study.both_ways", f"{both}: there is no other direction; leave both_ways out"
         if up.image_size != down.image_size:
             yield "downstream.image_size", f"upstream images have {up.image_size} px, and both must have the same size"
         for name in ("precision", "threads", "deterministic"):

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mpp.study.settings import StudySettings
+from mpp.recipe import GapRecipe
+from mpp.study.progress import StudyProgress
 from mpp.study.units import Unit
 from mpp.training.distributed import LAUNCHED, threads
 from mpp.training.settings import ComputeSettings
@@ -25,6 +26,8 @@ PATIENCE = 120.0
 """Seconds that a unit has to save when it is asked to stop."""
 POLL = 0.2
 """Seconds between checks of the processes."""
+SHOWN_EVERY = 1.0
+"""Seconds between looks at their progress."""
 OUTCOME = "unit.json"
 """The file of a finished unit's results, in its folder."""
 
@@ -66,9 +69,9 @@ class UnitProcess:
         return NOT_YET if code and self._asked < math.inf else code
 
 
-def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: list[str]) -> int:
+def run_all(recipe: GapRecipe, folder: Path, units: Sequence[Unit], failed: list[str]) -> int:
     """Run every unit that is not finished, and list those that fail in `failed`: 0, or the exit code of a stop."""
-    stop = StopRequest()
+    stop, study = StopRequest(), recipe.study
     stop.listen()
     deadline = time.monotonic() + 60 * study.minutes if study.minutes else math.inf
     names = {unit: f"[{number}/{len(units)}] {unit}" for number, unit in enumerate(units, start=1)}
@@ -77,7 +80,9 @@ def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: l
         if unit not in waiting:
             print(f"{names[unit]}: done before", flush=True)
     workers = min(study.parallel, len(waiting))
+    progress = StudyProgress(recipe, units, set(units) - set(waiting), workers)
     running: dict[int, UnitProcess] = {}
+    shown = -math.inf
     try:
         while waiting or running:
             if stop.asked() is not None or time.monotonic() > deadline:
@@ -86,12 +91,16 @@ def run_all(study: StudySettings, folder: Path, units: Sequence[Unit], failed: l
                     process.ask_to_stop()
             for worker in range(workers):
                 if worker in running and (code := running[worker].code()) is not None:
-                    _report(running.pop(worker), code, names, failed)
+                    _report(running.pop(worker), code, names, failed, progress, running)
                 if waiting and worker not in running:
-                    print(f"{names[waiting[0]]} …", flush=True)
+                    progress.say(f"{names[waiting[0]]} …")
                     running[worker] = UnitProcess(folder, waiting.pop(0), worker, workers)
+            if time.monotonic() > shown + SHOWN_EVERY:
+                progress.update({worker: process.unit for worker, process in running.items()})
+                shown = time.monotonic()
             time.sleep(POLL)
     finally:  # e.g. the disk is full
+        progress.close()
         while running := {worker: process for worker, process in running.items() if process.code() is None}:
             for process in running.values():
                 process.ask_to_stop()
@@ -107,12 +116,20 @@ def _unfinished(folder: Path, units: Sequence[Unit]) -> list[Unit]:
     return [unit for unit in units if not (folder / str(unit) / OUTCOME).is_file()]
 
 
-def _report(process: UnitProcess, code: int, names: dict[Unit, str], failed: list[str]) -> None:
-    """Print how a unit ended; a failure is listed with the end of its log."""
+def _report(
+    process: UnitProcess,
+    code: int,
+    names: dict[Unit, str],
+    failed: list[str],
+    progress: StudyProgress,
+    running: dict[int, UnitProcess],
+) -> None:
+    """Print how a unit ended, and what is left; a failure is listed with the end of its log."""
     if code == NOT_YET:
         return
     if code:
         last = "\n".join(process.log.read_text(errors="replace").strip().splitlines()[-15:])
         failed.append(f"{process.unit} ended with exit code {code}; the end of {process.log}:\n{last}")
+    progress.done.add(process.unit)
     ended = "failed" if code else tqdm.format_interval(time.monotonic() - process.started)
-    print(f"{names[process.unit]}: {ended}", flush=True)
+    progress.say(f"{names[process.unit]}: {ended}; {progress.left(each.unit for each in running.values())}")

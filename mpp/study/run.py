@@ -12,7 +12,6 @@ import os
 import textwrap
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,13 @@ from mpp.data.table import ImageTable
 from mpp.encoder.probe import has_patches
 from mpp.evaluation.callback import divided
 from mpp.evaluation.evaluators import check_feasible
+from mpp.extras import require
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, GapRecipe, same_data, write_recipe
 from mpp.run_folder import FolderLock
 from mpp.settings import SettingError, together
 from mpp.study import results
-from mpp.study.claims import NOTE, claims_of
+from mpp.study.claims import EXPLAINED, answer_of, claims_of, note_of
 from mpp.study.processes import OUTCOME, PATIENCE, run_all
 from mpp.study.units import Unit, data_of, recipes_of, unit_named, units_of
 from mpp.training.metrics_log import read_metrics
@@ -51,7 +51,7 @@ def study(recipe: GapRecipe) -> int:
     folder = Path(recipe.output_dir)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("a study starts its own processes: run python -m mpp.gap, with study.parallel for several")
-    _check_installed(recipe)
+    require("a study", "scipy")  # first, and not at its end
     if recipe.study.only:
         chosen = [unit_named(recipe, name) for name in recipe.study.only]
         if STARTED_BY not in os.environ:
@@ -68,17 +68,21 @@ def study(recipe: GapRecipe) -> int:
         _check_networks(recipe, units)
         _check_data(recipe, units)
     write_recipe(recipe, folder / "recipe.yaml")
-    code = run_all(recipe.study, folder, units, failed) if len(done) < len(units) else 0
+    code = run_all(recipe, folder, units, failed) if len(done) < len(units) else 0
     outcomes = {unit: outcome for unit in units if (outcome := _outcome_of(recipe, unit))}
     if outcomes:
-        from mpp.study.report.page import write_page  # late: its packages are optional
+        from mpp.study.report.page import write_page  # late: matplotlib
 
         found = summarize(recipe, outcomes)
         found["unfinished"] = [str(unit) for unit in units if unit not in outcomes]
         write_text(folder / "results.json", _compact(found))
         page = write_page(found, folder)
-        headlines = [f"{claim['text']}: {claim['verdict']}." for claim in found["claims"] if claim["headline"]]
-        print("\n" + "\n".join(textwrap.fill(line, 80, subsequent_indent="    ") for line in headlines))
+        shown = [claim for claim in found["claims"] if claim["headline"]]
+        lines = [f"{claim['text']}: {claim['verdict']}." for claim in shown]
+        lines += [f"({verdict}: {EXPLAINED[verdict]})" for verdict in dict.fromkeys(c["verdict"] for c in shown)]
+        if found["answer"]:
+            print("\n" + textwrap.fill(found["answer"], 80))
+        print("\n" + "\n".join(textwrap.fill(line, 80, subsequent_indent="    ") for line in lines))
         print(f"\nresults: {folder / 'results.json'}\nreport: {page}")
     del lock
     if failed:
@@ -95,9 +99,12 @@ def summarize(recipe: GapRecipe, outcomes: dict[Unit, dict[str, Any]]) -> dict[s
         for name, arm in sorted(named.items(), key=lambda item: item[1].role == "control")  # controls last
     }
     claims = claims_of(rows, arms)
+    one = same_data(recipe.upstream, recipe.downstream) and not recipe.study.with_labels
     return {
         "arms": arms,
-        "note": NOTE.format(count=sum("mean" in claim for claim in claims)),
+        "note": note_of(claims),
+        "answer": answer_of(claims, arms),
+        "one_data_set": one,
         "recipe": recipe.model_dump(mode="json"),
         "units": [
             {"name": str(unit), "arm": unit.arm, "seed": unit.seed, **unit.variant._asdict(),
@@ -114,16 +121,9 @@ def _compact(found: dict[str, Any]) -> str:
     """JSON with a line for each row of a list."""
     parts = []
     for name, part in found.items():
-        lines = ",\n".join(json.dumps(each) for each in part)
+        lines = ",\n".join(json.dumps(each) for each in part) if isinstance(part, list) else ""
         parts.append(f'"{name}": ' + (f"[\n{lines}\n]" if isinstance(part, list) else json.dumps(part)))
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _check_installed(recipe: GapRecipe) -> None:
-    """Check before the study, and not at its end, that all packages are installed."""
-    needed = ["scipy", "matplotlib", "jinja2", *(["sklearn"] if recipe.evaluation.linear_probe else [])]
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise RuntimeError(f'a study needs {", ".join(missing)}: pip install "mpp[study]"')
 
 
 def _check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
@@ -167,7 +167,7 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
             raise recipe.study.error(images=f"{most} are more than the {len(rows)} images of {upstream.source}")
         evaluated = open_splits(downstream, seed, labelled=True, held_out=DATA_ORDER)
         if same_data(upstream, downstream):
-            _check_disjoint(rows, evaluated)
+            _check_disjoint(rows, evaluated, labelled=bool(recipe.study.with_labels))
         labels = evaluated.train.labels
         assert labels is not None
         if len(np.unique(labels)) < 2:
@@ -175,13 +175,14 @@ def _check_data(recipe: GapRecipe, units: list[Unit]) -> None:
         _check_evaluation(recipe, labels)
 
 
-def _check_disjoint(rows: ImageTable, evaluated: Splits) -> None:
-    """Check that no image is in the upstream training split and in a downstream split too."""
-    for part in evaluated:
-        if shared := len(np.intersect1d(rows.source_rows, part.source_rows)):
+def _check_disjoint(rows: ImageTable, evaluated: Splits, *, labelled: bool) -> None:
+    """Check that no image to pre-train on is among those to test on, nor, if labels are used, to fit to."""
+    for part, use in ((evaluated.train, "fitted to"), (evaluated.validation, "tested on")):
+        shared = len(np.intersect1d(rows.source_rows, part.source_rows))
+        if shared and (labelled or part is evaluated.validation):
             raise ValueError(
                 f"{shared} of the {len(rows)} images to pre-train on ({rows.split}) are among the {len(part)} of "
-                f"{part.split} downstream, and representations are evaluated on those; choose disjoint splits"
+                f"{part.split} downstream, which representations are {use}; choose disjoint splits"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -100,6 +101,18 @@ class StudySettings(Settings):
         """The presets and the study's own arms."""
         own = self.arms if isinstance(self.arms, dict) else {}
         return PRESETS | {name: arm for name, arm in own.items() if arm is not None}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All arms that are run, those for `images` and `sizes` included."""
+        axes = self.axis_arms if self.images else ()
+        others = [self.axis_arms if other.arms is None else other.arms for other in self.sizes.values()]
+        return tuple(dict.fromkeys((*self.arms, *axes, *itertools.chain(*others))))
+
+    @property
+    def with_labels(self) -> tuple[str, ...]:
+        """The arms that pre-train with upstream labels."""
+        return tuple(name for name in self.names if self.arm(name).role == "supervised")
 
     def arm(self, name: str) -> Arm:
         """The arm of this name, of the study's own or a preset."""

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mpp.extras import require
+
 
 class Interval(NamedTuple):
     """A mean difference and its two-sided confidence interval."""
@@ -21,8 +23,10 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Inter
 
     Raises:
         ValueError: if the pairs do not match, or there is but one.
+        RuntimeError: if SciPy is not installed.
     """
-    from scipy.stats import t  # late: it is optional, and `study` checks that it is installed
+    require("the interval of a difference", "scipy")
+    from scipy.stats import t  # late: it is optional
 
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"an interval needs two or more pairs; found {len(a)} and {len(b)} numbers")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mpp.study.claims import OPEN, REVERSE, SHOWN, claims_of
+from mpp.study.claims import OPEN, REVERSE, SHOWN, WITHHELD, answer_of, claims_of, note_of, signed
 from mpp.study.results import Row, accuracies, measures
 from mpp.study.units import Variant
 from tests.support.study_results import about, row
@@ -93,9 +93,35 @@ def test_seeds_that_only_one_arm_has_are_left_out_of_the_pairs():
     assert [claim["low"], claim["high"]] == pytest.approx([interval.low, interval.high], abs=1e-12)
 
 
-def test_one_common_seed_and_missing_arms_make_no_claim():
-    rows = [*arm("scratch", (0.5,)), *arm("mean_color", MPP)]
-    assert not claims_of(rows, about(rows))
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_common_seeds_give_a_difference_without_a_verdict(seeds: int):
+    rows = [*arm("scratch", SCRATCH[:seeds]), *arm("mean_color", MPP), *arm("supervised", SUPERVISED)]
+    [claim] = claims(rows, "scratch", "mean_color")
+    assert claim["verdict"] == WITHHELD
+    assert claim["mean"] == pytest.approx(np.mean(MPP[:seeds]) - np.mean(SCRATCH[:seeds]))
+    assert (claim["low"] is None) == (claim["high"] is None) == (seeds == 1)
+    assert f"{100 * claim['mean']:+.1f} points" in claim["text"]
+    assert not claims(rows, "scratch", "mean_color", "supervised"), "an order is nothing but a verdict"
+    [judged] = claims(rows, "mean_color", "supervised")
+    assert judged["verdict"] == SHOWN, "of three seeds in common"
+
+
+def test_the_answer_is_one_sentence_from_the_side_of_the_arm_that_learns():
+    rows = [*arm("scratch", SCRATCH), *arm("mean_color", MPP), *arm("supervised", SUPERVISED)]
+    rows += [*arm("supervised", MPP, "knn", setting=20), *arm("mean_color", MPP, "knn", setting=20)]
+    found = claims_of(rows, about(rows))
+    gain, gap = (100 * (np.mean(one) - np.mean(other)) for one, other in ((MPP, SCRATCH), (SUPERVISED, MPP)))
+    assert answer_of(found, about(rows)) == (
+        f"In points of accuracy, “MPP, mean colour” is at {signed(gain)} against “scratch, total budget” (shown) and "
+        f"{signed(-gap)} to 0.0 against “supervised” (not resolved by 1, shown by 1)."
+    )
+    few = [each for each in rows if each.seed < 2]
+    assert "(no verdict: 2 seeds)" in answer_of(claims_of(few, about(few)), about(few))
+    assert answer_of([], {}) == ""
+    assert "no verdicts" in note_of(claims_of(few, about(few)))
+
+
+def test_missing_arms_make_no_claim():
     rows = [*arm("mean_color", MPP), *arm("supervised", SUPERVISED)]
     assert [claim["arms"] for claim in claims_of(rows, about(rows))] == [["mean_color", "supervised"]]
 

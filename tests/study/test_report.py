@@ -7,6 +7,7 @@ import copy
 import html
 import re
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mpp.study.claims import signed, variant_title
-from mpp.study.report.charts import COLORS, MARKERS
+from mpp.study.claims import answer_of, signed, variant_title
+from mpp.study.report.charts import COLORS, MARKERS, Lines, draw, looks_of
+from mpp.study.report.figures import Figures
 from mpp.study.report.page import write_page
 from mpp.study.report.tables import accuracy
 from mpp.study.results import Row, select
@@ -124,8 +126,9 @@ def test_every_headline_claim_is_a_sentence_and_every_claim_a_row(results: dict[
     rows = [line for table in page.tables if table[0][-1] == "verdict" for line in table[1:] if len(line) > 1]
     assert len(rows) == len(results["claims"])
     for claim in (claim for claim in results["claims"] if "mean" in claim):
-        points = [signed(100 * claim[name]) for name in ("mean", "low", "high")]
-        assert any(line[1:3] == [points[0], f"[{points[1]}, {points[2]}]"] for line in rows)
+        points = [signed(100 * claim[name]) for name in ("mean", "low", "high") if claim[name] is not None]
+        interval = f"[{points[1]}, {points[2]}]" if points[1:] else "–"
+        assert any(line[1:3] == [points[0], interval] for line in rows)
 
 
 def test_the_table_has_the_numbers_of_the_rows(page: Page):
@@ -176,7 +179,7 @@ def test_every_part_is_there(text: str, page: Page):
 
 
 def test_figures_are_svg_with_a_description_and_the_arm_s_own_colours(text: str):
-    figures = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]*)"', text)
+    figures = re.findall(r'</figcaption><img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]*)"', text)
     assert len(figures) > 12
     for source, description in figures:
         svg = base64.b64decode(source).decode()
@@ -216,11 +219,70 @@ def test_names_cannot_become_markup(tmp_path: Path):
     assert evil in written(results, tmp_path).text
 
 
-def test_one_seed_has_no_spread_and_no_claims(tmp_path: Path):
-    page = written(study([each for arm in ARMS for each in unit(arm, 0)]), tmp_path)
-    assert "±" not in "".join(cell for line in page.tables[0] for cell in line)
-    assert "There is no headline claim" in page.text
-    assert "There is one seed alone" in page.text
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_with_fewer_than_three_seeds_differences_are_shown_without_verdicts(seeds: tuple[int, ...], tmp_path: Path):
+    results = study([each for arm in ARMS for seed in seeds for each in unit(arm, seed)])
+    page = written(results, tmp_path)
+    assert ("±" in "".join(cell for line in page.tables[0] for cell in line)) == (len(seeds) > 1)
+    assert ("There is one seed alone" in page.text) == (len(seeds) == 1)
+    assert "With fewer than 3 seeds, differences are shown and verdicts withheld." in page.text
+    [table] = [table for table in page.tables if table[0][-1] == "verdict"]
+    rows = [line for line in table[1:] if len(line) > 1]
+    assert {line[-1] for line in rows} == {"no verdict"}
+    assert all(re.fullmatch(r"[+−]?\d+\.\d", line[1]) for line in rows)
+    assert all((line[2] == "–") == (len(seeds) == 1) for line in rows)
+    assert not re.search(
+        "not resolved|in between", page.text.partition("How it was measured")[0].rpartition("hollow")[0]
+    )
+
+
+def test_the_page_begins_with_the_answer_and_explains_its_words_there(page: Page, results: dict[str, Any]):
+    answer = answer_of(results["claims"], results["arms"])
+    title, rest = page.text.split(answer, 1)
+    assert len(title) < 100, "nothing but the title comes first"
+    assert ". " not in answer, "one sentence"
+    for words in ("Shown: the 95 % interval", "Not resolved: the interval contains 0", "An arm is one way"):
+        assert words in rest[:800]
+
+
+def test_a_study_of_one_data_set_says_so_and_does_not_speak_of_labels(tmp_path: Path):
+    rows = [each for seed in (0, 1, 2) for arm in ("random", "mean_color") for each in unit(arm, seed)]
+    page = written(study(rows, one_data_set=True), tmp_path)
+    assert "pre-training and evaluation use the same data set" in page.text
+    assert "no arm is trained on upstream labels" in page.text
+    assert "supervised" not in page.text.partition("The answer in full")[0]
+    assert "One data set:" not in written(study(rows), tmp_path).text
+
+
+def test_neighbouring_panels_share_their_axis_but_for_losses():
+    rows = [each for seed in (0, 1, 2) for arm in ARMS for each in unit(arm, seed)]
+    own = {
+        "a": Lines("a", "x", "y", {"random": [[(0, 1.0), (1, 2.0)]]}),
+        "b": Lines("b", "x", "y", {"random": [[(0, 5.0)]]}),
+    }
+    looks = looks_of({"random": "random start"})
+    together, alone = draw(own.values(), looks), draw([own["a"]], looks)
+    apart = draw([replace(each, own_axis=True) for each in own.values()], looks)
+    assert together is not None
+    assert alone is not None
+    assert apart is not None
+    assert ticks(together.panels[0].source) == ticks(together.panels[1].source) != ticks(alone.panels[0].source)
+    assert ticks(apart.panels[0].source) == ticks(alone.panels[0].source)
+    assert [key.description for key in together.legend] == ["random start"]
+    found = study(rows)
+    figures = Figures(looks_of({n: a["title"] for n, a in found["arms"].items()}), found["arms"], rows, swapped=False)
+    forest = figures.forest(found["claims"])
+    assert forest is not None
+    ends = {tuple(ticks(panel.source, "x")) for panel in forest.panels}
+    assert len(forest.panels) > 2
+    assert len(ends) == 1
+
+
+def ticks(source: str, axis: str = "y") -> list[str]:
+    """The numbers along an axis of an SVG."""
+    svg = base64.b64decode(source.partition(",")[2]).decode()
+    groups = re.findall(rf'<g id="{axis}tick_\d+">.*?<text[^>]*>([^<]*)</text>', svg, re.S)
+    return [words for words in groups if re.search(r"\d", words)]
 
 
 def test_a_study_that_has_only_begun_has_a_page(tmp_path: Path):

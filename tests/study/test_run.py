@@ -133,6 +133,8 @@ def test_every_unit_ran_once_and_the_table_is_theirs(straight: tuple[Command, Pa
     assert found["unfinished"] == []
     assert found["rows"] == [row for each in found["units"] for row in unit(folder, each["name"])["rows"]]
     text = " ".join(printed.text.split())
+    assert "11 of 12 units left" in text
+    assert "0 of 12 units left" in text
     assert any(claim["headline"] for claim in found["claims"])
     for claim in found["claims"]:
         assert (f"{claim['text']}: {claim['verdict']}." in text) == claim["headline"]
@@ -251,7 +253,18 @@ def test_units_that_run_at_once_end_as_those_that_run_in_turn(
         (["evaluation.knn.k=[91]", "evaluation.by_depth=[]"], ("evaluation.knn.k", "90 training images")),
         (["pretraining.evaluation.k=[300]"], ("pretraining.evaluation.k", "48 training images", "fewer than 300")),
         (["finetuning.augmentation.mixup=0.8", "finetuning.training.batch_size=9"], ("pair the images",)),
-        (["downstream.source=embedded", "upstream.source=embedded:a"], ("upstream and downstream are both",)),
+        (
+            ["downstream.source=embedded", "upstream.source=embedded:a"],
+            ("upstream and downstream are both", "the labels that these arms pre-train with: supervised; leave them"),
+        ),
+        (
+            ["upstream.source=embedded", "downstream.source=embedded", "study.arms=[mean_color]", "study.images=[9]"],
+            ("downstream.source", "pre-train with: supervised"),  # an arm of the axis
+        ),
+        (
+            ["upstream.source=embedded", "downstream.source=embedded", "study.arms=[random]", "study.both_ways=true"],
+            ("study.both_ways", "there is no other direction"),
+        ),
         (
             ["upstream.source=embedded", "downstream.source=embedded", "downstream.split='train[:50%]'"],
             ("are both embedded",),
@@ -296,9 +309,8 @@ def test_a_study_that_is_refused_leaves_the_recipe_of_its_folder_as_it_was(here:
 def test_packages_that_are_not_installed_are_reported_before_anything_runs(
     here: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    assert 'a study needs jinja2, sklearn: pip install "mpp[study]"' in here(code=1)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert 'a study needs SciPy: pip install "masked-patch-prediction[study]"' in here(code=1)
     assert not (tmp_path / "gap").exists()
 
 
@@ -317,6 +329,28 @@ def test_pre_training_on_images_of_the_evaluation_is_refused(
                 for part, rest in (("upstream", up), ("downstream", down)))  # fmt: skip
     assert shared in here(*sections)
     assert not list((tmp_path / "gap").rglob("log.txt"))
+
+
+def test_without_upstream_labels_one_data_set_is_enough_and_its_test_split_stays_out(
+    study: Study, here: Callable[..., str], tinted_images: Path, tmp_path: Path
+):
+    common = f"source: {tinted_images}, image_size: {SIZE}, workers: 0"
+    arms = ("study.arms=[random,mean_color]", "study.seeds=[0]", *ALONE, "finetuning.fractions=[]")
+    mixed = here(f"upstream={{{common}, split: train+test, validation_split: 'train[:9]'}}",
+                 f"downstream={{{common}}}", *arms)  # fmt: skip
+    assert "45 of the 135 images to pre-train on (test+train) are among the 45 of test" in mixed.replace(
+        "(train+test)", "(test+train)"
+    )
+    assert "tested on" in mixed
+
+    printed = good(study(f"upstream={{{common}}}", f"downstream={{{common}}}", *arms))
+    found = results(tmp_path / "gap")
+    assert found["one_data_set"]
+    assert found["answer"] in " ".join(printed.text.split())
+    assert "(no verdict: 1 seed)" in found["answer"]
+    assert "(no verdict: fewer than 3 seeds" in printed.text
+    assert "use the same data set" in (tmp_path / "gap" / "report.html").read_text()
+    assert images_of(tmp_path / "gap" / "mean_color/seed-0/pretrain").startswith("90 ")
 
 
 def test_parts_of_one_data_set_that_share_no_image_may_be_compared(study: Study, tinted_images: Path, tmp_path: Path):

@@ -101,6 +101,44 @@ def predictions(source: str) -> Tensor:
     return objective.forward(pixels(objective.encoder.image_size), torch.arange(3)).logits
 
 
+def logits_of_run(run: str) -> Tensor:
+    """What the classifier of a fine-tuning says, by timm's network, filled by hand."""
+    config = json.loads((Path(run) / "classifier" / "config.json").read_text())
+    model: Any = timm.create_model(
+        config["architecture"], num_classes=config["num_classes"], global_pool=config["global_pool"],
+        **{name: value for name, value in config["model_args"].items() if name != "global_pool"},
+    )  # fmt: skip
+    model.load_state_dict(load_file(Path(run) / "classifier" / "model.safetensors"), strict=True)
+    return model.eval()(normal(config))
+
+
+def logits_of_transformers(source: str) -> Tensor:
+    from transformers import AutoModelForImageClassification
+
+    model: Any = AutoModelForImageClassification.from_pretrained(source).eval()
+    print(f"names {list(model.config.id2label.values())}")
+    return model(pixel_values=normal({"pretrained_cfg": model.config.pretrained_cfg})).logits
+
+
+def probabilities_of_pipeline(source: str) -> Tensor:
+    """Of the pipeline, in the order of the class names, which it is asked for by name."""
+    from transformers import pipeline
+
+    classify: Any = pipeline("image-classification", model=source, device="cpu")
+    size = classify.model.config.pretrained_cfg["input_size"][-1]
+    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels(size)]
+    names = list(classify.model.config.id2label.values())
+    found = [{entry["label"]: entry["score"] for entry in scores} for scores in classify(images, top_k=len(names))]
+    print(f"names {names}")
+    return torch.tensor([[scores[name] for name in names] for scores in found])
+
+
+def names_of_timm(source: str) -> Tensor:
+    model: Any = timm.create_model(source, pretrained=True)
+    print(f"names {model.pretrained_cfg['label_names']}")
+    return torch.zeros(1)
+
+
 WAYS: dict[str, Callable[[str], Tensor]] = {
     "checkpoint": of_checkpoint,
     "timm": of_timm,
@@ -109,4 +147,8 @@ WAYS: dict[str, Callable[[str], Tensor]] = {
     "mpp": of_mpp,
     "objective": of_objective,
     "predictions": predictions,
+    "run": logits_of_run,
+    "classifier": logits_of_transformers,
+    "pipeline": probabilities_of_pipeline,
+    "names": names_of_timm,
 }

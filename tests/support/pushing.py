@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from mpp.hub.folder import WRITTEN
 from tests.support.downstream import results
 from tests.support.forkserver import ForkServer, good
 
@@ -91,7 +92,7 @@ def measured(run: Path) -> dict[str, Any]:
 
 def staged(push: Push, run: Path, folder: Path, *options: object, **env: str) -> dict[str, bytes]:
     arrived(push(run, NAME, "--dry-run", "--folder", folder, *options, **env))
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != WRITTEN}
 
 
 def card(text: bytes | str) -> Any:

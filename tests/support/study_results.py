@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mpp.study.arms import PRESETS
-from mpp.study.claims import NOTE, claims_of
+from mpp.study.claims import claims_of, note_of
 from mpp.study.results import Row
 
 LEVEL = {"random": 0.2, "scratch": 0.3, "mean_color": 0.4, "full_patch": 0.25, "supervised": 0.35, "raw_pixels": 0.15}
@@ -83,15 +83,15 @@ def study(rows: list[Row], **changes: Any) -> dict[str, Any]:
     claims = claims_of(rows, arms)
     recipe = {
         "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 4, "arguments": {"depth": 2}},
-        "upstream": {"source": "embedded:a", "image_size": 32},
-        "downstream": {"source": "embedded:b", "image_size": 32},
+        "upstream": {"source": "embedded:a", "split": "train", "image_size": 32},
+        "downstream": {"source": "embedded:b", "split": "train", "image_size": 32},
         "study": {"scale": 1.0},
         "finetuning": {"search": {"lr": [1e-3], "pool": []}},
     }
     units = dict.fromkeys((each.arm, each.seed, each.variant) for each in rows)
     return {
         "arms": arms,
-        "note": NOTE.format(count=len(claims)),
+        "note": note_of(claims),
         "recipe": recipe,
         "units": [
             {"name": f"{arm}/seed-{seed}", "arm": arm, "seed": seed, **variant._asdict(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,24 +16,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from mpp.study.claims import OPEN, signed
+from mpp.study.claims import REVERSE, SHOWN, signed
 from mpp.study.results import Measure
 
 Runs = list[list[tuple[float, float]]]
 """A curve for each seed: points (x, y), ascending in x."""
 WIDTH = 4.0
 """Of a panel, in inches."""
-COLUMNS = 3
-"""Panels beside each other."""
 INK, MUTED, RULE, BAND = "#101112", "#626364", "#d9dadb", "#f2f3f4"
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mpp",
     "text.parse_math": False,
     "font.size": 10,
     "axes.edgecolor": MUTED,
-    "axes.titlesize": "medium",
-    "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -70,10 +66,19 @@ def looks_of(titles: Mapping[str, str]) -> dict[str, Look]:
 
 
 class Image(NamedTuple):
-    """A figure for the page: SVG as a data URI, and its description."""
+    """A panel or a key for the page: SVG as a data URI, and its description."""
 
     source: str
     description: str
+    title: str = ""
+
+
+class Chart(NamedTuple):
+    """Panels to be laid out beside each other, under one legend."""
+
+    legend: Sequence[Image]
+    """What each line and marker is, its name as the description."""
+    panels: Sequence[Image]
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,11 @@ class Lines:
     """A logarithmic x axis, with a tick for each x."""
     categories: Sequence[str] = ()
     """Names of x = 0, 1, 2, …"""
+    own_axis: bool = False
+    """Its y is not that of its neighbours."""
 
-    height = 2.9  # inches
+    height = 2.7  # inches
+    shared = "y"
 
     def draw(self, axes: Axes, looks: Looks) -> None:
         """Draw it."""
@@ -101,10 +109,9 @@ class Lines:
                 axes.plot(*zip(*run, strict=True), color=looks[arm].color, linewidth=0.7, alpha=0.45)
             mean = _mean(runs)
             axes.plot(*zip(*mean, strict=True), **looks[arm]._asdict(), markevery=max(len(mean) // 8, 1))
-        for (name, value), line in zip(self.levels.items(), ("--", ":"), strict=False):
-            if value is not None:
-                axes.axhline(value, color=MUTED, linewidth=1.1, linestyle=line, label=name)
-        axes.set(title=self.title, xlabel=self.x, ylabel=self.y)
+        for name, line in self.drawn_levels():
+            axes.axhline(self.levels[name] or 0.0, **_level(name, line))
+        axes.set(xlabel=self.x, ylabel=self.y)
         values = sorted({x for runs in self.curves.values() for run in runs for x, _ in run})
         if self.categories:
             axes.set_xticks(range(len(self.categories)), [textwrap.fill(name, 16) for name in self.categories])
@@ -116,6 +123,15 @@ class Lines:
         else:
             axes.locator_params(axis="x", nbins=5, integer=True)
         axes.xaxis.set_major_formatter(EngFormatter(sep="") if values[-1] >= 1000 else "{x:g}")
+
+    def arms(self, _: Looks) -> Iterable[str]:
+        """The arms that are drawn."""
+        return self.curves
+
+    def drawn_levels(self) -> list[tuple[str, str]]:
+        """The name and the style of each horizontal line."""
+        pairs = zip(self.levels.items(), ("--", ":"), strict=False)
+        return [(name, line) for (name, value), line in pairs if value is not None]
 
     def description(self, looks: Looks) -> str:
         """The last points in words."""
@@ -135,6 +151,9 @@ class Forest:
     claims: Sequence[tuple[str, Mapping[str, Any]]]
     """Claims of two arms as JSON, each with the arm that gives its colour."""
 
+    own_axis = False
+    shared = "x"
+
     @property
     def _measures(self) -> list[str]:
         return list(dict.fromkeys(_measure(claim) for _, claim in self.claims))
@@ -143,29 +162,35 @@ class Forest:
     def height(self) -> float:
         """Inches."""
         arms = {arm for arm, _ in self.claims}
-        return 0.9 + len(self._measures) * max(0.16 * len(arms) + 0.1, 0.38)
+        return 0.65 + len(self._measures) * max(0.16 * len(arms) + 0.1, 0.38)
 
     def draw(self, axes: Axes, looks: Looks) -> None:
         """Draw it."""
         measures = self._measures
-        arms = [arm for arm in looks if any(arm == other for other, _ in self.claims)]
+        arms = self.arms(looks)
         offsets = min(0.8 / len(arms), 0.3) * (np.arange(len(arms)) - (len(arms) - 1) / 2)
-        for arm in arms:
-            axes.plot([], [], **looks[arm]._asdict())  # for the legend
         for row in range(0, len(measures), 2):
             axes.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
         axes.axvline(0, color=INK, linewidth=1, zorder=1)
         for arm, claim in self.claims:
             at = measures.index(_measure(claim)) + offsets[arms.index(arm)]
             low, mean, high = _points(claim)
-            face = "white" if claim["verdict"] == OPEN else looks[arm].color
+            face = looks[arm].color if claim["verdict"] in (SHOWN, REVERSE) else "white"
             axes.hlines(at, low, high, color=looks[arm].color, linewidth=1.5, zorder=2)
             axes.plot(mean, at, looks[arm].marker, color=looks[arm].color, markerfacecolor=face, zorder=3)
         axes.grid(visible=False, axis="y")
-        axes.set(title=self.title, xlabel="difference in accuracy, points", xlim=self._limits())
+        axes.set(xlabel="difference in accuracy, points", xlim=self._limits())
         axes.set_ylim(len(measures) - 0.5, -0.5)
         axes.set_yticks(range(len(measures)), [measure.replace(", ", ",\n") for measure in measures])
         axes.xaxis.set_major_formatter(lambda value, _: signed(value, "g"))
+
+    def arms(self, looks: Looks) -> list[str]:
+        """The arms that are drawn, from the top down."""
+        return [arm for arm in looks if any(arm == other for other, _ in self.claims)]
+
+    def drawn_levels(self) -> list[tuple[str, str]]:
+        """No horizontal lines."""
+        return []
 
     def _limits(self) -> tuple[float, float]:
         """0, every mean, and all intervals but those much wider than most."""
@@ -180,26 +205,54 @@ class Forest:
         return "; ".join(claim["text"] for _, claim in self.claims)
 
 
-def draw(panels: Iterable[Lines | Forest], looks: Looks) -> Image | None:
-    """Draw panels beside each other under one legend; None if there are none."""
+def draw(panels: Iterable[Lines | Forest], looks: Looks) -> Chart | None:
+    """Draw panels, whose shared axis has the same ends in all of them, and their legend; None if there are none."""
     shown = list(panels)
     if not shown:
         return None
-    columns = min(len(shown), COLUMNS)
-    rows = math.ceil(len(shown) / columns)
     with style.context(["default", STYLE]):  # whatever the user's own settings are
-        figure = Figure(layout="constrained")
-        for number, panel in enumerate(shown, start=1):
-            panel.draw(figure.add_subplot(rows, columns, number), looks)
-        legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
-        handles = {label: handle for legend in legends for handle, label in legend}
-        height = 0.2 + 0.22 * math.ceil(len(handles) / columns) + rows * max(panel.height for panel in shown)
-        figure.set_size_inches(WIDTH * columns, height)
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Image(source, " ".join(f"{panel.title}: {panel.description(looks)}" for panel in shown))
+        figures = [Figure(figsize=(WIDTH, panel.height), layout="constrained") for panel in shown]
+        for panel, figure in zip(shown, figures, strict=True):
+            panel.draw(figure.add_subplot(), looks)
+        _share(shown, [figure.axes[0] for figure in figures])
+        images = [
+            Image(_svg(figure), f"{panel.title}: {panel.description(looks)}", panel.title)
+            for panel, figure in zip(shown, figures, strict=True)
+        ]
+        arms = {arm for panel in shown for arm in panel.arms(looks)}
+        levels = dict(level for panel in shown for level in panel.drawn_levels())
+        legend = [_key(look._asdict()) for arm, look in looks.items() if arm in arms]
+        return Chart([*legend, *(_key(_level(name, line)) for name, line in levels.items())], images)
+
+
+def _share(panels: Sequence[Lines | Forest], axes: Sequence[Axes]) -> None:
+    """Give the axis that neighbouring panels share the same ends in all of them."""
+    own = [each for panel, each in zip(panels, axes, strict=True) if not panel.own_axis]
+    shared = panels[0].shared
+    ends = np.array([getattr(each, f"get_{shared}lim")() for each in own]) if own else np.zeros((1, 2))
+    for each in own:
+        each.set(**{f"{shared}lim": (float(ends[:, 0].min()), float(ends[:, 1].max()))})
+
+
+def _level(name: str, linestyle: str) -> dict[str, Any]:
+    return {"label": name, "color": MUTED, "linewidth": 1.1, "linestyle": linestyle}
+
+
+def _key(look: Mapping[str, Any]) -> Image:
+    """A short line with its marker, for the legend."""
+    figure = Figure(figsize=(0.42, 0.16))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 1), ylim=(-1, 1))
+    axes.axis("off")
+    axes.plot([0, 0.5, 1], [0, 0, 0], **look, markevery=[1])
+    return Image(_svg(figure), look["label"])
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as a data URI."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata=NO_METADATA)
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _measure(claim: Mapping[str, Any]) -> str:
@@ -207,8 +260,9 @@ def _measure(claim: Mapping[str, Any]) -> str:
 
 
 def _points(claim: Mapping[str, Any]) -> tuple[float, float, float]:
-    """The lower bound, the mean and the upper bound of a difference, in points."""
-    return 100 * claim["low"], 100 * claim["mean"], 100 * claim["high"]
+    """The lower bound, the mean and the upper bound of a difference, in points; a single seed has no bounds."""
+    low, mean, high = (claim["mean"] if claim[name] is None else claim[name] for name in ("low", "mean", "high"))
+    return 100 * low, 100 * mean, 100 * high
 
 
 def _mean(runs: Runs) -> list[tuple[float, float]]:

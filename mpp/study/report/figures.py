@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from mpp.study.claims import variant_title
-from mpp.study.report.charts import Forest, Image, Lines, Looks, Runs, draw
+from mpp.study.report.charts import Chart, Forest, Lines, Looks, Runs, draw
 from mpp.study.results import Row, downstream, select
 from mpp.study.units import Variant
 
@@ -32,7 +32,7 @@ class Figures:
         self.chance = 100 / classes[0].value if classes else None
         """Downstream accuracy by guessing, per cent."""
 
-    def by_labels(self) -> Image | None:
+    def by_labels(self) -> Chart | None:
         """Accuracy against the number of labels: few-shot, and fine-tuned."""
         few_shot = select(self.rows, evaluator="few_shot", layer="chosen", metric="accuracy")
         of_class, of_all = "labelled images of each class", "labels used, %"
@@ -42,7 +42,7 @@ class Figures:
         ]
         return draw(filter(_has_lines, panels), self.looks)
 
-    def forest(self, claims: Sequence[dict[str, Any]]) -> Image | None:
+    def forest(self, claims: Sequence[dict[str, Any]]) -> Chart | None:
         """Each claim of two arms with its interval: the gain over each floor, and the gap to supervised."""
         kinds: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         for claim in claims:
@@ -61,7 +61,7 @@ class Figures:
             others = "self-supervised"
         return f"{high['title']} − {others}", lower
 
-    def losses(self) -> Image | None:
+    def losses(self) -> Chart | None:
         """Held-out loss during pre-training, a panel for each arm: their losses are not comparable."""
         panels = []
         for arm, about in self.arms.items():
@@ -72,10 +72,10 @@ class Figures:
             levels = {title: statistics.fmean(found) if found else None for title, found in values.items()}
             if curves := self._curves(masked or select(own, metric="validation_loss"), _samples, factor=1):
                 y = "loss, masked patches" if masked else "loss"
-                panels.append(Lines(about["title"], SEEN, y, curves, levels))
+                panels.append(Lines(about["title"], SEEN, y, curves, levels, own_axis=True))
         return draw(panels, self.looks)
 
-    def in_training(self, *, compute: bool = False) -> Image | None:
+    def in_training(self, *, compute: bool = False) -> Chart | None:
         """Accuracies on upstream images during pre-training, a panel for each evaluator and pooling."""
         found = select(self.rows, metric="upstream_accuracy")
         cost = {(r.arm, r.seed): r.value for r in select(self.rows, metric="flops_per_image")}
@@ -83,12 +83,12 @@ class Figures:
         label = "pre-training compute, FLOPs" if compute else SEEN
         return draw(self._panels(found, label, x, _kind, chance=None), self.looks)
 
-    def tuning(self) -> Image | None:
+    def tuning(self) -> Chart | None:
         """Accuracy on the dev split while fine-tuning, where a search has one."""
         found = select(self.rows, evaluator="finetune", metric="dev_accuracy")
         return draw(self._panels(found, "images seen", _samples, _title), self.looks)
 
-    def spent(self) -> Image | None:
+    def spent(self) -> Chart | None:
         """Test accuracy after fine-tuning against the cost of all training, searches included."""
         panels = []
         for metric, label in (("images_seen", "images seen in all training"), ("flops", "FLOPs of all training")):
@@ -96,7 +96,7 @@ class Figures:
             panels += self._panels(self.tuned, label, total, _title)
         return draw(panels, self.looks)
 
-    def depth(self) -> Image | None:
+    def depth(self) -> Chart | None:
         """Accuracy on the dev split by block, a panel for each evaluator and pooling."""
         found = [row for row in select(self.rows, metric="dev_accuracy") if row.block is not None]
         panels = self._panels(found, "block", lambda row: float(row.block or 0), _kind)
@@ -110,7 +110,7 @@ class Figures:
         sizes = _sizes(found, axis)
         return sorted(found, key=lambda row: sizes[row.variant])
 
-    def by(self, axis: str) -> Image | None:
+    def by(self, axis: str) -> Chart | None:
         """Accuracy by `images` or `size`, a panel for each measure."""
         rows = self.along(axis)
         sizes, names = _sizes(rows, axis), []

@@ -11,6 +11,7 @@ import jinja2
 import yaml
 
 from mpp.files import write_text
+from mpp.study import claims
 from mpp.study.report import tables
 from mpp.study.report.charts import looks_of
 from mpp.study.report.figures import Figures
@@ -32,6 +33,7 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
         about=_about(rows),
         looks=looks,
         tables=tables,
+        judged=claims,
         directions=[Figures(looks, arms, rows, swapped=each) for each in swapped],
         costs=tables.cost_table(rows, arms, "Images, operations and time, means over the seeds"),
         pictures=_pictures(results, folder),

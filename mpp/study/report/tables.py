@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from mpp.study.claims import OPEN, REVERSE, SHOWN, signed, variant_title
+from mpp.study.claims import OPEN, REVERSE, SHOWN, WITHHELD, signed, variant_title
 from mpp.study.report.figures import POOLS
 from mpp.study.results import Measure, Row, accuracies, measures, select
 from mpp.study.units import Variant
 
 Arms = Mapping[str, Mapping[str, str]]
 """`title` and `role` of each arm by its name."""
-VERDICTS = {SHOWN: "yes", REVERSE: "reverse", OPEN: "open"}
+VERDICTS = {SHOWN: "yes", REVERSE: "reverse", OPEN: "open", WITHHELD: "open"}
 """A class of the style sheet for each verdict."""
 COSTS = {
     "images_seen": ("images", "{:,.0f}".format),
@@ -139,8 +139,9 @@ def _claim_line(claim: dict[str, Any], arms: Arms) -> Line:
     last = [f"{len(claim['seeds'])}", claim["verdict"]]
     if "mean" not in claim:
         return Line(" < ".join(names) + where, ["–", "–", *last])
-    mean, low, high = (signed(100 * claim[name]) for name in ("mean", "low", "high"))
-    return Line(f"{names[1]} − {names[0]}{where}", [mean, f"[{low}, {high}]", *last])
+    mean, *bounds = (None if claim[name] is None else signed(100 * claim[name]) for name in ("mean", "low", "high"))
+    interval = "–" if None in bounds else f"[{bounds[0]}, {bounds[1]}]"
+    return Line(f"{names[1]} − {names[0]}{where}", [mean or "", interval, *last])
 
 
 def headlines(claims: Iterable[dict[str, Any]], arms: Arms) -> list[list[dict[str, Any]]]:
@@ -151,6 +152,17 @@ def headlines(claims: Iterable[dict[str, Any]], arms: Arms) -> list[list[dict[st
             groups.setdefault(tuple(claim["arms"]), []).append(claim)
     order = sorted(groups, key=lambda names: (len(names), arms[names[1]]["role"] != "supervised"))
     return [groups[names] for names in order]
+
+
+def verdicts_of(claims: Iterable[dict[str, Any]]) -> list[str]:
+    """The verdicts of the headline claims, each once."""
+    return list(dict.fromkeys(claim["verdict"] for claim in claims if claim["headline"]))
+
+
+def headline_measures(claims: Iterable[dict[str, Any]]) -> str:
+    """What the headline claims were measured by."""
+    names = dict.fromkeys(Measure(c["evaluator"], c["setting"]).title for c in claims if c["headline"])
+    return ", ".join(names)
 
 
 def cost_table(rows: Sequence[Row], arms: Arms, label: str) -> Table | None:

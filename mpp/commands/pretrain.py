@@ -26,6 +26,7 @@ from mpp.evaluation.callback import in_training
 from mpp.hub.background import BackgroundPush, check_token
 from mpp.hub.load import take_parts
 from mpp.objective.base import Objective, Sample
+from mpp.progress import DELAY, quiet
 from mpp.recipe import PretrainRecipe
 from mpp.run_folder import FolderLock
 from mpp.training.checkpoint import Checkpoint
@@ -173,9 +174,13 @@ def _baselines(
     colours = ColourHistogram()
 
     def images(crops: EvaluationCrops, chosen: Numbers) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in on_device(crops, chosen, 256, recipe.data.workers, torch.device("cpu")):
-            colours.add(batch.pixels)
-            yield batch.pixels, batch.samples
+        loaded = on_device(crops, chosen, 256, recipe.data.workers, torch.device("cpu"))
+        bar = tqdm(desc="baselines", total=len(chosen), unit="image", delay=DELAY, disable=quiet(), leave=False)
+        with bar:
+            for batch in loaded:
+                colours.add(batch.pixels)
+                yield batch.pixels, batch.samples
+                bar.update(len(batch.pixels))
 
     baselines = objective.baselines(
         Sample(images(seen, rows), labels[0]),

@@ -51,7 +51,7 @@ def write_report(run: Path, path: Path) -> None:
     )  # fmt: skip
     text = environment.get_template("report.html.j2").render(
         name=run.resolve().name,
-        state=state,
+        state={"unit": "", **state},
         facts=_facts(state, metrics),
         figures=_figures(state, metrics),
         pictures=_reconstructions(run, metrics),
@@ -122,7 +122,7 @@ def _held_out(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[s
 def _evaluations(run: Path) -> list[dict[str, Any]]:
     """Each evaluation of the run's encoder, with its scores as rows."""
     found = [_read(path) for path in sorted(run.glob("evaluation/*/results.json"))]
-    return [{**results, "rows": score_rows(results)} for results in found if results is not None]
+    return [{"controls": {}, **results, "rows": score_rows(results)} for results in found if results is not None]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -152,19 +152,17 @@ class TrainRun:
                 f"the run began in {began_in} and goes on in {now}: training.precision=auto takes what a machine is "
                 "good at"
             )
-        began_with = (
-            checkpoint.state.get("threads", threads(recipe.training)) if checkpoint else threads(recipe.training)
-        )
-        if began_with != threads(recipe.training):
+        here = threads(recipe.training)
+        began_with = checkpoint.state.get("threads", here) if checkpoint else here
+        if began_with != here:
             journal.say(
-                f"the run began with {began_with} threads and goes on with {threads(recipe.training)}: its weights "
-                f"will differ from then on in their last bits; training.threads={began_with} keeps them"
+                f"the run began with {began_with} threads and goes on with {here}: its weights will differ in\n"
+                f"the last bits from those of one number of threads; set OMP_NUM_THREADS={began_with} to keep them"
             )
         warmup = self.in_steps(recipe.optimizer.warmup)
         if warmup > self.schedule.warmup:
-            journal.say(
-                f"optimizer.warmup of {warmup} steps is as long as the run: shortened to {self.schedule.warmup}"
-            )
+            shorter = self.schedule.warmup
+            journal.say(f"optimizer.warmup of {warmup} steps is as long as the run; it is shortened to {shorter}")
         record = RunRecord(
             steps=steps,
             headline=(objective.headline, objective.headline_title),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mpp.data.inputs import CentreCrops, Images
 from mpp.data.settings import DataSettings
@@ -48,7 +48,7 @@ def features(
         crop_pct: the share of the resized image's shorter side that the crop keeps.
         interpolation: how images are resized (always antialiased).
         workers: loader processes; 0 loads in this one.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal or in a notebook.
 
     Raises:
         ValueError: if there are no images, one cannot be read, or the encoder has no such block or token.
@@ -64,7 +64,7 @@ def features(
     encoder.eval()
     found = []
     try:
-        with torch.inference_mode(), tqdm(total=len(crops), desc="features", disable=not progress) as bar:
+        with torch.inference_mode(), tqdm(total=len(crops), desc="features", disable=None if progress else True) as bar:
             for pixels in DataLoader(crops, batch_size, num_workers=workers):
                 found.append(reader.read(pixels.to(device), [chosen])[chosen].cpu())
                 bar.update(len(pixels))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mpp.data.sampler import Numbers
 from mpp.encoder.export import weights_digest
@@ -20,6 +21,7 @@ from mpp.evaluation.knn import nearest_neighbours
 from mpp.evaluation.logistic_regression import linear_probe, require_solver
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
 from mpp.files import write_text
+from mpp.progress import DELAY, quiet
 from mpp.settings import Settings
 
 ONE_CLASS = "all training images are of one class: there is nothing to classify"
@@ -93,7 +95,8 @@ def scores(
         if settings.name in by_depth and dev is not None and len(train.values) > 1:
             fitted, held = (train.take(rows) for rows in dev)
             grid = {"grid": (settings.depth_c,)} if isinstance(settings, ProbeSettings) else {}
-            for layer in train.values:
+            title = f"{settings.name.replace('_', ' ')}, layers"
+            for layer in tqdm(train.values, desc=title, unit="layer", delay=DELAY, disable=quiet(), leave=False):
                 here = _evaluate(settings.model_copy(update=grid), options, pieces, fitted, held, layer)
                 entry["by_depth"].append({**layer._asdict(), "accuracy": here["accuracy"]})
             best = max(entry["by_depth"], key=lambda at: (at["accuracy"], at["block"]))

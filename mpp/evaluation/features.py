@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from mpp.encoder.encoder import Encoder
 from mpp.encoder.export import weights_digest
 from mpp.evaluation.settings import FeatureSettings
 from mpp.files import replacing
+from mpp.progress import quiet
 from mpp.training.distributed import to_device
 
 
@@ -168,7 +168,7 @@ def extract(
     collected: dict[FeatureLayer, list[Tensor]] = {layer: [] for layer in layers}
     labels: list[Tensor] = []
     damaged: set[int] = set()
-    silent = not (title and accelerator.is_main_process and sys.stderr.isatty())
+    silent = not (title and accelerator.is_main_process) or quiet()
     loader = batches(crops, chunks, workers=workers, pin=accelerator.device.type == "cuda")
     for loaded in tqdm(loader, total=len(chunks), desc=title, disable=silent, leave=False):
         batch = to_device(loaded, accelerator.device)

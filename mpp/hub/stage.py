@@ -210,7 +210,7 @@ def _recipe(recipe: PretrainRecipe | FinetuneRecipe, state: dict[str, Any], repo
     """The resolved recipe; of paths on this machine only the last part is left."""
     tree = plain(recipe)
     tree["output_dir"] = f"runs/{repo_id.split('/')[-1]}"  # what it is called here is nobody else's business
-    for name in ("data", "encoder"):
+    for name in ("data", "encoder", "objective"):
         if tree[name]["source"] is not None:
             tree[name]["source"] = shown(tree[name]["source"], local=name in state.get("local", ()))
     return HEADER + in_block(tree)

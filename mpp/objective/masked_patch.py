@@ -157,7 +157,7 @@ class MaskedPatchPrediction(Objective):
             "loss": f"on all corrupted patches, {self.unit}",
             "masked": f"loss on masked patches, {self.unit}",
             **self.target.words,
-            "neighbours": "loss of a prediction from the visible patches around, without a network",
+            "neighbours": "loss of predicting from the colours of visible patches around",
         }
 
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:

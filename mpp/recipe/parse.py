@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mpp.recipe.errors import COMMAND_LINE, Document, Problem, RecipeError, SourceLocation, shown
+from mpp.recipe.shipped import shipped_recipes
 from mpp.recipe.yaml import Loader, read_scalar
 from mpp.type_hints import Keys, dotted, listed, nearest
 
@@ -95,12 +96,14 @@ def _read_text(path: Path) -> str:
 
 
 def _near_matches(path: Path) -> str:
-    """The recipe that was probably meant: one of the same folder, else one of `recipes/`."""
-    for folder, pattern in ((path.parent, "*.yaml"), (Path("recipes"), "**/*.yaml")):
-        names = {found.name: str(found) for found in sorted(folder.glob(pattern), reverse=True)}
-        if match := nearest(path.name, names):
+    """The recipe that was probably meant: one that ships, of the same folder, or of `recipes/`."""
+    shipped = {} if path.suffix else {name: name for name in shipped_recipes()}
+    folders = ((path.parent, "*.yaml"), (Path("recipes"), "**/*.yaml"))
+    there = ({found.name: str(found) for found in sorted(where.glob(what), reverse=True)} for where, what in folders)
+    for names in (shipped, *there):
+        if match := nearest(path.name if names is not shipped else str(path), names):
             return f"did you mean {names[match]}?"
-    return ""
+    return "" if path.suffix else "'mpp recipes' lists those that ship with the package"
 
 
 def _refusal(name: str | Path, complaint: str, line: int = 0, found: str = "", advice: str = "") -> RecipeError:

@@ -192,8 +192,8 @@ def test_results_go_into_the_run_and_are_shown(evaluated: tuple[str, Path]):
     for count in "15":
         score = found["few_shot"]["default"]["shots"][count]
         row = next(line for line in text.splitlines() if line.strip().startswith(f"{count} a class"))
-        assert f"{score['mean']:.1%} ± {100 * score['std']:.1f}" in row
-    assert f"{found['knn']['headline']['k']['10']:.1%}" in text
+        assert f"{100 * score['mean']:.1f} ± {100 * score['std']:.1f}" in row
+    assert f"{100 * found['knn']['headline']['k']['10']:.1f}" in text
 
 
 def table(text: str) -> list[str]:
@@ -204,7 +204,7 @@ def table(text: str) -> list[str]:
 
 def test_the_table_has_at_most_80_columns(evaluate: Evaluate, pretrained: Path):
     said = good(evaluate(f"encoder={pretrained}", "linear_probe.grid=[1e-4]", "few_shot.shots=[1]", "knn=null")).text
-    assert len(table(said)) == 5
+    assert len(table(said)) == 6
     assert max(map(len, table(said))) <= 80, said
 
 
@@ -481,3 +481,37 @@ def test_no_more_test_images_may_be_damaged_than_the_recipe_says(
     refused(evaluate(*settings), f"{damaged} of {TEST} images", "data.max_bad_share", code=1)
     good(evaluate(*settings, "data.max_bad_share=0.5"))
     assert results(tmp_path / "out")["damaged"] == {"train": 0, "test": damaged}
+
+
+# Controls beside the scores
+
+
+def test_controls_are_scored_as_by_a_command_of_their_own(evaluate: Evaluate, pretrained: Path, tmp_path: Path):
+    said = good(evaluate(f"encoder={pretrained}", "controls=true", "linear_probe.grid=[0.01,0.1,100]")).text
+    found = results(tmp_path / "out")
+    assert set(found["controls"]) == {"raw_pixels", "patch_colors"}
+    for name, entry in found["controls"].items():
+        shutil.rmtree(tmp_path / "out")
+        good(evaluate(f"encoder={name}", "encoder.patch_size=4", "linear_probe.grid=[0.01,0.1]", "controls=true"))
+        alone = results(tmp_path / "out")
+        assert alone["controls"] == {}, "a control has none beside it"
+        assert entry == {each: {"default": score["default"]} for each, score in alone["scores"].items()}
+    lines = table(said)
+    assert "pixels    colours  chance" in lines[0]
+    row = next(line for line in lines if line.strip().startswith("5 a class"))
+    score = found["controls"]["patch_colors"]["few_shot"]["default"]["shots"]["5"]
+    assert row.endswith(f"{100 * score['mean']:.1f} ± {100 * score['std']:.1f}    33.3")
+    assert max(map(len, said.splitlines())) <= 80 + len(str(tmp_path)), said
+    assert "of train, 3 classes" in said
+    assert f"{TEST} images of test to test on" in said
+
+
+def test_controls_that_were_cut_off_resume(evaluate: Evaluate, pretrained: Path, tmp_path: Path):
+    good(evaluate(f"encoder={pretrained}", "controls=true"))
+    straight = results(tmp_path / "out")
+    (tmp_path / "out" / "results.json").unlink()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "features").iterdir()}
+    assert len(kept) == 6, "two splits of an encoder and two controls"
+    good(evaluate(f"encoder={pretrained}", "controls=true"))
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "features").iterdir()} == kept
+    assert results(tmp_path / "out")["controls"] == straight["controls"]

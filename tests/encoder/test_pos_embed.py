@@ -137,7 +137,7 @@ def test_the_three_ways_differ_and_bilinear_is_the_default(tmp_path: Path):
     for how in WAYS:
         built = EncoderSettings(source=str(tmp_path), resize=how).build(32, needs_patches=True)
         assert torch.equal(built.vit.pos_embed, found[how])
-    with pytest.raises(ValueError, match="resize must be bilinear, bicubic or timm, found"):
+    with pytest.raises(ValueError, match="resize: found 'nearest'; allowed: bilinear, bicubic or timm"):
         EncoderSettings(resize="nearest")
     with pytest.raises(ValueError, match=r"arguments cannot hold resize: .*encoder\.resize"):
         EncoderSettings(arguments={"resize": "timm"}).build(32, needs_patches=True)

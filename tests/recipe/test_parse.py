@@ -235,7 +235,8 @@ def test_a_missing_file_is_answered_with_its_neighbour(recipe: Path) -> None:
     Path("recipes/deep/other.yaml").touch()
     for asked, meant in (
         ("recipes/mean_colour.yaml", "recipes/mean_color.yaml"),
-        ("mean_color", "recipes/mean_color.yaml"),
+        ("mean_colr", "mean_color"),
+        ("cifar10/mean_colour", "cifar10/mean_color"),
         ("nowhere/othr.yaml", "recipes/deep/other.yaml"),
     ):
         with pytest.raises(RecipeError, match="does not exist") as caught:

@@ -251,7 +251,7 @@ def test_units_that_run_at_once_end_as_those_that_run_in_turn(
         (["finetuning.optimizer.name=adamm"], ("finetuning.optimizer.name 'adamm' is not one of timm's",)),
         (["evaluation.few_shot.shots=[40]"], ("evaluation.few_shot.shots", "class 0 has 24 images")),
         (["evaluation.knn.k=[91]", "evaluation.by_depth=[]"], ("evaluation.knn.k", "90 training images")),
-        (["pretraining.evaluation.k=[300]"], ("pretraining.evaluation.k", "48 training images")),
+        (["pretraining.evaluation.k=[300]"], ("pretraining.evaluation.k", "48 training images", "fewer than 300")),
         (["finetuning.augmentation.mixup=0.8", "finetuning.training.batch_size=9"], ("pair the images",)),
         (
             ["downstream.source=embedded", "upstream.source=embedded:a"],

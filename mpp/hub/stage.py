@@ -128,6 +128,7 @@ def _classifier(
     write_text(folder / "recipe.yaml", _recipe(recipe, checkpoint.state, repo_id))
     common = _common(recipe, checkpoint, config, repo_id, licence, folder)
     test = {name: value for name, value in results["test"].items() if isinstance(value, int | float)}
+    common["recipe"]["optimizer"]["lr"] = results["chosen"]["lr"]
     if not recipe.encoder.pretrained:
         common["start"] = None  # of the source there is the architecture alone
     public = {name: value for name, value in results.items() if name != "recipe"}  # which is beside it

@@ -100,6 +100,7 @@ def run_all(recipe: GapRecipe, folder: Path, units: Sequence[Unit], failed: list
                 shown = time.monotonic()
             time.sleep(POLL)
     finally:  # e.g. the disk is full
+        progress.update({worker: process.unit for worker, process in running.items()})
         progress.close()
         while running := {worker: process for worker, process in running.items() if process.code() is None}:
             for process in running.values():

@@ -103,6 +103,7 @@ def test_the_card_says_the_test_accuracy_and_that_it_classifies(tuned: Path, pus
     assert "fine-tuned from tiny" in text
     assert f"of 2 runs: learning rate {own['chosen']['lr']:g}" in text
     assert f"{own['images_seen']:,} (12 steps of 16)" in text
+    assert f"| optimiser | adamw, learning rate {own['chosen']['lr']:g}," in text, "the chosen one"
     snippets = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(snippets) == 4
     for snippet in snippets:

@@ -18,8 +18,8 @@ SHOWN, REVERSE, OPEN, WITHHELD = "shown", "shown, the other way round", "not res
 ENOUGH = 3
 """Seeds in common from which a comparison gets a verdict."""
 EXPLAINED = {
-    SHOWN: "the 95 % interval of the difference over the seeds lies above 0",
-    REVERSE: "the interval lies below 0",
+    SHOWN: "the 95 % interval of the difference over the seeds does not contain 0",
+    REVERSE: "the interval does not contain 0, but the difference is negative",
     OPEN: "the interval contains 0, or the difference is the same for every seed",
     WITHHELD: f"fewer than {ENOUGH} seeds, too few to tell a difference from chance",
 }
@@ -158,7 +158,8 @@ def answer_of(claims: list[dict[str, Any]], arms: Mapping[str, Mapping[str, str]
         subject = subject or learnt
         points = sorted((-100 if gap else 100) * claim["mean"] for claim in found)
         ends = dict.fromkeys(signed(end) for end in (points[0], points[-1]))
-        counts = Counter(claim["verdict"] for claim in found)
+        # A difference that is shown has its sign here; which way round it was asked does not matter.
+        counts = Counter(SHOWN if claim["verdict"] == REVERSE else claim["verdict"] for claim in found)
         told = next(iter(counts)) if len(counts) == 1 else ", ".join(f"{v} by {n}" for v, n in counts.items())
         seeds = min(len(claim["seeds"]) for claim in found)
         told += f": {seeds} seed{'s' if seeds > 1 else ''}" if WITHHELD in counts else ""

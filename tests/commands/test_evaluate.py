@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 import mpp
 from mpp.data.label_subsets import dev_split, fraction_rows
+from mpp.evaluate import main
 from mpp.evaluation.evaluators import Options, scores
 from mpp.evaluation.features import FeatureLayer, Features
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
@@ -515,3 +517,18 @@ def test_controls_that_were_cut_off_resume(evaluate: Evaluate, pretrained: Path,
     good(evaluate(f"encoder={pretrained}", "controls=true"))
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "features").iterdir()} == kept
     assert results(tmp_path / "out")["controls"] == straight["controls"]
+
+
+def test_a_probe_without_its_package_is_refused_before_any_data_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train.parquet").write_text("nothing that could be read")
+    text = EVALUATE.replace("linear_probe: null", "linear_probe: {grid: [1.0]}")
+    recipe = written(tmp_path / "recipe.yaml", text, tmp_path / "images")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert main([str(recipe), f"output_dir={tmp_path / 'out'}"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == 'error: the linear probe needs SciPy: pip install "masked-patch-prediction[study]"\n'
+    assert not (tmp_path / "out").exists()

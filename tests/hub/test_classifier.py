@@ -60,7 +60,7 @@ def test_timm_and_transformers_give_its_logits_and_its_class_names(
     tuned: Path, pushed: dict[str, bytes], online: ForkServer, tmp_path: Path
 ):
     ways = {"timm": f"hf-hub:{CLASSIFIER}", "names": f"hf-hub:{CLASSIFIER}"}
-    ways |= dict.fromkeys(("classifier", "pipeline", "mpp"), CLASSIFIER)
+    ways |= dict.fromkeys(("classifier", "pipeline", "predict", "mpp"), CLASSIFIER)
     jobs = [f"{way}:a:{source}" for way, source in ways.items()]
     found, said = load_back(online, tmp_path, f"run:a:{tuned}", f"mpp:b:{tuned}", *jobs)
     assert set(found) == {"a/run", "b/mpp", *(f"a/{way}" for way in ways)}, said
@@ -69,8 +69,9 @@ def test_timm_and_transformers_give_its_logits_and_its_class_names(
     assert torch.equal(found["a/timm"], logits)
     torch.testing.assert_close(found["a/classifier"], logits, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found["a/pipeline"], logits.softmax(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["a/predict"], logits, rtol=1e-5, atol=1e-5)
     assert torch.equal(found["a/mpp"], found["b/mpp"]), "the encoder under it"
-    assert re.findall(r"^names (.*)$", said, re.M) == [str(NAMES)] * 3
+    assert re.findall(r"^names (.*)$", said, re.M) == [str(NAMES)] * 4
 
 
 @pytest.mark.parametrize("family", ["distilled", "hybrid"])

@@ -115,6 +115,10 @@ def test_the_answer_is_one_sentence_from_the_side_of_the_arm_that_learns():
         f"In points of accuracy, “MPP, mean colour” is at {signed(gain)} against “scratch, total budget” (shown) and "
         f"{signed(-gap)} to 0.0 against “supervised” (not resolved by 1, shown by 1)."
     )
+    better = [*arm("mean_color", SUPERVISED), *arm("supervised", MPP)]
+    assert f"is at {signed(gap)} against “supervised” (shown)." in answer_of(
+        claims_of(better, about(better)), about(better)
+    )
     few = [each for each in rows if each.seed < 2]
     assert "(no verdict: 2 seeds)" in answer_of(claims_of(few, about(few)), about(few))
     assert answer_of([], {}) == ""

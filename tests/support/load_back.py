@@ -120,6 +120,15 @@ def logits_of_transformers(source: str) -> Tensor:
     return model(pixel_values=normal({"pretrained_cfg": model.config.pretrained_cfg})).logits
 
 
+def logits_of_mpp(source: str) -> Tensor:
+    """What `mpp predict` reads, on pixels as they were decoded."""
+    from mpp.encoder.classifier import Classifier
+
+    classifier = Classifier(source).eval()
+    print(f"names {list(classifier.class_names)}")
+    return classifier(pixels(classifier.image_size))
+
+
 def probabilities_of_pipeline(source: str) -> Tensor:
     """Of the pipeline, in the order of the class names, which it is asked for by name."""
     from transformers import pipeline
@@ -149,6 +158,7 @@ WAYS: dict[str, Callable[[str], Tensor]] = {
     "predictions": predictions,
     "run": logits_of_run,
     "classifier": logits_of_transformers,
+    "predict": logits_of_mpp,
     "pipeline": probabilities_of_pipeline,
     "names": names_of_timm,
 }

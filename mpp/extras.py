@@ -7,11 +7,11 @@ from importlib.util import find_spec
 DISTRIBUTION = "masked-patch-prediction"
 """The name of this package on the package index; it is imported as `mpp`."""
 EXTRAS = {
-    "study": ("scipy", "sklearn"),
+    "study": ("scipy",),
     "tensorboard": ("tensorboard",),
 }
 """The modules of each extra."""
-_NAMES = {"sklearn": "scikit-learn", "scipy": "SciPy"}
+_NAMES = {"scipy": "SciPy"}
 
 
 def require(purpose: str, *modules: str) -> None:

@@ -1,7 +1,7 @@
 """Measure how far masked patch prediction is from supervised pre-training, and from no pre-training at all.
 
 Every arm and seed runs in a process of its own and is never run again once it is finished: give the same command
-again to go on after a stop. Writes results.json and report.html.
+again to resume after a stop. Writes results.json and report.html.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ GRACE = 30.0
 def launch(module: str, arguments: list[str], processes: int) -> int:
     """Run `python -m MODULE ARGUMENTS` in several processes that train together; return the exit code.
 
-    Signals go on to all of them: each finishes its step, and one saves. Where one fails, the others are ended.
+    Signals are passed to all of them: each finishes its step, and one saves. Where one fails, the others are ended.
 
     Raises:
         ValueError: if there are fewer GPUs than processes.

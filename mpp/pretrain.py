@@ -1,6 +1,6 @@
 """Pre-train a Vision Transformer on images: by masked patch prediction, or by classification for comparison.
 
-Give the same command again to go on after a stop; a run that is finished says so.
+Give the same command again to resume after a stop; a run that is finished says so.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     """Extract, score, print and write `results.json`; 0 if all went well.
 
     Raises:
-        ValueError: for what the user can mend.
-        RuntimeError: if it could not go on.
+        ValueError: for what the user can correct.
+        RuntimeError: if it cannot continue.
     """
     folder = output_folder(recipe)
     accelerator = start_processes(recipe.compute, folder=folder)
@@ -173,7 +173,7 @@ def evaluate_reader(
         }
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_recipe(recipe, folder / "recipe.yaml")
-        shutil.rmtree(folder / "scores", ignore_errors=True)  # which were there to go on from
+        shutil.rmtree(folder / "scores", ignore_errors=True)  # of a run that was interrupted
         return results
 
     return on_main(accelerator, work)
@@ -215,7 +215,7 @@ def _check_damaged(features: Features, images: ImageTable, share: float) -> None
     if features.damaged > max(share * len(features.labels), 1 if share else 0):  # one stops no small data set
         raise TooManyDamagedError(
             f"{images.name}: {features.damaged} of {len(features.labels)} images cannot be decoded, more than the "
-            f"share of {share:g} that data.max_bad_share allows; mend the files, or allow more"
+            f"share of {share:g} that data.max_bad_share allows; repair the files, or allow more"
         )
 
 
@@ -255,7 +255,7 @@ def open_labelled(recipe: EvaluateRecipe) -> Splits:
 
 
 def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
-    """What the recipe wants to know the worth of: an encoder, or a control."""
+    """What is evaluated: an encoder, or a control."""
     settings = recipe.encoder
     if settings.source in CONTROLS:
         return Control(str(settings.source), recipe.data.image_size, settings.patch_size)

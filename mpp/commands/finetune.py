@@ -57,8 +57,8 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
         stop: where a process does several things, of all of them.
 
     Raises:
-        ValueError: for what the user can mend.
-        RuntimeError: if the run could not go on.
+        ValueError: for what the user can correct.
+        RuntimeError: if the run cannot continue.
     """
     stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)
@@ -126,7 +126,7 @@ class _FineTuning:
             self.say(f"dev split: {len(dev):,} of {len(self.rows):,} labelled training images {use} (labels.dev)")
 
     def fresh_start(self, folder: Path) -> FinetuneRecipe:
-        """Move an older run aside where the recipe asks for it; from there on, this one is gone on with."""
+        """Move an older run aside where the recipe asks for it; then resume this one."""
         recipe = self.recipe
         if recipe.checkpoint.resume:
             return recipe

@@ -46,8 +46,8 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         stop: where a process does several things, of all of them.
 
     Raises:
-        ValueError: for what the user can mend.
-        RuntimeError: if the run could not go on.
+        ValueError: for what the user can correct.
+        RuntimeError: if the run cannot continue.
     """
     stop = stop or StopRequest()  # before anything that takes time: it remembers who launched this process
     folder = Path(recipe.output_dir)

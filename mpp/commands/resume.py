@@ -28,7 +28,7 @@ LONGER = ". With optimizer.schedule constant or wsd, checkpoint.extend=true make
 
 
 def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | None:
-    """Lock a run's folder, and find where to go on from. Nothing in it is changed yet.
+    """Lock a run's folder, and find the checkpoint to resume from. Nothing in it is changed yet.
 
     Raises:
         ValueError: if the folder is in use, or holds a run of another recipe.
@@ -41,14 +41,14 @@ def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | No
 def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with what a run of an earlier version did before a setting existed: it ignored transparency.
 
-    A run goes on as it began, whatever the default has become.
+    A run keeps what it started with, whatever the default has become.
     """
     if not recipe.checkpoint.resume or recipe.data.background != type(recipe.data)().background:
         return recipe
     for path in (folder / "recipe.yaml", *sorted(folder.glob("search/*/recipe.yaml"))):
         before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
         if before is not None and with_older_defaults(before)["data"]["background"] is None:
-            print("this run began with data.background=null, and goes on so: transparency is ignored")
+            print("this run started with data.background=null and keeps it: transparency is ignored")
             return recipe.model_copy(update={"data": recipe.data.model_copy(update={"background": None})})
     return recipe
 
@@ -62,14 +62,14 @@ def latest_checkpoint(recipe: Any, folder: Path) -> Checkpoint | None:
     """Return the latest valid checkpoint, None if there is none.
 
     Raises:
-        ValueError: if the folder holds a run of another recipe, or one that began with other weights.
+        ValueError: if the folder holds a run of another recipe, or one that started with other weights.
         CheckpointError: if it holds checkpoints, but none that is whole.
     """
     checkpoint = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep).newest(print)
     if checkpoint is None:
         if (folder / "encoder" / "model.safetensors").is_file():
             raise CheckpointError(
-                f"{folder} holds the encoder of a run, but {folder / 'checkpoints'} has no checkpoint to go on from: "
+                f"{folder} holds the encoder of a run, but {folder / 'checkpoints'} has no checkpoint to resume from: "
                 "restore one, start afresh with checkpoint.resume=false, or choose another output_dir"
             )
         return None
@@ -79,7 +79,7 @@ def latest_checkpoint(recipe: Any, folder: Path) -> Checkpoint | None:
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{checkpoint.folder} was written by another version of this package, or by another command, whose recipe "
-            "cannot be compared; go on with that one, choose another output_dir, or start afresh with "
+            "cannot be compared; resume with that one, choose another output_dir, or start afresh with "
             "checkpoint.resume=false"
         ) from error
     longer = recipe.checkpoint.extend and recipe.training.duration != before.training.duration
@@ -150,7 +150,7 @@ def is_finished(checkpoint: Checkpoint | None) -> bool:
 
 
 def check_same_images(checkpoint: Checkpoint, rows: ImageTable, source: str) -> None:
-    """Refuse to go on with other images than a run began with.
+    """Refuse to resume with other images than a run began with.
 
     Raises:
         ValueError: with what is different.
@@ -158,17 +158,17 @@ def check_same_images(checkpoint: Checkpoint, rows: ImageTable, source: str) -> 
     then, now = checkpoint.state["data"], identity_of(rows)
     if now != then:
         raise ValueError(
-            f"the images of {source} are not those that the run began with: "
+            f"the images of {source} are not those that the run started with: "
             f"{then['rows']} rows then, {now['rows']} now"
             + ("; the rows themselves differ" if then["rows"] == now["rows"] else "")
         )
 
 
 def check_same_weights(then: str | None, recipe: Any, folder: Path) -> None:
-    """Refuse to go on from, or to take for done, what began with other weights than its source has now.
+    """Refuse to resume, or to take for finished, what started with other weights than its source has now.
 
     Args:
-        then: the digest of the weights that it began with; None if that is not known.
+        then: the digest of the weights that it started with; None if that is not known.
         recipe: of a command that trains.
         folder: of the run.
 
@@ -178,7 +178,7 @@ def check_same_weights(then: str | None, recipe: Any, folder: Path) -> None:
     now = weights_digest_of(recipe.encoder)
     if None not in (then, now) and then != now:
         raise ValueError(
-            f"{folder} began with other weights than those that {recipe.encoder.source} holds now: give the old ones "
+            f"{folder} started with other weights than those that {recipe.encoder.source} holds now: give the old ones "
             "back, choose another output_dir, or start afresh with checkpoint.resume=false. A run's weights change "
             "for as long as it trains: copy its encoder folder to begin with those of now"
         )

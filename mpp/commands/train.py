@@ -38,7 +38,7 @@ def train(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> Train
         overrides: settings as on the command line, `key=value`.
 
     Raises:
-        ValueError: for what the user can mend, or a recipe of another command.
+        ValueError: for what the user can correct, or a recipe of another command.
         RuntimeError: if the run could not continue.
         KeyboardInterrupt: if it was interrupted; its state is saved, and the same call resumes it.
     """

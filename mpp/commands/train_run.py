@@ -88,7 +88,7 @@ class TrainRun:
         """Train from a checkpoint, or from the start, to the end or until a signal stops it.
 
         Raises:
-            ValueError: for what the user can mend.
+            ValueError: for what the user can correct.
             RuntimeError: if the run cannot continue.
         """
         recipe, accelerator = self.recipe, self.accelerator
@@ -116,7 +116,7 @@ class TrainRun:
             return None
         if self.accelerator.is_main_process:
             print(f"stopped after step {progress.step} of {self.steps}, saved.")
-            print("Give the same command again to go on from there.")
+            print("Give the same command again to resume.")
         return exit_code(self.stop.asked() or 15)
 
     def _prepare(self, checkpoint: Checkpoint | None) -> Run:
@@ -146,18 +146,18 @@ class TrainRun:
             draw=lambda: draw_loss(self.folder, self.baselines, objective),
         )
         now = precision(recipe.training)
-        began_in = checkpoint.state.get("precision", now) if checkpoint is not None else now
-        if began_in != now:
+        first_precision = checkpoint.state.get("precision", now) if checkpoint is not None else now
+        if first_precision != now:
             journal.say(
-                f"the run began in {began_in} and goes on in {now}: training.precision=auto takes what a machine is "
-                "good at"
+                f"the run started in {first_precision} and resumes in {now}: training.precision=auto takes what a "
+                "machine is good at"
             )
         here = threads(recipe.training)
-        began_with = checkpoint.state.get("threads", here) if checkpoint else here
-        if began_with != here:
+        first_threads = checkpoint.state.get("threads", here) if checkpoint else here
+        if first_threads != here:
             journal.say(
-                f"the run began with {began_with} threads and goes on with {here}: its weights will differ in\n"
-                f"the last bits from those of one number of threads; set OMP_NUM_THREADS={began_with} to keep them"
+                f"the run started with {first_threads} threads and resumes with {here}: its weights will differ in\n"
+                f"the last bits from those of one number of threads; set OMP_NUM_THREADS={first_threads} to keep them"
             )
         warmup = self.in_steps(recipe.optimizer.warmup)
         if warmup > self.schedule.warmup:
@@ -181,8 +181,8 @@ class TrainRun:
                 )
                 if source is not None and Path(source).exists()
             ],
-            precision=began_in,
-            threads=began_with,
+            precision=first_precision,
+            threads=first_threads,
             pool=objective.encoder.pool,
             hardware=hardware(accelerator.device, accelerator.num_processes),
         )

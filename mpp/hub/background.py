@@ -1,4 +1,4 @@
-"""Pushing the newest checkpoint during a run, by a process of its own: whatever becomes of it, the run goes on."""
+"""Pushing the newest checkpoint during a run, by a process of its own: whatever becomes of it, the run continues."""
 
 from __future__ import annotations
 

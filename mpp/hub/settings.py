@@ -10,7 +10,7 @@ from mpp.settings import Duration, Settings
 
 
 class HubSettings(Settings):
-    """Pushes to the Hugging Face Hub while the run goes on, by a process of its own that never holds it up."""
+    """Pushes to the Hugging Face Hub while the run continues, by a process of its own that never holds it up."""
 
     push_to: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """`USER/NAME`: the newest checkpoint goes there, as `python -m mpp.push` would push it. null pushes nothing. The

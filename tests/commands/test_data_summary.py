@@ -68,7 +68,7 @@ def test_a_run_that_is_older_than_the_setting_goes_on_without_a_background(trans
     refused(another, "data.background: None then, 'black' now")
     again = good(pretrain("mean_color.yaml", arguments(old, transparent, *SHORT)))
     assert "from step 2" in again.text
-    assert "this run began with data.background=null, and goes on so" in again.text
+    assert "this run started with data.background=null and keeps it" in again.text
     assert weights(old) == finished
     done = good(pretrain("mean_color.yaml", arguments(old, transparent, *SHORT)))
     assert f"{old} is finished" in done.text

@@ -50,7 +50,7 @@ def stopped_after(said, number):
     assert said.code == 128 + number, said.text
     assert "Traceback" not in said.text
     [(step, steps)] = re.findall(r"^stopped after step (\d+) of (\d+), saved\.$", said.text, re.MULTILINE)
-    assert "\nGive the same command again to go on from there.\n" in said.text
+    assert "\nGive the same command again to resume.\n" in said.text
     assert int(step) < int(steps)
     return int(step)
 
@@ -300,5 +300,5 @@ def test_ctrl_c_on_a_launched_run_saves_its_last_step_and_exits_130(commands: Fo
     last = journal(run)[-1]["step"]
     assert [row["step"] for row in journal(run)] == list(range(1, last + 1))
     assert progress(checkpoints(run)[-1]) == last > before
-    said = f"stopped after step {last} of 100000, saved.\nGive the same command again to go on from there."
+    said = f"stopped after step {last} of 100000, saved.\nGive the same command again to resume."
     assert said in command.text

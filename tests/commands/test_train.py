@@ -75,7 +75,7 @@ def test_an_interrupted_run_is_saved_and_resumed_to_the_same_bits(
 def test_other_threads_than_at_the_start_are_reported(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    words = "the run began with 1 threads and goes on with 2: its weights will differ"
+    words = "the run started with 1 threads and resumes with 2: its weights will differ"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     interrupt(recipe, ["training.threads=null"], monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -83,7 +83,7 @@ def test_other_threads_than_at_the_start_are_reported(
     assert words in capsys.readouterr().out
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     mpp.train(recipe, ["training.threads=null"])
-    assert "the run began with" not in capsys.readouterr().out, "those of the first step count"
+    assert "the run started with" not in capsys.readouterr().out, "those of the first step count"
 
 
 def test_a_loaded_recipe_takes_overrides_too(recipe: Path, tmp_path: Path):

@@ -371,7 +371,7 @@ def test_results_of_weights_that_are_no_more_are_not_taken_for_those_of_a_unit(
     shutil.copy(other, home / "pretrain" / "encoder" / "model.safetensors")
     before = results(home / "evaluation")
     failed = study("study.only=[mean_color/seed-0]")
-    refused(failed, "finetune-0.5 began with other weights", "choose another output_dir")
+    refused(failed, "finetune-0.5 started with other weights", "choose another output_dir")
     after = results(home / "evaluation")
     assert after["features_of"]["weights"] != before["features_of"]["weights"], "measured again"
 

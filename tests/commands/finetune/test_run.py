@@ -201,7 +201,7 @@ def test_a_run_does_not_go_on_from_weights_that_have_changed_since(
         shutil.rmtree(max((run / "checkpoints").glob("step-*")))
     weights = source / "encoder" / "model.safetensors"
     save_file({name: value + 1e-3 for name, value in load_file(weights).items()}, weights)
-    refused(finetune(f"encoder={source}"), f"{run} began with other weights", f"{source} holds now")
+    refused(finetune(f"encoder={source}"), f"{run} started with other weights", f"{source} holds now")
     good(finetune(f"encoder={source}", "checkpoint.resume=false"))
 
 

@@ -18,7 +18,7 @@ from mpp.commands.data_summary import print_data
 from mpp.commands.preflight import check_network
 from mpp.commands.score_table import score_table
 from mpp.commands.train_run import on_each, uses_fused_attention
-from mpp.data.decode_cache import TooManyDamagedError
+from mpp.data.damaged import TooManyDamagedError
 from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import EvaluationCrops
 from mpp.data.splits import Splits, open_splits

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
 from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.damaged import DecodedImage, DecodedImages, TooManyDamagedError
 from mpp.data.decode import decoder
-from mpp.data.decode_cache import DecodedImage, DecodedImages, TooManyDamagedError
 from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
 from mpp.data.table import ImageTable

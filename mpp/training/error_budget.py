@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from mpp.data.decode_cache import TooManyDamagedError
+from mpp.data.damaged import TooManyDamagedError
 from mpp.training.state import Progress, Run
 
 FEWEST_COUNTED = 1000

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from mpp.data.decode_cache import DecodedImages, TooManyDamagedError
+from mpp.data.damaged import DecodedImages, TooManyDamagedError
 from mpp.data.settings import DataSettings
 from mpp.data.splits import open_splits
 from tests.support.runs import encoded, picture

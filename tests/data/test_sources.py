@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as F
 
 from mpp import randomness
 from mpp.data.crops import ATTEMPTS, WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.damaged import DecodedImages, TooManyDamagedError
 from mpp.data.decode import decode
-from mpp.data.decode_cache import DecodedImages, TooManyDamagedError
 from mpp.data.loader import EvaluationCrops, TrainingCrops, batches
 from mpp.data.sampler import Order, plan_batches
 from mpp.data.settings import DataSettings

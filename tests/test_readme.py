@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import mpp
@@ -65,4 +64,4 @@ def test_the_notebook_goes_from_a_folder_to_features_a_plot_and_a_staged_model(t
     assert any("image/png" in output.get("data", {}) for output in outputs), "no plot"
     said = "".join(output.get("text", "") for output in outputs)
     assert (tmp_path / "staged" / "model.safetensors").is_file(), said
-    assert torch.cuda.is_available() or (tmp_path / "runs" / "own_images" / "report.html").is_file()
+    assert (tmp_path / "runs" / "own_images" / "report.html").is_file()

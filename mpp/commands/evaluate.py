@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from mpp.evaluation.controls import Control
 from mpp.evaluation.evaluators import EvaluatorSettings, Options, check_feasible, scores
 from mpp.evaluation.features import EncoderReader, FeatureLayer, Features, Reader, cache_key, extract, keep, kept
 from mpp.evaluation.logistic_regression import require_solver
-from mpp.evaluation.settings import CONTROLS, ProbeSettings
+from mpp.evaluation.settings import CONTROLS
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
 from mpp.redact import public_name
@@ -40,8 +39,8 @@ from mpp.training.distributed import end_processes, on_main, precision, start_pr
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "features.batch_size",
                    "controls")  # fmt: skip
 """Settings that may differ between results and the recipe that they are of; a source's weights are its folder's."""
-CONTROL_C = 1.0
-"""The largest C of a control's linear probe, unless all of the grid are larger."""
+CONTROL_PATIENCE = 2
+"""Values of C in a row that are no better, after which the grid of a control's probe ends: of pixels they take long."""
 DATA_ORDER = ("test", "validation")
 """What the split that final scores are measured on may be called."""
 
@@ -127,10 +126,12 @@ def evaluate_reader(
         for control in _controls(recipe, reader)
     }
 
-    def score(reader: Reader, train: Features | None, test: Features | None, **chosen: Any) -> dict[str, Any]:
+    def score(
+        reader: Reader, train: Features | None, test: Features | None, patience: int | None = None, **chosen: Any
+    ) -> dict[str, Any]:
         assert train is not None
         assert test is not None
-        options = Options(recipe.labels.seed, reader.centre_for_knn, accelerator.device)
+        options = Options(recipe.labels.seed, reader.centre_for_knn, patience, accelerator.device)
         return scores(train=train, test=test, default=reader.default, options=options, pieces=folder / "scores",
                       **chosen)  # fmt: skip
 
@@ -165,7 +166,7 @@ def evaluate_reader(
                 name: {
                     evaluator: {"default": entry["default"]}
                     for evaluator, entry in score(
-                        *each, evaluators=_for_controls(evaluators), dev=None, by_depth=()
+                        *each, CONTROL_PATIENCE, evaluators=evaluators, dev=None, by_depth=()
                     ).items()
                 }
                 for name, each in controls.items()
@@ -186,17 +187,6 @@ def _controls(recipe: EvaluateRecipe, reader: Reader) -> list[Control]:
     encoder = reader.encoder if isinstance(reader, EncoderReader) else None
     patch_size = encoder.patch_size if isinstance(encoder, Encoder) else None
     return [Control(name, recipe.data.image_size, patch_size) for name in CONTROLS]
-
-
-def _for_controls(evaluators: Sequence[EvaluatorSettings]) -> list[EvaluatorSettings]:
-    """The same evaluators, the linear probe without large C: of so many pixels they take long, and are never best."""
-    found: list[EvaluatorSettings] = []
-    for settings in evaluators:
-        if isinstance(settings, ProbeSettings):
-            grid = tuple(c for c in settings.grid if c <= CONTROL_C) or settings.grid
-            settings = settings.model_copy(update={"grid": grid})
-        found.append(settings)
-    return found
 
 
 def _called(settings: EncoderSettings) -> str:

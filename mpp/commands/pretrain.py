@@ -23,7 +23,7 @@ from mpp.data.table import ImageTable
 from mpp.encoder.encoder import Encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.callback import in_training
-from mpp.hub.background import BackgroundPush, check_token
+from mpp.hub.background import BackgroundPush, check_push
 from mpp.hub.load import take_parts
 from mpp.objective.base import Objective, Sample
 from mpp.progress import DELAY, quiet
@@ -63,7 +63,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         return 0
 
     check_training(recipe, accelerator)
-    on_main(accelerator, lambda: check_token(recipe.hub))
+    on_main(accelerator, lambda: check_push(recipe.hub))
     splits = prepare_data(recipe, accelerator)
     print_data(splits, recipe.data, accelerator)
     if checkpoint is not None:

@@ -85,15 +85,14 @@ def open_splits(
         )
 
 
-def open_table(settings: DataSettings) -> tuple[ImageTable, str]:
-    """All rows of `settings.split`, none held out, with their labels if there are any; and what was found, in a line.
+def open_table(settings: DataSettings) -> ImageTable:
+    """All rows of `settings.split`, none held out, with their labels if there are any.
 
     Raises:
         SettingError: if a source, split or column is missing, or the split is empty.
     """
     with settings.blamed("source"):
-        found = read_source(settings)
-        rows = _slice(found.tables, settings.split, "split")
+        rows = _slice(read_source(settings).tables, settings.split, "split")
         image = image_column(rows.table, settings)
         label = label_column(rows.table, settings, required=settings.label_column is not None)
         if label is not None and len(_labels(rows.table, label)) < 2 and settings.label_column is None:
@@ -102,9 +101,7 @@ def open_table(settings: DataSettings) -> tuple[ImageTable, str]:
         if settings.images is not None:
             rows = _choose(rows, settings.images, settings.source, 0)
         name = f"{settings.source}, {settings.split}"
-        table = ArrowTable(rows, image, label, classes, name=name, split=settings.split)
-    ignored = f", ignored {' and '.join(found.ignored)}" if found.ignored else ""
-    return table, f"found {counted(len(table), 'image')}{found.found}{ignored}"
+        return ArrowTable(rows, image, label, classes, name=name, split=settings.split)
 
 
 def _summary(found: Source, settings: DataSettings, train: int, held_out: int, called: str) -> str:

@@ -95,8 +95,13 @@ class EncoderSettings(Settings):
         with self.blamed("name", **_size_of(data)):
             return architecture(self.name, image_size=image_size, needs_patches=needs_patches, **self._timm_arguments())
 
-    def build(self, image_size: int, data: DataSettings | None = None, *, needs_patches: bool = False) -> Backbone:
-        """The network, an `Encoder` where it has patches. Arguments and errors are those of `architecture`."""
+    def build(
+        self, image_size: int | None, data: DataSettings | None = None, *, needs_patches: bool = False
+    ) -> Backbone:
+        """The network, an `Encoder` where it has patches; without an image size it has its own.
+
+        Arguments and errors are those of `architecture`.
+        """
         from mpp.encoder.create import create_backbone
         from mpp.encoder.encoder import Encoder
         from mpp.encoder.probe import probe
@@ -123,7 +128,7 @@ class EncoderSettings(Settings):
             with self.blamed("source"):
                 check_source(self.source, allow_pickle=self.allow_pickle)
 
-    def _from_source(self, source: str, image_size: int) -> Backbone:
+    def _from_source(self, source: str, image_size: int | None) -> Backbone:
         from mpp.encoder.create import create_backbone
         from mpp.encoder.load import load_encoder
         from mpp.encoder.pretrained import architecture_of

@@ -37,6 +37,8 @@ class Options(NamedTuple):
     """Of the rows that the linear probe holds out to choose C."""
     centre: bool = False
     """Subtract the mean of train before kNN; for pixels, which are all positive."""
+    patience: int | None = None
+    """Of the linear probe's grid: see `linear_probe`."""
     device: torch.device = torch.device("cpu")
     """Of few-shot and kNN; logistic regression always runs on the CPU."""
 
@@ -54,7 +56,7 @@ def _run(settings: EvaluatorSettings, options: Options, data: Sequence[Tensor]) 
     if isinstance(settings, NeighbourSettings):
         found = nearest_neighbours(train, known, test, asked, settings.k, settings.temperature, options.centre)
         return {"accuracy": found[settings.k[0]], "k": {str(count): accuracy for count, accuracy in found.items()}}
-    probe = linear_probe(train, known, test, asked, settings.grid, options.seed)
+    probe = linear_probe(train, known, test, asked, settings.grid, options.seed, options.patience)
     dev = {f"{c:g}": value for c, value in probe.dev.items()}
     return {"accuracy": probe.accuracy, "c": probe.c, "grid_end": probe.grid_end, "converged": probe.converged,
             "dev": dev}  # fmt: skip
@@ -113,7 +115,8 @@ def _evaluate(
     """One evaluator at one layer, or its result in `pieces` if there is one."""
     data = (train.values[layer], train.labels, test.values[layer], test.labels)
     digest = weights_digest({str(number): tensor for number, tensor in enumerate(data)})
-    key = f"{type(settings).__name__} {settings.model_dump_json()} {options.seed} {options.centre} {digest}"
+    own = f"{options.seed} {options.centre} {options.patience}"
+    key = f"{type(settings).__name__} {settings.model_dump_json()} {own} {digest}"
     path = pieces / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
         found: Result = json.loads(path.read_text())

@@ -61,11 +61,13 @@ def linear_probe(
     test_labels: Any,
     grid: Sequence[float] = GRID,
     seed: int = 0,
+    patience: int | None = None,
 ) -> Probe:
     """Accuracy on test of a logistic regression on standardised features.
 
     C is chosen from `grid` on a held-out, stratified tenth of train, drawn by `seed`; the classifier is then fitted to
-    all of train. Features and labels are as of `few_shot`, which refuses the same ones.
+    all of train. Features and labels are as of `few_shot`, which refuses the same ones. With `patience`, the grid
+    ends after so many C in a row that are no better than the best, the smallest first: large C take longest.
 
     Raises:
         RuntimeError: if SciPy is not installed.
@@ -76,7 +78,7 @@ def linear_probe(
     require_solver()
     rows, labels, test = data.train.cpu(), data.train_labels.cpu(), data.test.cpu()
     with _few_threads(rows):
-        return _choose_and_fit(rows, labels, test, data.test_labels.cpu(), grid, seed)
+        return _choose_and_fit(rows, labels, test, data.test_labels.cpu(), grid, seed, patience)
 
 
 @contextmanager
@@ -91,7 +93,13 @@ def _few_threads(rows: Tensor) -> Iterator[None]:
 
 
 def _choose_and_fit(
-    rows: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, grid: Sequence[float], seed: int
+    rows: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    grid: Sequence[float],
+    seed: int,
+    patience: int | None,
 ) -> Probe:
     """The best C on the dev split, and the accuracy of its fit to all rows."""
     dev: dict[float, float] = {}
@@ -103,6 +111,9 @@ def _choose_and_fit(
         for c in tqdm(shown, desc="linear probe", unit="C", delay=DELAY, disable=quiet(), leave=False):
             converged.append(model.fit(c))
             dev[c] = _accuracy(model.predict(rows[held]), labels[held])
+            tried = list(dev.values())
+            if patience is not None and len(tried) - 1 - tried.index(max(tried)) >= patience:
+                break
     best = max(dev, key=lambda c: (dev[c], -c)) if dev else grid[0]
     model = _Regression(rows, labels)
     converged.append(model.fit(best))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 from tqdm import tqdm
 
 from mpp.hub.settings import HubSettings
@@ -22,15 +22,25 @@ LOG = "push.log"
 LOWEST = 19
 
 
-def check_token(settings: HubSettings) -> None:
+def check_push(settings: HubSettings) -> None:
     """Refuse before anything is trained what could not be pushed.
 
     Raises:
-        SettingError: if there is no token to push with.
+        SettingError: if there is no token, the Hub is not to be asked, or the name or the licence is none of the Hub's.
     """
-    if settings.push_to is not None and get_token() is None:
+    if settings.push_to is None:
+        return
+    from mpp.hub.push import Target, check_target  # late: most runs push nothing
+
+    if get_token() is None:
         message = "there is no token for the Hugging Face Hub: run 'hf auth login', set HF_TOKEN, or leave push_to out"
         raise settings.error(push_to=message)
+    if constants.HF_HUB_OFFLINE:
+        raise settings.error(push_to="HF_HUB_OFFLINE is set, so nothing can be pushed; unset it, or leave push_to out")
+    with settings.blamed("push_to"):
+        check_target(Target(settings.push_to), None)
+    with settings.blamed("license"):
+        check_target(Target(settings.push_to), settings.license)
 
 
 class BackgroundPush:

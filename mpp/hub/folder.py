@@ -29,7 +29,7 @@ ALLOWED = (
 )
 """What is pushed, and nothing else."""
 WRITTEN = ".mpp-staged.json"
-"""The digest of each file that was written, by its name; it is not pushed."""
+"""The digest of each file that was written, by its name, null while it is being written; it is not pushed."""
 NOBODY = ("root", "user", "admin", "ubuntu", "localhost")
 """Names that tell nothing about anybody."""
 
@@ -59,17 +59,18 @@ def clear(folder: Path) -> None:
         raise ValueError(f"{folder} is a file; choose an empty folder")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     try:
-        written: dict[str, str] = json.loads((folder / WRITTEN).read_text(encoding="utf-8")) if names else {}
+        written: dict[str, str | None] = json.loads((folder / WRITTEN).read_text(encoding="utf-8")) if names else {}
     except (OSError, ValueError):
         written = {}
     for name in (name for name in names if name != WRITTEN):
         path = folder / name
         if not path.is_file() or name not in written:
             raise ValueError(f"{folder} holds other things, e.g. {name}; choose an empty folder")
-        if sha256(path) != written[name]:
+        if written[name] not in (None, sha256(path)):
             raise ValueError(f"{path} was changed after it was staged; move it away, or choose an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    write_text(folder / WRITTEN, json.dumps(dict.fromkeys(ALLOWED)) + "\n")  # a kill leaves files of ours
+    for name in (name for name in names if name != WRITTEN):
         (folder / name).unlink()
 
 

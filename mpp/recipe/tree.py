@@ -184,7 +184,7 @@ class EmbedRecipe(RunRecipe[Literal["embed"]]):
 
     data: WholeSplitSettings = WholeSplitSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
     features: LayerSettings = LayerSettings()
-    compute: ComputeSettings = ComputeSettings()
+    compute: ComputeSettings = ComputeSettings(precision="float32")
 
 
 class PredictRecipe(RunRecipe[Literal["predict"]]):
@@ -197,7 +197,7 @@ class PredictRecipe(RunRecipe[Literal["predict"]]):
     """Images that go through the network at once."""
 
     data: WholeSplitSettings = WholeSplitSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
-    compute: ComputeSettings = ComputeSettings()
+    compute: ComputeSettings = ComputeSettings(precision="float32")
 
 
 class GapRecipe(Settings):

@@ -82,7 +82,8 @@ def study(recipe: GapRecipe) -> int:
         lines += [f"({verdict}: {EXPLAINED[verdict]})" for verdict in dict.fromkeys(c["verdict"] for c in shown)]
         if found["answer"]:
             print("\n" + textwrap.fill(found["answer"], 80))
-        print("\n" + "\n".join(textwrap.fill(line, 80, subsequent_indent="    ") for line in lines))
+        if lines:
+            print("\n" + "\n".join(textwrap.fill(line, 80, subsequent_indent="    ") for line in lines))
         print(f"\nresults: {folder / 'results.json'}\nreport: {page}")
     del lock
     if failed:

@@ -494,7 +494,7 @@ def test_controls_are_scored_as_by_a_command_of_their_own(evaluate: Evaluate, pr
     assert set(found["controls"]) == {"raw_pixels", "patch_colors"}
     for name, entry in found["controls"].items():
         shutil.rmtree(tmp_path / "out")
-        good(evaluate(f"encoder={name}", "encoder.patch_size=4", "linear_probe.grid=[0.01,0.1]", "controls=true"))
+        good(evaluate(f"encoder={name}", "encoder.patch_size=4", "linear_probe.grid=[0.01,0.1,100]", "controls=true"))
         alone = results(tmp_path / "out")
         assert alone["controls"] == {}, "a control has none beside it"
         assert entry == {each: {"default": score["default"]} for each, score in alone["scores"].items()}

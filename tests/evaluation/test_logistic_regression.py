@@ -232,6 +232,26 @@ def test_no_other_c_of_the_grid_is_better_on_dev_however_uneven_its_accuracies_a
     assert probe.dev[probe.c] >= min(best) - 1e-12
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_with_patience_the_grid_ends_after_so_many_that_are_no_better(seed, patience):
+    data = blobs(4, 50, 60, noise=4.0, seed=5 + seed, test_rows=100)
+    grid = tuple(10.0**power for power in range(-6, 3))
+    whole = list(linear_probe(*data, grid=grid, seed=seed).dev.items())
+    probe = linear_probe(*data, grid=grid[::-1], seed=seed, patience=patience)
+    best, ended = 0.0, len(whole)
+    since = 0
+    for number, (_, accuracy) in enumerate(whole, 1):
+        since = 0 if accuracy > best else since + 1
+        best = max(best, accuracy)
+        if since == patience:
+            ended = number
+            break
+    assert ended < len(whole) or patience > 1, "these data must not try the whole grid"
+    assert list(probe.dev.items()) == whole[:ended]
+    assert probe.dev[probe.c] == max(probe.dev.values())
+
+
 def test_the_seed_draws_the_held_out_rows():
     data = blobs(4, 50, 60, noise=4.0, seed=6, test_rows=100)
     devs = [linear_probe(*data, grid=CS, seed=seed).dev for seed in (0, 0, 1, 2)]

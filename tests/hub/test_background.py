@@ -87,11 +87,27 @@ def test_pushes_that_fail_leave_the_run_as_it_is_and_say_what_to_do(
     assert "user/never" not in hub.repos
 
 
-def test_without_a_token_it_is_refused_before_anything_is_trained(
-    recipe: Path, online: ForkServer, hub: ModelHub, tmp_path: Path
+@pytest.mark.parametrize(
+    ("given", "env", "said"),
+    [
+        ("hub.push_to=user/x", {"HF_TOKEN": ""}, ("no token", "hf auth login")),
+        ("hub.push_to=user/x--y", {}, ("hub.push_to", "--")),
+        ("hub.license=Apache 2", {}, ("hub.license", "no identifier of a licence")),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused_before_anything_is_trained(
+    given: str,
+    env: dict[str, str],
+    said: tuple[str, ...],
+    recipe: Path,
+    online: ForkServer,
+    hub: ModelHub,
+    tmp_path: Path,
 ):
-    said = online.run("mpp.pretrain", recipe, "hub.push_to=user/x", cwd=tmp_path, HF_TOKEN="")
-    refused(said, "no token", "hf auth login")
+    hub.received.clear()
+    settings = dict([("hub.push_to", "user/x"), given.split("=", 1)])
+    command = online.run("mpp.pretrain", recipe, *(f"{k}={v}" for k, v in settings.items()), cwd=tmp_path, **env)
+    refused(command, *said)
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert not hub.received
 

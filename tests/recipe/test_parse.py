@@ -106,9 +106,8 @@ loop:
     message = wrong(text, "source.names=x", "sed=1", "seed")
     assert message.startswith("17 problems with r.yaml\n\n")
     headings = [part.splitlines()[0] for part in message.split("\n\n")[1:]]
-    assert (
-        headings
-        == [
+    assert sorted(headings) == sorted(
+        [
             "r.yaml:1: seed",
             "r.yaml:2: lr",
             "r.yaml:4: source.path",
@@ -126,8 +125,7 @@ loop:
             "command line: seed",
             "command line: source.names",
             "command line: sed",
-        ][: len(headings)]
-        or len(headings) == 17
+        ]
     )
     assert block(message, "r.yaml:1: seed")[2] == "this is text: write it as a plain number, 3"
     assert block(message, "r.yaml:2: lr")[-1] == "did you mean loop.lr?"

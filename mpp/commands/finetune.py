@@ -31,7 +31,7 @@ from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
 from mpp.data.splits import Splits, open_splits
 from mpp.data.table import Subset
-from mpp.encoder.export import export_classifier, export_encoder
+from mpp.encoder.export import export_classifier, save_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.files import replacing, write_text
 from mpp.objective.base import Objective
@@ -284,7 +284,7 @@ class _FineTuning:
         def write() -> None:
             encoder, crop = run.objective.encoder, recipe.data
             crops: dict[str, Any] = {"interpolation": crop.interpolation, "crop_pct": crop.crop_pct}
-            export_encoder(encoder, run.folder / "encoder", **crops)
+            save_encoder(encoder, run.folder / "encoder", **crops)
             linear = run.objective.linear()
             if linear is not None:
                 weight, bias = linear

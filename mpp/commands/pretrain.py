@@ -72,9 +72,8 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     objective = make_objective(recipe, splits.train)
     if checkpoint is None:
         start_from_source(recipe, objective, accelerator)
-    pools_patches = recipe.encoder.pool is None and not recipe.objective.trains_class_token
-    if pools_patches and _may_pool_patches(checkpoint) and isinstance(objective.encoder, Encoder):
-        objective.encoder.pool_patches()
+    if recipe.encoder.pool is None and _may_pool_patches(checkpoint):
+        recipe.objective.pool_trained_tokens(objective.encoder)
     objective.to(accelerator.device)
     held_out = EvaluationCrops(splits.validation, recipe.data, cache_bytes=CACHE_BYTES)
     held_out_rows = random_rows(held_out, recipe.validation.images, recipe.seed)

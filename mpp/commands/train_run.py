@@ -17,7 +17,7 @@ from mpp.data.inventory import counted
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers, plan_batches
 from mpp.data.table import ImageTable
-from mpp.encoder.export import export_encoder
+from mpp.encoder.export import save_encoder
 from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe, PretrainRecipe, write_recipe
 from mpp.run_folder import move_aside
@@ -202,7 +202,7 @@ class TrainRun:
             callbacks=self._validation(batch.micro_batch_size) + self.callbacks,
             log_every=self.in_steps(recipe.journal.every),
             save_every=self.in_steps(recipe.checkpoint.every),
-            export=lambda: export_encoder(
+            export=lambda: save_encoder(
                 objective.encoder,
                 self.folder / "encoder",
                 interpolation=recipe.data.interpolation,

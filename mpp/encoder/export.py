@@ -64,26 +64,22 @@ def timm_config(encoder: Backbone, *, interpolation: str, crop_pct: float) -> di
     }
 
 
-def export_encoder(encoder: Backbone, folder: Path, *, interpolation: str = "bilinear", crop_pct: float = 1.0) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`, each replaced in one step.
-
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the same features to the last bit. The
-    configuration never changes during a run, so a reader sees a whole export at any moment.
-    """
-    _write(folder, timm_config(encoder, interpolation=interpolation, crop_pct=crop_pct), encoder.model.state_dict())
-
-
 def save_encoder(
     encoder: Backbone, folder: str | Path, *, interpolation: str = "bilinear", crop_pct: float = 1.0
 ) -> None:
-    """Write what a run exports: `config.json` and `model.safetensors`, for `load_encoder` and for timm.
+    """Write what a run exports: `config.json` and `model.safetensors`, each replaced in one step.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the same features to the last bit, and so does
+    `load_encoder`. What is pooled is the encoder's own, in a run by `pool_trained_tokens` of the objective's settings.
+    The configuration never changes during a run, so a reader sees a whole export at any moment.
 
     Args:
         encoder: from `create_encoder` or `load_encoder`.
         folder: made if it does not exist; an earlier export in it is replaced.
         interpolation, crop_pct: how images are to be resized and cropped, for whoever loads it with timm.
     """
-    export_encoder(encoder, Path(folder).expanduser(), interpolation=interpolation, crop_pct=crop_pct)
+    config = timm_config(encoder, interpolation=interpolation, crop_pct=crop_pct)
+    _write(Path(folder).expanduser(), config, encoder.model.state_dict())
 
 
 def export_classifier(
@@ -96,13 +92,13 @@ def export_classifier(
     interpolation: str = "bilinear",
     crop_pct: float = 1.0,
 ) -> None:
-    """As `export_encoder`, with a linear head on the pooled feature: timm's `model(x)` gives logits.
+    """As `save_encoder`, with a linear head on the pooled feature: timm's `model(x)` gives logits.
 
     Args:
         encoder: the network.
         weight, bias: of the head, `(classes, d)` and `(classes,)`.
         class_names: in the order of the labels.
-        folder, interpolation, crop_pct: as for `export_encoder`.
+        folder, interpolation, crop_pct: as for `save_encoder`.
     """
     model = skeleton(encoder.name, encoder.arguments, num_classes=len(class_names))
     names = model.pretrained_cfg["classifier"]

@@ -15,7 +15,7 @@ from mpp.data.hub_access import hub_or_cache
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.create import architecture, create_backbone
 from mpp.encoder.encoder import network
-from mpp.encoder.export import export_encoder
+from mpp.encoder.export import save_encoder
 from mpp.encoder.local import expanded
 from mpp.encoder.pos_embed import Resize, learnt_positions, resize_positions
 from mpp.encoder.pretrained import open_source
@@ -64,7 +64,7 @@ def load_encoder(
         if image_size in (None, own.image_size):
             return own
         with TemporaryDirectory() as folder:  # with its description beside it, it is as any other source
-            export_encoder(own, Path(folder))
+            save_encoder(own, Path(folder))
             return load_encoder(folder, image_size=image_size, pool=pool, resize=resize)
     if revision is not None:
         source = f"{source}@{revision}"

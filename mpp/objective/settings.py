@@ -51,6 +51,13 @@ class BaseObjectiveSettings(Settings):
     def check(self, layout: Layout) -> None:
         """Raise a SettingError with all complaints if the objective does not fit these patches."""
 
+    def pool_trained_tokens(self, encoder: Backbone) -> None:
+        """Pool the mean of the patches if the class token has no loss: in exports, evaluation and fine-tuning."""
+        from mpp.encoder.encoder import Encoder
+
+        if not self.trains_class_token and isinstance(encoder, Encoder):
+            encoder.pool_patches()
+
     def build(self, encoder: Backbone, *, num_classes: int | None, seed: int) -> Objective:
         """Build the module; its head is drawn from torch's generator, its corruptions from the seed.
 

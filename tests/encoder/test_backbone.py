@@ -19,7 +19,7 @@ import mpp
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.create import create_backbone
 from mpp.encoder.encoder import Encoder
-from mpp.encoder.export import export_encoder
+from mpp.encoder.export import save_encoder
 from mpp.encoder.settings import EncoderSettings
 from mpp.objective.classification import SupervisedClassification
 from mpp.training.optimizer import make_optimizer
@@ -95,7 +95,7 @@ def test_every_parameter_gets_a_gradient_and_what_does_not_decay_is_named(family
 
 def test_export_reloads_in_timm_and_here_to_the_last_bit(family: tuple[Any, Backbone, int, int], tmp_path: Path):
     _, backbone, size, width = family
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     in_timm = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     here = mpp.load_encoder(tmp_path).eval()
     tuned = EncoderSettings(source=str(tmp_path)).build(size).eval()
@@ -115,7 +115,7 @@ def test_export_reloads_in_timm_and_here_to_the_last_bit(family: tuple[Any, Back
 def test_running_statistics_are_part_of_what_is_exported(tmp_path: Path):
     backbone = built("test_resnet", 20)
     trained(backbone, 20, steps=3)
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     norms = {name: module for name, module in backbone.model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert norms
@@ -139,14 +139,14 @@ def test_a_model_with_patches_is_still_an_encoder_with_its_own_keys(tmp_path: Pa
     keys = [f"encoder.vit.{name}" for name in encoder.vit.state_dict()]
     assert [*keys, "head.weight", "head.bias"] == list(SupervisedClassification(encoder, 3).state_dict())
     assert (encoder.image_size, encoder.width) == (encoder.layout.image_size, encoder.layout.width)
-    export_encoder(encoder, tmp_path)
+    save_encoder(encoder, tmp_path)
     assert type(mpp.load_encoder(tmp_path)) is Encoder
 
 
 def test_the_image_size_may_change_between_pretraining_and_fine_tuning(tmp_path: Path):
     backbone = built("test_resnet", 20)
     trained(backbone, 20)
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     larger = mpp.load_encoder(tmp_path, image_size=52).eval()
     assert larger.image_size == 52
     pixels = random_pixels(2, 52)
@@ -160,7 +160,7 @@ def test_masked_patch_prediction_refuses_what_has_no_patches(tmp_path: Path):
     backbone = built("test_resnet", 20)
     with pytest.raises(ValueError, match="masked patch prediction needs patches, and test_resnet has none"):
         mpp.MaskedPatchPrediction(backbone)
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     refusal = r"test_resnet cannot be used here: it has no patch embedding; use a Vision Transformer"
     for settings in (EncoderSettings(name="test_resnet", patch_size=4), EncoderSettings(source=str(tmp_path))):
         with pytest.raises(ValueError, match=refusal):

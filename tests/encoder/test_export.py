@@ -19,7 +19,7 @@ import mpp
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.create import create_backbone
 from mpp.encoder.encoder import Encoder
-from mpp.encoder.export import export_classifier, export_encoder
+from mpp.encoder.export import export_classifier, save_encoder
 from mpp.encoder.probe import probe
 from mpp.hub.stage import stage
 from tests.support.downstream import good
@@ -93,7 +93,7 @@ def test_timm_adapts_what_was_exported_as_it_does_its_own_pretrained_models(
         weight, bias = torch.randn(5, backbone.width), torch.randn(5)
         export_classifier(backbone, weight, bias, list("abcde"), tmp_path / "ours")
     else:
-        export_encoder(backbone, tmp_path / "ours")
+        save_encoder(backbone, tmp_path / "ours")
     for request in REQUESTS[::2] if classifier else REQUESTS:
         expected = last_features(tmp_path / "timm", size, **request)
         found = last_features(tmp_path / "ours", size, **request)
@@ -113,7 +113,7 @@ def test_another_pool_keeps_the_final_norm_in_its_place(family: str, tmp_path: P
     """Where timm offers that pool for the architecture."""
     backbone, size = backbone_of(family), FAMILIES[family][1]
     assert isinstance(backbone, Encoder)
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     prefix, vit = backbone.layout.num_prefix_tokens, backbone.vit
     with torch.no_grad():
         tokens = vit.forward_features(images(size))
@@ -133,7 +133,7 @@ def test_an_encoder_can_pool_its_patches_from_now_on(family: str, tmp_path: Path
     backbone.pool_patches()
     assert backbone.pool == ("token" if family == "distilled" else "avg")
     assert all(torch.equal(value, before[name]) for name, value in backbone.vit.state_dict().items())
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["global_pool"] == config["model_args"]["global_pool"] == backbone.pool
     in_timm: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -154,7 +154,7 @@ def test_transformers_loads_and_adapts_it(family: str, tmp_path: Path):
 
     close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)  # kernels round by where weights lie in memory
     backbone, size = backbone_of(family), FAMILIES[family][1]
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     model: Any = AutoModel.from_pretrained(tmp_path).eval()
     adapted: Any = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=10).eval()
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_a_pipeline_of_transformers_takes_images(family: str, tmp_path: Path):
     from transformers import pipeline
 
     backbone, size = backbone_of(family), FAMILIES[family][1]
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     pixels = torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     extract: Any = pipeline("image-feature-extraction", model=str(tmp_path), device="cpu")
     found = extract(Image.fromarray(pixels.numpy()), pool=True)
@@ -202,7 +202,7 @@ def test_a_run_exports_what_its_objective_trains_and_timm_tunes_it_from_the_run_
 def test_an_export_of_an_earlier_version_still_loads(tmp_path: Path):
     """It pooled the class token, and did not say where the final norm is."""
     backbone = backbone_of("plain")
-    export_encoder(backbone, tmp_path)
+    save_encoder(backbone, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["model_args"]["fc_norm"]
     config["pretrained_cfg"] |= {"first_conv": None, "classifier": None}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import mpp
-from mpp.encoder.export import export_encoder
+from mpp.encoder.export import save_encoder
 from tests.support.reference import (
     at,
     embeddings,
@@ -220,7 +220,7 @@ def test_a_trained_step_exports_and_timm_reloads_the_same_features(family, tmp_p
         objective(family.pixels, samples=torch.arange(3)).loss.backward()
         assert all(parameter.grad is not None for parameter in objective.parameters() if parameter.requires_grad)
         optimizer.step()
-        export_encoder(family.encoder, tmp_path)
+        save_encoder(family.encoder, tmp_path)
         reloaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
         again = mpp.load_encoder(tmp_path).eval()
         images = family.encoder.normalize(family.pixels)

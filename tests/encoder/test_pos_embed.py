@@ -13,7 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 
 import mpp
 from mpp.encoder.encoder import Encoder
-from mpp.encoder.export import export_encoder
+from mpp.encoder.export import save_encoder
 from mpp.encoder.pos_embed import resize_positions
 from mpp.encoder.settings import EncoderSettings
 from tests.support.reference import random_pixels
@@ -86,7 +86,7 @@ def source(kind: str, folder: Path) -> Encoder:
     assert encoder.vit.pos_embed.shape[1] == prefix + GRID**2
     with torch.no_grad():
         encoder.vit.pos_embed.normal_()
-    export_encoder(encoder, folder)
+    save_encoder(encoder, folder)
     return encoder.eval()
 
 
@@ -163,10 +163,10 @@ def test_up_and_down_again_comes_back(tmp_path: Path, how: Any, larger: int, bou
     encoder = source("distilled", tmp_path)
     original = smooth(2, GRID, 24)
     encoder.vit.pos_embed.data.copy_(original)
-    export_encoder(encoder, tmp_path / "small")
+    save_encoder(encoder, tmp_path / "small")
     large = mpp.load_encoder(tmp_path / "small", image_size=larger * PATCH, resize=how)
     assert isinstance(large, Encoder)
-    export_encoder(large, tmp_path / "large")
+    save_encoder(large, tmp_path / "large")
     back = mpp.load_encoder(tmp_path / "large", image_size=SIZE, resize=how).model.pos_embed.detach()
     assert torch.equal(back[:, :2], original[:, :2])
     error = (back - original)[:, 2:].norm() / original[:, 2:].norm()
@@ -204,7 +204,7 @@ def test_a_run_s_encoder_is_tuned_at_a_new_size_and_timm_reloads_it(tmp_path: Pa
     optimizer.step()
     encoder.eval()
     assert not torch.equal(encoder.vit.pos_embed, expected)
-    export_encoder(encoder, tmp_path / "tuned")
+    save_encoder(encoder, tmp_path / "tuned")
     pixels = random_pixels(3, 72, 1)
     in_timm = timm.create_model(f"local-dir:{tmp_path / 'tuned'}", pretrained=True).eval()
     here = mpp.load_encoder(tmp_path / "tuned").eval()
@@ -218,7 +218,7 @@ def test_a_run_s_encoder_is_tuned_at_a_new_size_and_timm_reloads_it(tmp_path: Pa
 def test_relative_and_rotary_positions_go_timm_s_way_whatever_is_asked(tmp_path: Path, name: str):
     torch.manual_seed(0)
     encoder = mpp.create_encoder(name, image_size=64, depth=1, embed_dim=32, num_heads=2)
-    export_encoder(encoder, tmp_path)
+    save_encoder(encoder, tmp_path)
     states = [mpp.load_encoder(tmp_path, image_size=96, resize=how).model.state_dict() for how in WAYS]
     for state in states[:2]:
         assert list(state) == list(states[2])

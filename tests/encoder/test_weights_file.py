@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import mpp
-from mpp.encoder.export import export_encoder
+from mpp.encoder.export import save_encoder
 from tests.support.downstream import PRETRAIN, good, refused, written
 from tests.support.forkserver import ForkServer
 
@@ -85,7 +85,7 @@ def test_at_another_image_size_it_is_as_an_exported_encoder_would_be(tmp_path: P
     save_file(model_of("vit_tiny_patch16_224", patch_size=8, **SMALL).state_dict(), path)
     own = mpp.load_encoder(path, name="vit_tiny_patch16_224", patch_size=8, **SMALL)
     assert own.image_size == 32, "which the number of positions tells"
-    export_encoder(own, tmp_path / "exported")
+    save_encoder(own, tmp_path / "exported")
     expected = mpp.load_encoder(tmp_path / "exported", image_size=48, resize=resize).model.state_dict()
     larger = mpp.load_encoder(path, name="vit_tiny_patch16_224", patch_size=8, image_size=48, resize=resize, **SMALL)
     assert larger.image_size == 48

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import mpp
 from mpp.encoder.create import cut_after
-from mpp.encoder.export import export_encoder
+from mpp.encoder.export import save_encoder
 from mpp.evaluation.features import EncoderReader, FeatureLayer
 from mpp.objective.classification import LinearProbe
 from tests.support.downstream import TEST, crops, final_weights, good, refused, results, tinted
@@ -78,7 +78,7 @@ def test_a_cut_encoder_is_timm_s_with_fewer_blocks(name: str, tmp_path: Path):
     with torch.no_grad():
         expected = reader.read(pixels, [FeatureLayer(2, "avg")])[FeatureLayer(2, "avg")]
         cut_after(encoder, 2)
-        export_encoder(encoder, tmp_path / "cut")
+        save_encoder(encoder, tmp_path / "cut")
         tokens = mpp.load_encoder(tmp_path / "cut").eval()(pixels)
         assert torch.equal(tokens, encoder(pixels))
         mean = tokens[:, encoder.layout.num_prefix_tokens :].mean(1)

@@ -189,7 +189,7 @@ class TrainRun:
         return Run(
             settings=recipe.training,
             objective=objective,
-            crops=TrainingCrops(self.rows, recipe.data, recipe.seed),
+            crops=TrainingCrops(self.rows, recipe.data, recipe.seed, objective.draws()),
             batch_plan=batch,
             steps=steps,
             seed=recipe.seed,

@@ -7,7 +7,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,14 +39,21 @@ class Batch(NamedTuple):
     """int64 `(b,)`, where the data has labels."""
     damaged: tuple[tuple[int, str], ...] = ()
     """Rows that could not be decoded, and why; a neighbour replaces each."""
+    draw: Tensor | None = None
+    """What the objective has drawn for these samples, if it draws beforehand."""
 
 
 class TrainingCrops(Dataset[Batch]):
-    """Random crops. An item is a micro-batch, indexed by its sample numbers."""
+    """Random crops. An item is a micro-batch, indexed by its sample numbers.
 
-    def __init__(self, rows: ImageTable, settings: DataSettings, seed: int) -> None:
+    `draw` is what an objective draws for sample numbers; see `Objective.draws`.
+    """
+
+    def __init__(
+        self, rows: ImageTable, settings: DataSettings, seed: int, draw: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.images = _decoded(rows, settings, cache=settings.cache)
-        self.settings = settings
+        self.settings, self.draw = settings, draw
         self.order = Order(len(rows), seed)
         self.key = randomness.key(seed, "crop")
 
@@ -58,7 +65,8 @@ class TrainingCrops(Dataset[Batch]):
         for image, draw in zip(loaded, draws, strict=True):
             _, height, width = image.pixels.shape
             crops.append(cut(image.pixels, random_crop(draw, height, width, self.settings), self.settings))
-        return _batch(self.images.rows, loaded, torch.stack(crops), samples)
+        batch = _batch(self.images.rows, loaded, torch.stack(crops), samples)
+        return batch if self.draw is None else batch._replace(draw=self.draw(batch.samples))
 
 
 class EvaluationCrops(Dataset[Batch]):

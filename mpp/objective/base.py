@@ -6,7 +6,7 @@ An objective is a settings class (in `settings.py`, without torch, so that help 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -40,9 +40,17 @@ class Objective(nn.Module):
         """A named tuple of the `loss` of a batch, a float32 scalar, and whatever `scores` needs.
 
         Pixels are uint8 `(b, 3, h, w)`; labels int64 `(b,)`, if the objective needs them; samples int64 `(b,)` decide
-        every random draw, and None draws from torch's generator.
+        every random draw, and None draws from torch's generator. Where there are `draws`, the argument `draw` may give
+        theirs for these samples.
         """
         raise NotImplementedError
+
+    def draws(self) -> Callable[[Tensor], Tensor] | None:
+        """A function of sample numbers, int64 `(b,)`, that the loader calls: what it draws, `forward` need not.
+
+        It must not hold the weights, which loader processes would get a copy of. None where nothing is drawn.
+        """
+        return None
 
     def scores(self, prediction: Any, pixels: Tensor) -> Scores:
         """Sums over a batch, by name, from the output of `forward` and its pixels; `loss` is always among them."""

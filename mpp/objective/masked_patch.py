@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -102,11 +102,17 @@ class MaskedPatchPrediction(Objective):
         self.mask_token = nn.Parameter(torch.empty(encoder.layout.width))
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, pixels: Tensor, samples: Tensor | None = None, labels: Tensor | None = None) -> Prediction:
+    def forward(
+        self,
+        pixels: Tensor,
+        samples: Tensor | None = None,
+        labels: Tensor | None = None,
+        draw: Tensor | None = None,
+    ) -> Prediction:
         """Embeddings, corruption, prediction, loss.
 
         Pixels are uint8 `(b, 3, h, w)`. Sample numbers, int64 `(b,)`, decide the corruption; None draws from torch's
-        generator. Labels are not used.
+        generator. Labels are not used. `draw`, int64 `(3, b, K)`, is the corruption itself, from `draws`.
 
         Raises:
             ValueError: for float or wrongly shaped pixels.
@@ -119,11 +125,15 @@ class MaskedPatchPrediction(Objective):
             raise ValueError(f"sample numbers must be integers, found {samples.dtype}")
         if samples.shape != pixels.shape[:1]:
             raise ValueError(f"{len(pixels)} images need as many sample numbers, found {tuple(samples.shape)}")
-        draw = self._draw(samples)
-        tokens = self.encoder(pixels, edit=partial(corrupt, mask_token=self.mask_token, draw=draw))
-        logits = self.target.shape(self.head(self.encoder.patch_tokens(tokens, draw.positions)))
-        truth = self.target.labels(self.patches(pixels, draw.positions))
-        return Prediction(self.target.loss(logits, truth), logits, truth, draw.positions, draw.kinds)
+        drawn = self._draw(samples) if draw is None else Draw(*draw.unbind())
+        tokens = self.encoder(pixels, edit=partial(corrupt, mask_token=self.mask_token, draw=drawn))
+        logits = self.target.shape(self.head(self.encoder.patch_tokens(tokens, drawn.positions)))
+        truth = self.target.labels(self.patches(pixels, drawn.positions))
+        return Prediction(self.target.loss(logits, truth), logits, truth, drawn.positions, drawn.kinds)
+
+    def draws(self) -> Callable[[Tensor], Tensor]:
+        """The corruption of samples, int64 `(3, b, K)`: positions, kinds and others of a `Draw`."""
+        return partial(_drawn, self.corruption, self.key, self.encoder.num_patches)
 
     def _draw(self, samples: Tensor) -> Draw:
         return self.corruption.draw(self.key, samples, self.encoder.num_patches)
@@ -137,7 +147,7 @@ class MaskedPatchPrediction(Objective):
         losses = self.target.losses(prediction.logits, prediction.labels)
         errors = self.target.errors(prediction.logits, prediction.labels, self.patches(pixels, prediction.positions))
         kinds = {"loss_mask": MASK, "loss_swap": SWAP, "loss_keep": KEEP}
-        by_kind = {name: total(losses[prediction.kinds == kind]) for name, kind in kinds.items()}
+        by_kind = {name: total(losses, where=prediction.kinds == kind) for name, kind in kinds.items()}
         return {"loss": total(losses), **by_kind, "error": total(errors)}
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
@@ -201,6 +211,10 @@ class MaskedPatchPrediction(Objective):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that must not decay: positions and tokens."""
         return {"mask_token"} | super().no_weight_decay()
+
+
+def _drawn(corruption: Corruption, key: randomness.Key, num_patches: int, samples: Tensor) -> Tensor:
+    return torch.stack(corruption.draw(key, samples, num_patches))
 
 
 class _BareMaskedPatch(nn.Module):

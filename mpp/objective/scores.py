@@ -5,13 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Name → float64 (sum, count). Batches, micro-batches and processes simply add up.
+# Name → (sum, count), float64. Batches, micro-batches and processes simply add up, on the device.
 Scores = dict[str, Tensor]
 
 
-def total(values: Tensor) -> Tensor:
-    """Sum and count of some values: float64 `(2,)` in main memory, since not every device has that type."""
-    return torch.tensor([values.detach().cpu().double().sum(), values.numel()], dtype=torch.float64)
+def precise(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has nothing better."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def total(values: Tensor, where: Tensor | None = None) -> Tensor:
+    """Sum and count of some values, of those `where` a mask is true: `(2,)` on their device."""
+    values = values.detach().to(precise(values.device))
+    if where is None:
+        return torch.stack([values.sum(), torch.full_like(values.sum(), values.numel())])
+    return torch.stack([values.where(where, 0).sum(), where.sum(dtype=values.dtype)])
 
 
 def add(left: Scores, right: Scores) -> Scores:
@@ -20,6 +28,6 @@ def add(left: Scores, right: Scores) -> Scores:
 
 
 def means(scores: Scores) -> dict[str, float]:
-    """Sum over count; names that nothing was counted for are left out."""
-    pairs = {name: pair.tolist() for name, pair in scores.items()}
-    return {name: value / count for name, (value, count) in pairs.items() if count}
+    """Sum over count; names that nothing was counted for are left out. This waits for the device."""
+    pairs = torch.stack(list(scores.values())).tolist()
+    return {name: value / count for name, (value, count) in zip(scores, pairs, strict=True) if count}

@@ -44,6 +44,8 @@ def start_processes(settings: ComputeSettings, *, folder: Path, journal: Journal
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
+        # It finds mistakes, and costs 2 to 4 %.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     accelerator = Accelerator(
         mixed_precision="bf16" if precision(settings) == "bfloat16" else "no",
         log_with=list(journal.trackers) or None,
@@ -104,7 +106,7 @@ def distribute(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     devices = [accelerator.device] if accelerator.device.type == "cuda" else None
     known, new = inspect.signature(DistributedDataParallel).parameters, "forward_sync_buffers"
     keep_own: dict[str, Any] = {new if new in known else "broadcast_buffers": False}
-    return DistributedDataParallel(module, device_ids=devices, **keep_own)
+    return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **keep_own)
 
 
 def adopt_statistics(accelerator: Accelerator, module: nn.Module) -> None:
@@ -120,10 +122,13 @@ def adopt_statistics(accelerator: Accelerator, module: nn.Module) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
-    pinned = device.type == "cuda"
+    """The batch with its tensors on a device; on GPUs with the channels of a pixel side by side, as convolutions are
+    fastest there.
+    """
+    cuda = device.type == "cuda"
     tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
-    return batch._replace(**{name: value.to(device, non_blocking=pinned) for name, value in tensors.items()})
+    batch = batch._replace(**{name: value.to(device, non_blocking=cuda) for name, value in tensors.items()})
+    return batch._replace(pixels=batch.pixels.contiguous(memory_format=torch.channels_last)) if cuda else batch
 
 
 def summed(accelerator: Accelerator, values: Tensor) -> Tensor:

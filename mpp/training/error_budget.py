@@ -33,8 +33,8 @@ def note_damaged(run: Run, progress: Progress, damaged: list[tuple[int, str]]) -
     return {"damaged": len(progress.damaged), "damaged_images": listed}
 
 
-def check_limits(run: Run, progress: Progress) -> None:
-    """Abort a run with too many errors.
+def check_limits(run: Run, progress: Progress, step: int) -> None:
+    """Abort a run with too many errors up to `step`, the last whose outcome is known.
 
     Raises:
         NonFiniteError: if too many steps in a row had no finite loss.
@@ -42,13 +42,13 @@ def check_limits(run: Run, progress: Progress) -> None:
     """
     if progress.skipped_in_a_row >= run.settings.max_skipped:
         raise NonFiniteError(
-            f"{progress.skipped_in_a_row} steps in a row, up to step {progress.step}, had a loss or gradient that is "
+            f"{progress.skipped_in_a_row} steps in a row, up to step {step}, had a loss or gradient that is "
             f"not finite. {_kept(run)} "
             "Try a smaller optimizer.lr, a longer optimizer.warmup, or training.precision=float32, in another "
             "output_dir or with checkpoint.resume=false"
         )
     rows, share = len(run.crops.images), run.crops.settings.max_bad_share
-    counted = max(min(progress.step * run.batch_plan.batch_size, rows), min(rows, FEWEST_COUNTED))
+    counted = max(min(step * run.batch_plan.batch_size, rows), min(rows, FEWEST_COUNTED))
     if len(progress.damaged) > max(share * counted, 1 if share else 0):  # a single one does not stop a small data set
         where = run.crops.images.rows.where
         examples = "\n".join(f"  {where(row)}: {reason}" for row, reason in list(progress.damaged.items())[:5])

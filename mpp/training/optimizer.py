@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from timm import optim
-from torch import nn
+from torch import Tensor, nn
 
 from mpp.settings import Duration
 from mpp.training.settings import OptimizerSettings, TrainingSettings
 
 LearningRate = Callable[[int], float]
-FUSED = ("adam", "adamw", "sgd")
+FUSED = ("adam", "adamw", "sgd", "momentum")
 
 
 def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -74,6 +74,49 @@ def _groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, An
             if all(parameter.ndim <= 1 for parameter in group["params"]):
                 group["always_adapt"] = False
     return groups
+
+
+class SkippableStep:
+    """Steps of an optimiser that change nothing where a flag says so, which only the device has to know.
+
+    Fused optimisers of PyTorch skip by themselves (`found_inf`). For others, the old values are put back by the flag.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._fused = all(group.get("fused") for group in optimizer.param_groups)
+        self._counters: list[tuple[dict[str, Any], str, Any]] = []
+
+    def __call__(self, skip: Tensor) -> None:
+        """Take a step unless `skip`, a bool scalar on the device of the parameters."""
+        optimizer: Any = self.optimizer
+        if self._fused:
+            optimizer.grad_scale, optimizer.found_inf = None, skip.float()
+            optimizer.step()
+        elif skip.device.type == "cpu" or not optimizer.state:  # before its first step there is nothing to put back
+            if not skip:
+                optimizer.step()
+        else:
+            self.masked(skip)
+
+    def masked(self, skip: Tensor) -> None:
+        """Take a step, then put the old values back where `skip` is true; `undo` does so for what the host counts."""
+        groups, states = self.optimizer.param_groups, list(self.optimizer.state.values())
+        tensors = [p for group in groups for p in group["params"] if p.grad is not None]
+        tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        before = [tensor.detach().clone() for tensor in tensors]
+        numbers = [(d, k, v) for d in (*groups, *states) for k, v in d.items() if isinstance(v, int | float)]
+        self.optimizer.step()
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(torch.where(skip, value, tensor))
+        self._counters = [(holder, name, value) for holder, name, value in numbers if holder[name] != value]
+
+    def undo(self) -> None:
+        """Take back the numbers that the host has counted in the last step, which was skipped."""
+        for holder, name, value in self._counters:
+            holder[name] = value
+        self._counters = []
 
 
 class Schedule(NamedTuple):

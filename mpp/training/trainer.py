@@ -1,35 +1,19 @@
-"""The training loop: batches, gradients, steps, callbacks, checkpoints. It knows no objective by name."""
+"""The training loop: steps, callbacks, checkpoints. It knows no objective by name."""
 
 from __future__ import annotations
 
-import math
-import random
-import time
-from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mpp import randomness
-from mpp.data.loader import Batch, batches
+from mpp.data.loader import batches
 from mpp.files import flush
-from mpp.objective import scores as sums
-from mpp.objective.scores import Scores
 from mpp.training.checkpoint import Checkpoint, CheckpointError
-from mpp.training.distributed import (
-    adopt_statistics,
-    distribute,
-    mean_scores,
-    on_main,
-    saved_buffers,
-    summed,
-    to_device,
-)
-from mpp.training.error_budget import check_limits, check_weights, note_damaged
+from mpp.training.distributed import adopt_statistics, distribute, on_main, saved_buffers
+from mpp.training.error_budget import check_limits, check_weights
 from mpp.training.state import Progress, Run
+from mpp.training.step import Steps
 
 
 def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
@@ -56,27 +40,31 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
     if progress.pending_validation:
         progress.pending_validation = False
         run.journal.write(progress.step, run.batch_plan.batch_size, _run_callbacks(run, progress))
+    steps = Steps(run, model, loader, progress)
     speed = _Speed(run, progress)
     stopped, paused = False, True
     while progress.step < run.steps and not stopped and not progress.ended:
         if paused:  # or the process that is ready first would wait in its step, and count that as training
             run.accelerator.wait_for_everyone()
-        logs = _due(progress.step + 1, run.log_every, run.steps)
-        values, stopped = _step(run, model, loader, progress, logs=logs)
+        step = progress.step + 1
+        logs = _due(step, run.log_every, run.steps)
+        saves = _due(step, run.save_every, run.steps) or step == run.checkpoints.pinned
+        paused = any(_due(step, callback.every, run.steps) for callback in run.callbacks)
+        values = steps.take(logs=logs, settle=saves or paused)
+        if stopped := steps.stopping:
+            values |= steps.settle()
         if logs:
             values |= speed(progress)
         if stopped and progress.step < run.steps:  # whoever asked for the stop may not wait for a validation
             progress.pending_validation = True
         else:
             values |= _run_callbacks(run, progress)
-        paused = any(_due(progress.step, callback.every, run.steps) for callback in run.callbacks)
         run.journal.write(progress.step, run.batch_plan.batch_size, values)
         # In the middle of steps that are not finite there is nothing to save; at the end there are the steps before.
-        good = not progress.skipped_in_a_row or progress.step == run.steps
-        due = _due(progress.step, run.save_every, run.steps) or progress.step == run.checkpoints.pinned
-        saves = stopped or progress.ended or (due and good)
+        good = not progress.skipped_in_a_row or step == run.steps
+        saves = stopped or progress.ended or (saves and good)
         try:
-            check_limits(run, progress)
+            check_limits(run, progress, steps.settled)
             if saves:
                 check_weights(run, progress)
         except RuntimeError as error:  # all processes raise it: one of them reports it
@@ -85,41 +73,6 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         if saves:
             _save(run, progress)
     return progress
-
-
-def _step(
-    run: Run, model: nn.Module, loader: Iterator[Batch], progress: Progress, *, logs: bool
-) -> tuple[dict[str, Any], bool]:
-    """One optimizer step: values for the metrics log, and whether any process was asked to stop."""
-    begun = time.perf_counter()
-    lr = run.learning_rate(progress.step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-    _seed_everything(run, progress.step)
-    statistics = saved_buffers(run.objective)
-    before = [buffer.clone() for buffer in statistics]
-    loss, scores, damaged = _gradients(run, model, loader, score=logs)
-    norm = _gradient_norm(run)
-    loss, stopped, any_damaged = _agree(run, loss, damaged)
-    progress.step += 1
-    if math.isfinite(loss) and math.isfinite(norm):
-        run.optimizer.step()
-        progress.skipped_in_a_row = 0
-    else:
-        _restore(statistics, before)  # batch norm has seen the images of the skipped step
-        progress.skipped += 1
-        progress.skipped_in_a_row += 1
-    run.optimizer.zero_grad()
-    progress.seconds += time.perf_counter() - begun
-    run.journal.advance(loss)
-
-    values = note_damaged(run, progress, damaged) if any_damaged else {}
-    if progress.skipped_in_a_row:
-        run.journal.say(f"step {progress.step}: loss {loss:g}, gradient norm {norm:g}: not finite, the step is skipped")
-        values["skipped"] = progress.skipped
-    if logs:
-        values |= run.objective.summary(mean_scores(run.accelerator, scores)) | {"gradient_norm": norm, "lr": lr}
-    return values, stopped
 
 
 def _due(done: int, every: int, steps: int) -> bool:
@@ -146,57 +99,6 @@ def _run_callbacks(run: Run, progress: Progress) -> dict[str, Any]:
             progress.evaluations_without_improvement += 1
             progress.ended = 0 < stopping.patience <= progress.evaluations_without_improvement
     return seen
-
-
-def _seed_everything(run: Run, step: int) -> None:
-    """Drop path and dropout draw from torch's generators, timm's augmentations from all three: seeded by the step,
-    there is nothing to save.
-    """
-    low, high = randomness.key(run.seed, f"step {step}, process {run.accelerator.process_index}")
-    torch.manual_seed(low | high << 32)
-    if run.augment is not None:
-        random.seed(low)
-        np.random.seed(high)  # noqa: NPY002  timm's mixup knows no other
-
-
-def _gradients(
-    run: Run, model: nn.Module, loader: Iterator[Batch], *, score: bool
-) -> tuple[Tensor, Scores, list[tuple[int, str]]]:
-    """Accumulate the gradient of one step's mean loss; the loss is the mean over this process's images."""
-    count = run.batch_plan.accumulation
-    losses, scores, damaged = [], {}, []
-    run.objective.train()
-    for number in range(1, count + 1):
-        batch = to_device(next(loader), run.accelerator.device)
-        damaged += batch.damaged
-        pixels, labels = batch.pixels, batch.labels
-        if run.augment is not None and labels is not None:
-            pixels, labels = run.augment(pixels, labels)
-        with run.accelerator.no_sync(model) if number < count else nullcontext():
-            with run.accelerator.autocast():
-                prediction = model(pixels, batch.samples, labels)
-            (prediction.loss / count).backward()
-        losses.append(prediction.loss.detach())
-        if score:
-            with torch.no_grad():
-                scores = sums.add(scores, run.objective.scores(prediction, pixels))
-    return torch.stack(losses).mean(), scores, damaged
-
-
-def _gradient_norm(run: Run) -> float:
-    """The global norm, before it is clipped. The same in every process, since gradients are averaged by now."""
-    parameters = [p for p in run.objective.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if run.settings.clip_grad is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, run.settings.clip_grad, norm)
-    return float(norm)
-
-
-def _agree(run: Run, loss: Tensor, damaged: list[tuple[int, str]]) -> tuple[float, bool, bool]:
-    """The mean loss, whether any process was asked to stop, whether any found damaged images."""
-    facts = torch.tensor([float(loss), float(run.stop.asked() is not None), float(bool(damaged))], dtype=torch.float64)
-    total, stops, finds = summed(run.accelerator, facts).tolist()
-    return total / run.accelerator.num_processes, stops > 0, finds > 0
 
 
 def _save(run: Run, progress: Progress) -> None:
@@ -235,15 +137,12 @@ def _settle_buckets(run: Run, model: nn.Module) -> None:
     shape = run.batch_plan.micro_batch_size, 3, *2 * (run.crops.settings.image_size,)
     pixels = torch.zeros(shape, dtype=torch.uint8, device=run.accelerator.device)
     zeros = torch.zeros(len(pixels), dtype=torch.int64, device=run.accelerator.device)
+    drawn = {} if run.crops.draw is None else {"draw": run.crops.draw(zeros)}
     with run.accelerator.autocast():
-        loss = model(pixels, zeros, zeros).loss
+        loss = model(pixels, zeros, zeros, **drawn).loss
     loss.backward()
     run.objective.zero_grad()
-    _restore(statistics, before)
-
-
-def _restore(buffers: list[Tensor], before: list[Tensor]) -> None:
-    for buffer, value in zip(buffers, before, strict=True):
+    for buffer, value in zip(statistics, before, strict=True):
         buffer.copy_(value)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mpp.launch import launch
+from mpp.memory import keep_freed_memory
 from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe
 from mpp.recipe.shipped import shipped_recipes
 from mpp.settings import SettingError, Settings, together
@@ -68,6 +69,7 @@ def run_command(
             return launch(f"mpp.{name}", [path, *overrides, *(["--quiet"] if quiet else [])], processes)
         if quiet:
             os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
+        keep_freed_memory()
         try:
             with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if quiet else sys.stdout):
                 return work(recipe)

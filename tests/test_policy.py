@@ -17,7 +17,7 @@ from mpp.__main__ import COMMANDS
 PACKAGE = Path(mpp.__file__).parent
 # Each floor may import from those below it, never from above, and from its own rooms only downward in this list.
 FLOORS = [
-    {"files", "redact", "run_folder", "settings", "type_hints", "randomness", "extras", "launch", "progress"},
+    {"files", "memory", "redact", "run_folder", "settings", "type_hints", "randomness", "extras", "launch", "progress"},
     {"data"},
     {"encoder"},
     {"objective"},

@@ -135,6 +135,9 @@ class TrainRun:
         flops = count_flops(objective, accelerator)
         if recipe.training.gradient_checkpointing:
             objective.encoder.use_gradient_checkpointing()
+        if recipe.training.residual == "bfloat16":
+            with recipe.training.blamed("residual"):
+                objective.encoder.use_bfloat16_residual()
         optimizer = make_optimizer(objective, recipe.optimizer)
         on_main(accelerator, lambda: self._begin(checkpoint))
         journal = Journal(

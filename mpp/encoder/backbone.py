@@ -136,6 +136,17 @@ class Backbone(nn.Module):
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused
 
+    def use_bfloat16_residual(self) -> None:
+        """Under autocast, hand bfloat16 to the first block: all later sums of the residual stream are of that type.
+
+        Raises:
+            ValueError: if the model has no blocks.
+        """
+        blocks = getattr(self.model, "blocks", None)
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
+            raise ValueError(f"{self.name} has no transformer blocks in a row; set training.residual=float32")
+        blocks[0].register_forward_pre_hook(_as_bfloat16)
+
     def use_gradient_checkpointing(self) -> None:
         """Compute activations again in the backward pass. The running statistics of batch norm see each batch twice.
 
@@ -147,3 +158,8 @@ class Backbone(nn.Module):
         except (AttributeError, AssertionError) as error:
             advice = "set training.gradient_checkpointing=false"
             raise ValueError(f"timm has no gradient checkpointing for {self.name}; {advice}") from error
+
+
+def _as_bfloat16(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    tokens, *rest = args
+    return (tokens.to(torch.bfloat16), *rest) if torch.is_autocast_enabled(tokens.device.type) else None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpp.objective.patches import bins_of_sums, pack, patchify
+from mpp.objective.patches import bins_of_sums, pack
 
 Corrupted = Iterable[tuple[Tensor, Tensor, Tensor]]
 """Batches of uint8 pixels `(b, 3, h, w)`, corrupted positions int64 `(b, K)`, and their labels."""
@@ -28,12 +28,12 @@ def neighbour_colours(pixels: Tensor, positions: Tensor, patch_size: int, bits: 
         The colour class, int64 `(b, K)`, and the colour itself, float64 `(b, K, 3)` in 0…255. If no patch of the
         image is visible, both are 0.
     """
-    patches = patchify(pixels, patch_size)
     rows, columns = pixels.shape[2] // patch_size, pixels.shape[3] // patch_size
-    visible = torch.ones(patches.shape[:2], dtype=torch.int64).scatter(1, positions, 0)
-    sums = patches.sum((2, 3), dtype=torch.int64) * visible[..., None]
+    exact = torch.float32 if 255 * patch_size**2 < 2**24 else torch.float64
+    sums = F.avg_pool2d(pixels.to(exact), patch_size, divisor_override=1).flatten(2).transpose(1, 2).double()
+    visible = torch.ones(sums.shape[:2], dtype=torch.float64).scatter(1, positions, 0)[..., None]
     # The count of visible patches rides along as a fourth channel; sums over 3×3 windows are exact in float64.
-    table = torch.cat([sums, visible[..., None]], dim=-1).double()
+    table = torch.cat([sums * visible, visible], dim=-1)
     image = table.transpose(1, 2).unflatten(2, (rows, columns))
     around = F.avg_pool2d(image, 3, stride=1, padding=1, divisor_override=1).flatten(2).transpose(1, 2) - table
     everywhere = table.sum(1, keepdim=True).expand_as(table)

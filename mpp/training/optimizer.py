@@ -101,19 +101,22 @@ class SkippableStep:
 
     def masked(self, skip: Tensor) -> None:
         """Take a step, then put the old values back where `skip` is true; `undo` does so for what the host counts."""
-        groups, states = self.optimizer.param_groups, list(self.optimizer.state.values())
-        tensors = [p for group in groups for p in group["params"] if p.grad is not None]
-        tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
-        before = [tensor.detach().clone() for tensor in tensors]
-        numbers = [(d, k, v) for d in (*groups, *states) for k, v in d.items() if isinstance(v, int | float)]
+        groups, states = self.optimizer.param_groups, self.optimizer.state.values()
+        kept = [(holder, name, value) for holder in (*groups, *states) for name, value in holder.items()]
+        there = [p for group in groups for p in group["params"] if p.grad is not None]
+        there += [value for *_, value in kept if isinstance(value, Tensor) and value.device == skip.device]
+        before = [tensor.detach().clone() for tensor in there]
+        counters = [(holder, name, value) for holder, name, value in kept if isinstance(value, int | float)]
+        counters += [(holder, name, value.clone()) for holder, name, value in kept
+                     if isinstance(value, Tensor) and value.device != skip.device]  # fmt: skip
         self.optimizer.step()
         with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
+            for tensor, value in zip(there, before, strict=True):
                 tensor.copy_(torch.where(skip, value, tensor))
-        self._counters = [(holder, name, value) for holder, name, value in numbers if holder[name] != value]
+        self._counters = [(holder, name, value) for holder, name, value in counters if name != "lr"]
 
     def undo(self) -> None:
-        """Take back the numbers that the host has counted in the last step, which was skipped."""
+        """Take back what the host has counted in the last step, which was skipped."""
         for holder, name, value in self._counters:
             holder[name] = value
         self._counters = []

@@ -70,6 +70,10 @@ class ComputeSettings(Settings):
 class TrainingSettings(ComputeSettings):
     """The loop: batches, length, precision."""
 
+    residual: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the sums between the blocks of a transformer, where `precision` is bfloat16: in bfloat16 a block
+    reads and writes half as many bytes, and each sum is rounded."""
+
     batch_size: int = Field(default=256, ge=1)
     """Images of one optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,10 @@ class Steps:
         self._optimizer_step = SkippableStep(run.optimizer)
         self._pending: Outcome | None = None
         self._others_stop, self._norm = False, math.nan
+        self.waited = 0.0
+        """Seconds of all steps so far that this process waited for its images."""
+        self.to_first_step: float | None = None
+        """Seconds from the start of this process to the end of its first step."""
 
     @property
     def stopping(self) -> bool:
@@ -89,6 +94,8 @@ class Steps:
             means = mean_scores(run.accelerator, scores)
             values |= run.objective.summary(means) | {"gradient_norm": self._norm, "lr": lr}
         progress.seconds += time.perf_counter() - begun
+        if self.to_first_step is None:
+            self.to_first_step = time.time() - psutil.Process().create_time()
         return values
 
     def settle(self) -> dict[str, Any]:
@@ -132,7 +139,10 @@ class Steps:
         losses, scores, damaged = [], {}, []
         run.objective.train()
         for number in range(1, count + 1):
-            batch = to_device(next(self._loader), run.accelerator.device)
+            begun = time.perf_counter()
+            batch = next(self._loader)
+            self.waited += time.perf_counter() - begun
+            batch = to_device(batch, run.accelerator.device)
             damaged += batch.damaged
             pixels, labels = batch.pixels, batch.labels
             if run.augment is not None and labels is not None:

@@ -41,7 +41,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         progress.pending_validation = False
         run.journal.write(progress.step, run.batch_plan.batch_size, _run_callbacks(run, progress))
     steps = Steps(run, model, loader, progress)
-    speed = _Speed(run, progress)
+    speed = _Speed(run, steps)
     stopped, paused = False, True
     while progress.step < run.steps and not stopped and not progress.ended:
         if paused:  # or the process that is ready first would wait in its step, and count that as training
@@ -54,7 +54,7 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Progress:
         if stopped := steps.stopping:
             values |= steps.settle()
         if logs:
-            values |= speed(progress)
+            values |= speed()
         if stopped and progress.step < run.steps:  # whoever asked for the stop may not wait for a validation
             progress.pending_validation = True
         else:
@@ -153,17 +153,24 @@ class _Speed:
     that do these.
     """
 
-    def __init__(self, run: Run, progress: Progress) -> None:
-        self._run = run
-        self._first = self._last = progress.step, progress.seconds
+    def __init__(self, run: Run, steps: Steps) -> None:
+        self._run, self._steps = run, steps
+        self._first = self._last = steps.progress.step, steps.progress.seconds
+        self._waited = 0.0
 
-    def __call__(self, progress: Progress) -> dict[str, float]:
+    def __call__(self) -> dict[str, float]:
+        progress, steps = self._steps.progress, self._steps
         now = progress.step, progress.seconds
         rate = (now[0] - self._last[0]) * self._run.batch_plan.batch_size / (now[1] - self._last[1])
         left = (self._run.steps - now[0]) * (now[1] - self._first[1]) / (now[0] - self._first[0])
         self._last = now
         flops = rate * self._run.record.flops_per_image
         speed = {"images_per_second": rate, "seconds": progress.seconds, "seconds_left": left}
+        speed["seconds_waiting"], self._waited = steps.waited - self._waited, steps.waited
+        if steps.to_first_step:
+            speed["seconds_to_first_step"], steps.to_first_step = steps.to_first_step, 0.0
+        if self._run.accelerator.device.type == "cuda":
+            speed["gpu_memory_gb"] = torch.cuda.max_memory_reserved() / 1e9
         if flops:
             speed["tflops_per_second"] = flops / 1e12
         if self._run.peak_flops:

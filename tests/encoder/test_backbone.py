@@ -199,6 +199,31 @@ def test_gradient_checkpointing_is_refused_by_name_where_timm_has_none():
         built("dla46_c", 32).use_gradient_checkpointing()
 
 
+NAMES = {"vit_tiny_patch16_224": 48, "deit_tiny_distilled_patch16_224": 48, "eva02_tiny_patch14_224": 56}
+
+
+@pytest.mark.parametrize(("name", "size"), NAMES.items())
+def test_the_residual_stream_is_of_its_type_under_autocast_alone(name: str, size: int):
+    backbone, plain = built(name, size), built(name, size)
+    plain.load_state_dict(backbone.state_dict())
+    backbone.use_bfloat16_residual()
+    seen: dict[str, set[torch.dtype]] = {"with": set(), "without": set()}
+    for which, network in (("with", backbone), ("without", plain)):
+        for block in network.model.blocks:
+            block.register_forward_hook(lambda module, args, output, which=which: seen[which].add(output.dtype))
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, expected = backbone(pixels).float(), plain(pixels).float()
+    assert seen == {"with": {torch.bfloat16}, "without": {torch.float32}}
+    assert 0 < (found - expected).abs().max() < 0.2  # of values with a deviation of 1
+    assert torch.equal(backbone(pixels), plain(pixels))  # in float32 nothing is rounded
+
+
+def test_a_bfloat16_residual_is_refused_by_name_where_there_is_none():
+    with pytest.raises(ValueError, match=r"resnet18.*training\.residual=float32"):
+        built("resnet18", 32).use_bfloat16_residual()
+
+
 # Whole runs
 
 

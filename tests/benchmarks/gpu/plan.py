@@ -1,0 +1,36 @@
+"""The pieces, in the order of their value. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Piece(NamedTuple):
+    """A module's function that gives the cases, and what a reader of a list wants to know."""
+
+    name: str
+    module: str
+    seconds: int
+    """Estimated for one H100, all cases together."""
+    what: str
+    packages: bool = True
+    """Whether it needs all dependencies of `mpp`, not PyTorch alone."""
+
+
+PIECES = (
+    Piece("machine", "kernels", 20, "rates of matrix products and copies; versions", packages=False),
+    Piece("synchronization", "runs", 35, "what makes the host wait for the GPU in a real training step"),
+    Piece("resume", "runs", 130, "a killed and resumed run ends with the same bits, eager and compiled"),
+    Piece("end_to_end", "runs", 130, "ViT-B/16 from JPEG files: images/s, share of peak, waits for data"),
+    Piece("overhead", "steps", 330, "a step of the objective against a step of timm alone: Ti, S, B, eager, compiled"),
+    Piece("cuda_tests", "runs", 200, "tests/test_cuda.py"),
+    Piece("attention", "kernels", 45, "attention kernels, deterministic or not; which is the default", packages=False),
+    Piece("determinism", "steps", 60, "what deterministic mode costs, eager"),
+    Piece("memory", "steps", 50, "peak memory of a step, with and without gradient checkpointing"),
+    Piece("loader", "runs", 45, "images/s out of the loader alone, by its number of workers"),
+    Piece("attention_steps", "steps", 50, "a whole step of ViT-B with each attention kernel"),
+    Piece("batches", "steps", 90, "the overhead at smaller and larger batches, eager"),
+    Piece("compiled_targets", "steps", 320, "the other targets and gradient checkpointing, compiled"),
+    Piece("compiled_determinism", "steps", 180, "what deterministic mode costs, compiled"),
+)
+NAMES = tuple(piece.name for piece in PIECES)

@@ -12,8 +12,10 @@ summary of all that was measured so far.
     python -m tests.benchmarks.gpu OUT --report     only write the summary
     python -m tests.benchmarks.gpu OUT --rehearse   the same code on the CPU, with tiny sizes
 
-Images, runs and logs go to OUT/work, or to the folder of `--work`. No network is needed; at the start the command lists
-the Python packages that are missing, and how to bring them.
+Images, runs and logs go to OUT/work, or to the folder of `--work`; they are made anew where they are missing. A machine
+that keeps nothing needs only the JSON files: bring them back, and put them into OUT before the next call there. No
+network is needed; at the start the command lists the Python packages that are missing, and how to bring them. What
+needs PyTorch alone is measured without them.
 
 Exit codes: 0, all is finished; 1, something failed (the traceback is in its JSON file); 2, the command is wrong or
 nothing can run here; 3, nothing failed, and cases are left for another call; 130 and 143, stopped by a signal.

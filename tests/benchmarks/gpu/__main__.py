@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import importlib
 import os
 import signal
 import sys
@@ -14,10 +17,12 @@ import tests.benchmarks.gpu as about
 from tests.benchmarks.gpu import dependencies, processes
 from tests.benchmarks.gpu.bench import Bench
 from tests.benchmarks.gpu.plan import NAMES, PIECES, Piece
-from tests.benchmarks.gpu.record import Record
+from tests.benchmarks.gpu.record import BEGINNING, Record
 from tests.benchmarks.gpu.report import write_report
 
 FINISHED, FAILED, WRONG, LEFT = 0, 1, 2, 3
+IMPORTED = ("torch._dynamo", "mpp.commands.pretrain", "matplotlib.figure", "scipy.io", "mpp.pretrain")
+"""What the processes import in any case, some of it late."""
 RESERVE = 5.0
 """Seconds of a call that are kept for its end."""
 
@@ -66,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         except StoppedError as stopped:
             print(f"stopped; {write_report(out, rehearsal=bench.rehearse)} has what was measured until now")
             return 128 + stopped.number
+        finally:
+            gc.unfreeze()  # or libraries complain at the end about what they think has leaked
     return _summary(bench, chosen)
 
 
@@ -111,7 +118,7 @@ def _prepare(bench: Bench, *, packages: bool) -> str | None:
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # does not start CUDA, which a fork would not survive
     if bench.rehearse:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # a first compilation on a CPU takes a minute
     try:
         import torch
@@ -120,7 +127,10 @@ def _prepare(bench: Bench, *, packages: bool) -> str | None:
     if not bench.rehearse and not torch.cuda.is_available():
         return "no CUDA device: --rehearse runs the same code on the CPU, with tiny sizes"
     if packages:
-        import mpp.commands.pretrain  # noqa: F401
+        for name in IMPORTED:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+    gc.freeze()  # or every collection in a child would go through all that was imported
     return None
 
 
@@ -150,15 +160,18 @@ def _measure(bench: Bench, chosen: list[Piece], arguments: list[str]) -> None:
             raise
         process.kill_rest()
         record = _record(bench, piece)
-        if code not in (0, 1) and not record.running and not record.results:  # it failed before its first case
-            record.failures["start"] = process.text[-4000:]
+        hung = code is None and bench.left > RESERVE
+        if hung or code:  # a case that breaks its process is not tried again unless it is asked for
+            why = "killed: it took far longer than estimated" if hung else f"exit code {code}"
+            record.failures[record.running or BEGINNING] = f"{process.text[-4000:]}\n{why}"
+            record.running = ""
             record.write(bench.out)
         print(f"  {_state(record, code)}, {time.monotonic() - begun:.0f} s", flush=True)
 
 
 def _state(record: Record, code: int | None) -> str:
     failed = f"failed: {', '.join(record.failed)}" if record.failed else ""
-    cut = f"killed in {record.running!r}" if code is None else f"exit code {code}" if code not in (0, 1) else ""
+    cut = f"no time was left for {record.running!r}" if code is None and record.running else ""
     left = f"{len(record.left)} cases left" if record.left else ""
     return "; ".join(filter(None, (failed, cut, left))) or "finished"
 

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,7 +67,7 @@ class Bench:
         """Seconds until the call ends."""
         return self.deadline - time.time()
 
-    @cached_property
+    @property
     def cuda(self) -> bool:
         """Whether this call measures a GPU."""
         return not self.rehearse

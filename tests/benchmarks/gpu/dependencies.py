@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[3]
-FOR_TESTS = ("pytest", "scikit-learn", "scipy", "transformers")
+FOR_TESTS = ("pytest", "scikit-learn", "scipy")
 """What tests/test_cuda.py needs besides."""
 COME_WITH_CUDA = ("torch", "torchvision")
 """Too large to be carried, and built for one driver."""
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
+"""pip takes these by name only."""
 ON_TOP_OF_TORCH = ("accelerate", "timm")
 """pip would download torch with them."""
 
@@ -47,10 +49,9 @@ def advice(lacking: list[Missing]) -> str:
     carried = [m for m in lacking if m.name not in COME_WITH_CUDA]
     if fixed := [m.name for m in lacking if m.name in COME_WITH_CUDA]:
         lines.append(f"{' and '.join(fixed)} cannot be carried: choose a machine or an image that has them")
-    download = (
-        f"pip download --only-binary=:all: --implementation cp --python-version {platform.python_version()}"
-        f"{''.join(f' --platform {tag}_{platform.machine()}' for tag in ('manylinux_2_28', 'manylinux_2_17', 'manylinux2014'))}"  # noqa: E501
-    )
+    tags = "".join(f" --platform {tag}_{platform.machine()}" for tag in PLATFORMS)
+    python = ".".join(platform.python_version_tuple()[:2])
+    download = f"pip download --only-binary=:all: --implementation cp --python-version {python}{tags}"
     plain = [f"'{m.name}{m.needed}'" for m in carried if m.name not in ON_TOP_OF_TORCH]
     alone = [f"'{m.name}{m.needed}'" for m in carried if m.name in ON_TOP_OF_TORCH]
     if carried:

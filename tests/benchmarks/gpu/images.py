@@ -16,7 +16,7 @@ from mpp.data.dead_leaves import scenes
 
 WIDTH, HEIGHT = 500, 375
 TILES = 3, 2
-NOISE = 9.0
+NOISE = 17.0
 """Standard deviation of the grain, which makes files of about 110 kB, as ImageNet's are."""
 CHUNK = 10
 

@@ -125,7 +125,8 @@ def _attention(bench: Bench, heads: int, *, exact: bool) -> dict[str, Any]:
         # By its own choice function, and by the bits of its output, which two kernels rarely share.
         chosen = None
         with contextlib.suppress(AttributeError, RuntimeError):
-            chosen = SDPBackend(torch._fused_sdp_choice(q, k, v)).name.removesuffix("_ATTENTION").lower()
+            choice = torch._fused_sdp_choice(q, k, v)  # pyright: ignore[reportPrivateImportUsage]
+            chosen = SDPBackend(choice).name.removesuffix("_ATTENTION").lower()
     reference = plain().detach().float()
     flops = 4 * batch * heads * tokens**2 * HEAD_WIDTH * 3.5  # the backward pass has five products, the forward two
     return {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import time
 import traceback
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
+import mpp
+
+PACKAGE = Path(mpp.__file__).parent
 PROFILED = 3
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
 """Operations of a CPU run that would make the host wait for a GPU."""
@@ -35,8 +38,10 @@ SHOWN = 12
 def caller() -> str:
     """The innermost line of this repository that is being executed."""
     frames = [f for f in traceback.extract_stack() if f.filename != __file__ and "site-packages" not in f.filename]
-    inside = [frame for frame in frames if re.search(r"/mpp/", frame.filename)] or frames
-    return f"{inside[-1].filename.rpartition('/mpp/')[2]}:{inside[-1].lineno} {(inside[-1].line or '').strip()}"
+    last = ([frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)] or frames)[-1]
+    where = Path(last.filename)
+    where = where.relative_to(PACKAGE.parent) if where.is_relative_to(PACKAGE) else Path(where.name)
+    return f"{where}:{last.lineno} {(last.line or '').strip()[:100]}"
 
 
 class HostReads(TorchDispatchMode):
@@ -62,7 +67,7 @@ class Observer:
         self.found: Counter[str] = Counter()
         self.window: Any = None
         self.profiled: dict[str, Any] = {}
-        self.cuda = torch.cuda.is_available()
+        self.cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true"
 
     def stepped(self, *_: Any) -> None:
         """Called after every optimizer step."""
@@ -116,9 +121,7 @@ class Observer:
         self.window.__exit__(None, None, None)
         events = self.window.key_averages()
         if self.cuda:  # kernels alone: operators and annotations contain them
-            kernels = [
-                e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", 0)
-            ]
+            kernels = [e for e in events if e.device_type.name == "CUDA" and not getattr(e, "is_user_annotation", 0)]
             times = {event.key: event.self_device_time_total / 1000 for event in kernels}
         else:
             times = {event.key: event.self_cpu_time_total / 1000 for event in events}

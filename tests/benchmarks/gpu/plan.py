@@ -18,19 +18,20 @@ class Piece(NamedTuple):
 
 
 PIECES = (
-    Piece("machine", "kernels", 20, "rates of matrix products and copies; versions", packages=False),
-    Piece("synchronization", "runs", 35, "what makes the host wait for the GPU in a real training step"),
-    Piece("resume", "runs", 130, "a killed and resumed run ends with the same bits, eager and compiled"),
-    Piece("end_to_end", "runs", 130, "ViT-B/16 from JPEG files: images/s, share of peak, waits for data"),
-    Piece("overhead", "steps", 330, "a step of the objective against a step of timm alone: Ti, S, B, eager, compiled"),
-    Piece("cuda_tests", "runs", 200, "tests/test_cuda.py"),
+    Piece("machine", "kernels", 15, "rates of matrix products and copies; the rest of the machine", packages=False),
+    Piece("synchronization", "runs", 30, "what makes the host wait for the GPU in a real training step"),
+    Piece("resume", "runs", 150, "a killed and resumed run ends with the same bits, eager and compiled"),
     Piece("attention", "kernels", 45, "attention kernels, deterministic or not; which is the default", packages=False),
-    Piece("determinism", "steps", 60, "what deterministic mode costs, eager"),
-    Piece("memory", "steps", 50, "peak memory of a step, with and without gradient checkpointing"),
-    Piece("loader", "runs", 45, "images/s out of the loader alone, by its number of workers"),
+    Piece("end_to_end", "runs", 120, "ViT-B/16 from JPEG files, compiled: images/s, share of peak, waits for data"),
+    Piece("overhead", "steps", 315, "a step of the objective against a step of timm alone: Ti, S, B, eager, compiled"),
+    Piece("cuda_tests", "runs", 200, "tests/test_cuda.py"),
+    Piece("determinism", "steps", 55, "what deterministic mode costs, eager"),
+    Piece("memory", "steps", 60, "peak memory of a step, with and without gradient checkpointing"),
+    Piece("loader", "runs", 40, "images/s out of the loader alone, by its number of workers"),
     Piece("attention_steps", "steps", 50, "a whole step of ViT-B with each attention kernel"),
     Piece("batches", "steps", 90, "the overhead at smaller and larger batches, eager"),
+    Piece("end_to_end_eager", "runs", 85, "ViT-B/16 and ViT-S/16 from JPEG files, eager"),
+    Piece("compiled_determinism", "steps", 110, "what deterministic mode costs, compiled"),
     Piece("compiled_targets", "steps", 320, "the other targets and gradient checkpointing, compiled"),
-    Piece("compiled_determinism", "steps", 180, "what deterministic mode costs, compiled"),
 )
 NAMES = tuple(piece.name for piece in PIECES)

@@ -66,6 +66,7 @@ class Process:
 def start(module: str, arguments: Sequence[object], log: Path, *, leads: bool = False, **env: str) -> Process:
     """Start `python -m MODULE ARGUMENTS`; `leads` puts it in a process group of its own."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
     sys.stdout.flush()
     sys.stderr.flush()
     parent, pid = os.getpid(), os.fork()
@@ -86,10 +87,11 @@ def _become(module: str, arguments: list[str], log: Path, parent: int, env: Mapp
             os._exit(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))  # pytest replaces them
     os.environ.update(env)
     if _cuda_has_started():
         os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
@@ -106,6 +108,6 @@ def _become(module: str, arguments: list[str], log: Path, parent: int, env: Mapp
 
 
 def _cuda_has_started() -> bool:
-    import torch
-
-    return torch.cuda._is_in_bad_fork()
+    """Whether the parent of this fork had started CUDA, which is of no use here then."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda._is_in_bad_fork()

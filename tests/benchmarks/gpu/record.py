@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+BEGINNING = "beginning"
+"""In place of a case, where a piece failed before its first one."""
+
 
 @dataclass
 class Record:

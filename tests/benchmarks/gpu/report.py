@@ -35,6 +35,13 @@ STEPS: tuple[Column, ...] = (
     ("share of peak", _number("share_of_peak", "{:.0%}")),
     ("peak memory, GB", _number("peak_gigabytes/objective")),
 )
+RUNS: tuple[Column, ...] = (
+    ("images/s", _number("images_a_second", "{:,.0f}")),
+    ("TFLOP/s", _number("tflops", "{:,.2f}")),
+    ("share of peak", _number("share_of_peak", "{:.0%}")),
+    ("time spent waiting for data", _number("waited_for_data", "{:.1%}")),
+    ("workers", _number("workers", "{}")),
+)
 KERNELS: tuple[Column, ...] = (
     ("chosen by default", _number("default", "{}")),
     ("ms, forward and backward", _pairs("ms")),
@@ -66,13 +73,8 @@ TABLES: dict[str, tuple[Column, ...]] = {
         ("same losses", _number("equal_losses", "{}")),
         ("SHA-256 of the weights", lambda result: result["sha256"]["resumed"]["weights"][:16] + "…"),
     ),
-    "end_to_end": (
-        ("images/s", _number("images_a_second", "{:,.0f}")),
-        ("TFLOP/s", _number("tflops", "{:,.2f}")),
-        ("share of peak", _number("share_of_peak", "{:.0%}")),
-        ("time spent waiting for data", _number("waited_for_data", "{:.1%}")),
-        ("workers", _number("workers", "{}")),
-    ),
+    "end_to_end": RUNS,
+    "end_to_end_eager": RUNS,
     "overhead": STEPS,
     "batches": STEPS,
     "compiled_targets": STEPS,

@@ -91,7 +91,8 @@ def _become(module: str, arguments: list[str], log: Path, parent: int, env: Mapp
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))  # pytest replaces them
+    # The parent's may be pytest's; a closed one must not take the file with it.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.environ.update(env)
     if _cuda_has_started():
         os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

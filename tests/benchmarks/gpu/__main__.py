@@ -40,7 +40,6 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _options(arguments)
     out: Path = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     bench = Bench(
         out=out,
         work=(options.work or out / "work").resolve(),
@@ -56,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return WRONG
     if options.list:
         return _list(bench)
+    out.mkdir(parents=True, exist_ok=True)
     if not options.report and not all(_is_finished(bench, piece) for piece in chosen):
         lacking = dependencies.missing()
         if lacking:

@@ -100,7 +100,7 @@ class Observer:
         self.window.__exit__(None, None, None)
 
     def _warned(self, message: Warning | str, *_: Any, **__: Any) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             self.found[caller()] += 1
 
     def _start_profile(self) -> None:

@@ -210,10 +210,11 @@ def _loader(bench: Bench, count: int) -> dict[str, Any]:
 
 
 def cuda_tests(bench: Bench) -> list[Case]:
-    """tests/test_cuda.py, in two halves."""
+    """tests/test_cuda.py; what compiles comes last."""
     return [
         Case("as the processor", 70, partial(_cuda_tests, bench, "not killed")),
-        Case("a killed run", 130, partial(_cuda_tests, bench, "killed")),
+        Case("a killed run, eager", 40, partial(_cuda_tests, bench, "killed and false")),
+        Case("a killed run, compiled", 130, partial(_cuda_tests, bench, "killed and true")),
     ]
 
 

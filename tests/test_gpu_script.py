@@ -120,8 +120,9 @@ def test_what_the_host_waits_for_is_found_in_the_package(rehearsed: Path):
 def test_on_a_gpu_warnings_name_the_line_that_waits(monkeypatch: pytest.MonkeyPatch):
     modes: list[str] = []
     monkeypatch.setattr("torch.cuda.set_sync_debug_mode", modes.append)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # the real one would spoil later forks
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     observer = Observer(1, 2)
-    observer.cuda = True
     monkeypatch.setattr(observer, "_start_profile", lambda: None)
     observer.stepped()
     warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
@@ -200,6 +201,7 @@ def test_a_process_that_takes_too_long_is_killed_with_all_it_started(tmp_path: P
     monkeypatch.syspath_prepend(tmp_path)
     process = processes.start("sleeps", [], tmp_path / "log.txt", leads=True)
     while len(process.text.splitlines()) < 2:
+        assert process.poll() is None, process.text
         time.sleep(0.01)
     assert process.wait(0) is None
     child = max(int(line) for line in process.text.splitlines())

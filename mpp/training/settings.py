@@ -83,6 +83,10 @@ class TrainingSettings(ComputeSettings):
     """Length of the run."""
     compile: bool = False
     """Compile the network with torch.compile, as one graph; needs a C++ compiler on CPU."""
+    streams: int | None = Field(default=None, ge=1)
+    """On CPUs: parts of a micro-batch that are computed side by side, each by an equal number of the threads. null
+    takes one for each thread, of at least 8 images, where that changes nothing but rounding; 1 divides every operation
+    among the threads."""
     clip_grad: float | None = Field(default=1.0, gt=0)
     """Largest global norm of the gradient; null does not clip."""
     gradient_checkpointing: bool = False

@@ -22,6 +22,7 @@ from mpp.training.distributed import mean_scores, saved_buffers, summed, to_devi
 from mpp.training.error_budget import note_damaged
 from mpp.training.optimizer import SkippableStep
 from mpp.training.state import Progress, Run
+from mpp.training.streams import Part, Streams, number_of_streams
 
 
 class Outcome(NamedTuple):
@@ -50,6 +51,8 @@ class Steps:
         self._model, self._loader = model, loader
         self._optimizer_step = SkippableStep(run.optimizer)
         self._pending: Outcome | None = None
+        streams = number_of_streams(run)
+        self._streams = Streams(run.objective, streams) if streams > 1 else None
         self._others_stop, self._norm = False, math.nan
         self.waited = 0.0
         """Seconds of all steps so far that this process waited for its images."""
@@ -147,16 +150,27 @@ class Steps:
             pixels, labels = batch.pixels, batch.labels
             if run.augment is not None and labels is not None:
                 pixels, labels = run.augment(pixels, labels)
-            drawn = {} if batch.draw is None else {"draw": batch.draw}
+            given: dict[str, Tensor | None] = {"pixels": pixels, "samples": batch.samples, "labels": labels}
+            if batch.draw is not None:
+                given["draw"] = batch.draw
             with run.accelerator.no_sync(self._model) if number < count else nullcontext():
-                with run.accelerator.autocast():
-                    prediction = self._model(pixels, batch.samples, labels, **drawn)
-                (prediction.loss / count).backward()
-            losses.append(prediction.loss.detach())
+                parts = self._backward(given, 1 / count)
+            losses += [part.prediction.loss.detach() for part in parts]
             if score:
                 with torch.no_grad():
-                    scores = sums.add(scores, run.objective.scores(prediction, pixels))
+                    for part in parts:
+                        scores = sums.add(scores, run.objective.scores(part.prediction, part.pixels))
         return torch.stack(losses).mean(), scores, damaged
+
+    def _backward(self, given: dict[str, Tensor | None], weight: float) -> list[Part]:
+        if self._streams is not None:
+            return self._streams.backward(given, weight, self.run.accelerator.autocast)
+        with self.run.accelerator.autocast():
+            prediction = self._model(**given)
+        (prediction.loss * weight).backward()
+        pixels = given["pixels"]
+        assert pixels is not None
+        return [Part(prediction, pixels)]
 
     def _gradient_norm(self) -> Tensor:
         """The global norm, before it is clipped. The same in every process, since gradients are averaged by now."""

@@ -43,11 +43,11 @@ def arguments() -> argparse.Namespace:
     add("--images", type=Path, metavar="FOLDER", help="real photographs for the whole runs; else they are drawn")
     add("--threads", type=int, default=2, help="of PyTorch, in every process; default %(default)s")
     add("--cache", type=Path, metavar="FOLDER", help="where environments and images stay; else a temporary folder")
-    add("--quick", action="store_true", help="a rehearsal: one round of one step, whole runs of 4 steps, tiny alone")
+    add("--quick", action="store_true", help="a rehearsal: one round of one step of few images, whole runs of 4 steps")
     add("--write", action="store_true", help="write docs/speed.md")
     asked = parser.parse_args()
     if asked.quick:
-        asked.rounds, asked.steps, asked.run_steps, asked.sizes = 1, 1, min(asked.run_steps, 4), "tiny"
+        asked.rounds, asked.steps, asked.run_steps, asked.sizes = 1, 1, min(asked.run_steps, 4), "rehearsal"
     asked.sizes = [name for name in asked.sizes.split(",") if name]
     if unknown := set(asked.sizes) - set(SIZES):
         parser.error(f"--sizes: {', '.join(sorted(unknown))} unknown; there are {', '.join(SIZES)}")
@@ -96,20 +96,23 @@ def measure(asked: argparse.Namespace, cache: Path) -> int:
         report(f"steps: {SIZES[size].title}")
         timings[size] = steps(asked, contenders, pythons, size, variables, cache / "logs")
     runs: list[Run] = []
-    source = f"{photographs.COUNT:,} photographs of 500 × 375 pixels"
+    count = photographs.COUNT // 16 if asked.quick else photographs.COUNT
+    run_size = "rehearsal" if asked.quick else "tiny"
+    source = f"{count:,} {'drawn' if asked.images is None else 'real'} images of 500 × 375 pixels"
     if asked.run_steps:
         report("whole runs: making the images")
-        folder = cache / ("drawn" if asked.images is None else "resized")
-        photographs.make(folder, asked.images)
-        source = f"{photographs.COUNT:,} {'drawn' if asked.images is None else 'real'} images of 500 × 375 pixels"
+        folder = cache / f"{'drawn' if asked.images is None else 'resized'}-{count}"
+        photographs.make(folder, asked.images, count=count)
         for contender in contenders:
-            python = pythons[contender.library]
             if contender.whole_run:
-                output = cache / "runs" / f"{contender.library}-{contender.method}"
-                run = Run(contender, error=python) if isinstance(python, str) else whole_run(
-                    contender, python, folder, output, variables, asked.run_steps)  # fmt: skip
+                python, output = pythons[contender.library], cache / "runs" / f"{contender.library}-{contender.method}"
+                if isinstance(python, str):
+                    runs.append(Run(contender, error=python))
+                    continue
+                report(f"  {contender.title}")
+                run = whole_run(contender, python, folder, output, variables, size=run_size, steps=asked.run_steps)
                 runs.append(run)
-                report(f"  {contender.title}: {run.error or f'{run.seconds:.0f} s, {run.rate:.1f} images/s'}")
+                report(f"    {run.error or f'{run.seconds:.0f} s, {run.rate:.1f} images/s'}")
     text = page(
         Sitting(
             command=shlex.join(["python", "-m", "tests.benchmarks.peers", *shown(sys.argv[1:])]),
@@ -122,6 +125,7 @@ def measure(asked: argparse.Namespace, cache: Path) -> int:
             versions=versions,
             timings=timings,
             runs=runs,
+            run_size=run_size,
             run_steps=asked.run_steps,
             photographs=source,
         )
@@ -142,7 +146,7 @@ def steps(
     logs: Path,
 ) -> list[Timing]:
     """All steps at one size, and the profiles of ours and the best other."""  # fmt: skip
-    if size != "tiny":  # their decoders would dwarf an encoder of this size, or take very long
+    if size not in ("tiny", "rehearsal"):  # their decoders would dwarf an encoder of this size, or take very long
         contenders = [contender for contender in contenders if contender.comparable]
     logs.mkdir(parents=True, exist_ok=True)
     workers: dict[str, Worker] = {}

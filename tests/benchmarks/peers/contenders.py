@@ -43,8 +43,8 @@ LIBRARIES = {
     "timm": Library("timm", ("timm",), "timm"),
     "huggingface": Library("transformers", ("transformers[torch]", "torchvision", "datasets"), "huggingface"),
     "vit_pytorch": Library("vit-pytorch", ("vit-pytorch",), "vit_pytorch"),
-    # From 1.17 on its wrappers do not fit its own ViT: the table shows how. This is what they were before.
-    "vit_pytorch_1.16": Library("vit-pytorch 1.16", ("vit-pytorch<1.17", "torchvision"), "vit_pytorch"),
+    # From 1.16.1 on its wrappers do not fit its own ViT: the table shows how. This is the last one before.
+    "vit_pytorch_1.16.0": Library("vit-pytorch 1.16.0", ("vit-pytorch==1.16.0", "torchvision"), "vit_pytorch"),
     "lightly": Library("lightly", ("lightly", "timm"), "lightly"),
     "stable_pretraining": Library("stable-pretraining", ("stable-pretraining",), "stable_pretraining"),
 }
@@ -61,8 +61,8 @@ CONTENDERS = (
     Contender("vit_pytorch", "simmim", "vit-pytorch, SimMIM", "pixels of half of the patches", prefix=0),
     Contender("vit_pytorch", "mae", "vit-pytorch, MAE", "pixels; decoder 512 × 6", visible=0.25, prefix=0,
               comparable=False),
-    Contender("vit_pytorch_1.16", "mpp", "vit-pytorch 1.16, MPP", "mean colours of 15 % of the patches"),
-    Contender("vit_pytorch_1.16", "simmim", "vit-pytorch 1.16, SimMIM", "pixels of half of the patches", prefix=0,
+    Contender("vit_pytorch_1.16.0", "mpp", "vit-pytorch 1.16.0, MPP", "mean colours of 15 % of the patches"),
+    Contender("vit_pytorch_1.16.0", "simmim", "vit-pytorch 1.16.0, SimMIM", "pixels of half of the patches", prefix=0,
               whole_run=True),
     Contender("lightly", "simmim", "lightly, SimMIM", "pixels of 75 % of the patches", whole_run=True),
     Contender("lightly", "mae", "lightly, MAE", "pixels; decoder 512 × 8", visible=0.25, comparable=False),

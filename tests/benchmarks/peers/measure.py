@@ -166,62 +166,69 @@ class Run:
 
 
 def whole_run(
-    contender: Contender, python: Path, photographs: Path, output: Path, variables: dict[str, str], steps: int
+    contender: Contender,
+    python: Path,
+    photographs: Path,
+    output: Path,
+    variables: dict[str, str],
+    *,
+    size: str,
+    steps: int,
 ) -> Run:
     """Train from JPEGs to the last step; an error is part of the result."""
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    run = Run(contender)
-    if contender.library == OURS.library:
-        command = [str(python.with_name("mpp")), *our_command(photographs, output / "run", steps)]
+    if contender == OURS:
+        command = [str(python.with_name("mpp")), *our_command(photographs, output / "run", SIZES[size].batch, steps)]
     else:
-        module, method = "tests.benchmarks.peers.whole_run", contender.method
-        command = [
-            str(python),
-            "-m",
-            module,
-            LIBRARIES[contender.library].module,
-            method,
-            str(photographs),
-            str(output),
-            str(steps),
-        ]
+        command = [str(python), "-m", "tests.benchmarks.peers.whole_run", LIBRARIES[contender.library].module]
+        command += [contender.method, str(photographs), str(output), size, str(steps)]
+    run, log = Run(contender), output / "log.txt"
     variables = {**variables, "HF_HOME": str(output / "huggingface")}  # nothing prepared by an earlier run
-    log = output / "log.txt"
     begun = time.perf_counter()
     with log.open("w") as stream:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=variables, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL,
+            command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
             start_new_session=True,
         )  # fmt: skip
-        code, usage = None, None
-        while code is None:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                code = os.waitstatus_to_exitcode(status)
-            elif time.perf_counter() - begun > RUN:
-                os.killpg(process.pid, signal.SIGKILL)
-                run.error = f"not finished after {RUN:.0f} s"
-            time.sleep(0.02)
-        process.returncode = code
-    run.seconds, run.memory = time.perf_counter() - begun, usage.ru_maxrss * 1024 if usage else 0
-    if code and run.error is None:
+    try:
+        code, run.memory = _wait(process, begun + RUN)
+    except TimeoutError:
+        run.error = f"not finished after {RUN:.0f} s"
+        return run
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    run.seconds = time.perf_counter() - begun
+    if code:
         said = output / "error.txt"
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         run.error = said.read_text() if said.exists() else f"exit code {code}: {lines[-1] if lines else ''}"
-    if run.error is None:
-        run.rate = _rate(output, steps)
+    else:
+        run.rate = _rate(output, SIZES[size].batch, steps)
     return run
 
 
-def our_command(photographs: Path, output: Path, steps: int) -> list[str]:
+def _wait(process: subprocess.Popen[bytes], deadline: float) -> tuple[int, int]:
+    """The exit code, and the bytes of the largest of the process and those that it started and waited for."""
+    while time.perf_counter() < deadline:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return process.returncode, usage.ru_maxrss * 1024
+        time.sleep(0.02)
+    raise TimeoutError
+
+
+def our_command(photographs: Path, output: Path, batch: int, steps: int) -> list[str]:
     """The arguments of `mpp` for a whole run: the recipe for photographs, as long as the others."""
     return [
         "pretrain",
         "photos",
         f"data.source={photographs}",
         f"output_dir={output}",
-        f"training.batch_size={SIZES['tiny'].batch}",
+        f"training.batch_size={batch}",
         f"training.duration={{steps: {steps}}}",
         "optimizer.warmup={steps: 1}",
         "optimizer.decay={steps: 1}",
@@ -229,7 +236,7 @@ def our_command(photographs: Path, output: Path, steps: int) -> list[str]:
     ]
 
 
-def _rate(output: Path, steps: int) -> float:
+def _rate(output: Path, batch: int, steps: int) -> float:
     """Images a second in the second half, from the run's own log or from the time of each step."""
     half = steps // 2
     if (log := output / "run" / "metrics.jsonl").exists():
@@ -237,4 +244,4 @@ def _rate(output: Path, steps: int) -> float:
         done = {line["step"]: line["seconds"] for line in lines if "seconds" in line}
     else:
         done = dict(enumerate(json.loads((output / "stamps.json").read_text()), start=1))
-    return (steps - half) * SIZES["tiny"].batch / (done[steps] - done[half])
+    return (steps - half) * batch / (done[steps] - done[half])

@@ -12,7 +12,7 @@ WIDTH, HEIGHT, QUALITY = 500, 375, 90
 COUNT = 1024
 
 
-def make(folder: Path, source: Path | None = None, count: int = COUNT) -> Path:
+def make(folder: Path, source: Path | None = None, *, count: int) -> Path:
     """Write `count` JPEGs into one class folder, unless they are there.
 
     Raises:

@@ -30,6 +30,7 @@ class Sitting(NamedTuple):
     timings: dict[str, list[Timing]]
     """By size."""
     runs: list[Run]
+    run_size: str
     run_steps: int
     photographs: str
 
@@ -168,11 +169,12 @@ def _whole_runs(sitting: Sitting) -> list[str]:
     head = ["", "start to end, s", "images/s, second half of the steps", "memory of the largest process, GiB"]
     return [
         f"## A whole run: {sitting.run_steps} steps from JPEGs on disk",
-        f"{SIZES['tiny'].title}; {sitting.photographs}; two processes decode and crop. One run each, from the start of "
-        "the process to its end: imports, finding the images, training, saving the weights. Each in its own default "
-        "precision and with its own crops, by a short program in the style of its documentation (Hugging Face's and "
-        "Lightning's trainers, timm's loader). `mpp pretrain photos` does more within its time: it holds out a split, "
-        "measures two baselines and the held-out loss, writes checkpoints, reconstructions and the encoder.",
+        f"{SIZES[sitting.run_size].title}; {sitting.photographs}; two processes decode and crop. One run each, from "
+        "the start of the process to its end: imports, finding the images, training, saving the weights. Each in its "
+        "own default precision and with its own crops, by a short program in the style of its documentation (Hugging "
+        "Face's and Lightning's trainers, timm's loader). `mpp pretrain photos` does more within its time: it holds "
+        "out a split, measures two baselines and the held-out loss, writes checkpoints, reconstructions and the "
+        "encoder.",
         table(head, rows),
         *(["\n".join(errors)] if errors else []),
     ]

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.benchmarks.peers import environments, photographs
@@ -23,6 +24,7 @@ from tests.benchmarks.peers.measure import MeasurementError, Run, Timing, Worker
 from tests.benchmarks.peers.sizes import SIZES
 from tests.benchmarks.peers.tables import Sitting, best_peer, machine, page
 
+BEGUN = time.perf_counter()
 PAGE = environments.ROOT / "docs" / "speed.md"
 
 
@@ -38,7 +40,7 @@ def arguments() -> argparse.Namespace:
         "ours is always measured")  # fmt: skip
     add("--sizes", default="tiny,shipped", metavar="NAME,…", help=f"of {', '.join(SIZES)}; default %(default)s")
     add("--rounds", type=int, default=5, help="default %(default)s")
-    add("--steps", type=int, default=2, help="steps of each process and precision in a round; default %(default)s")
+    add("--steps", type=int, default=1, help="steps of each process and precision in a round; default %(default)s")
     add("--run-steps", type=int, default=20, help="steps of a whole run, 0 for none; default %(default)s")
     add("--images", type=Path, metavar="FOLDER", help="real photographs for the whole runs; else they are drawn")
     add("--threads", type=int, default=2, help="of PyTorch, in every process; default %(default)s")
@@ -55,6 +57,8 @@ def arguments() -> argparse.Namespace:
     known = {contender.library for contender in CONTENDERS} | {contender.title for contender in CONTENDERS}
     if unknown := asked.only - known:
         parser.error(f"--only: {', '.join(sorted(unknown))} unknown; there are {', '.join(LIBRARIES)}")
+    if asked.quick and asked.write:
+        parser.error("--write with --quick: the numbers of a rehearsal mean nothing")
     if asked.rounds < 1 or asked.steps < 1 or asked.run_steps == 1 or asked.run_steps < 0:
         parser.error("--rounds and --steps need 1 or more, --run-steps 0 or at least 2")
     return asked
@@ -195,8 +199,8 @@ def commit() -> str:
 
 
 def report(line: str) -> None:
-    """Progress goes to the other stream, so that the page can be piped."""
-    print(line, file=sys.stderr, flush=True)
+    """Progress, after the seconds since the start, goes to the other stream, so that the page can be piped."""
+    print(f"{time.perf_counter() - BEGUN:5.0f} s  {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -97,8 +97,13 @@ class Timing:
 
 def ratio(slower: Timing, slow: str, faster: Timing, fast: str) -> float | None:
     """How many times as fast one mode is as the other: the median over the rounds, each of which is one sitting."""
-    pairs = list(zip(slower.seconds.get(slow, ()), faster.seconds.get(fast, ()), strict=False))
-    return statistics.median(a / b for a, b in pairs) if pairs else None
+    found = ratios(slower, slow, faster, fast)
+    return statistics.median(found) if found else None
+
+
+def ratios(slower: Timing, slow: str, faster: Timing, fast: str) -> list[float]:
+    """The ratio of each round."""
+    return [a / b for a, b in zip(slower.seconds.get(slow, ()), faster.seconds.get(fast, ()), strict=False)]
 
 
 def in_turn(

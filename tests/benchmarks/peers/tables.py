@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.benchmarks.peers.contenders import OURS
-from tests.benchmarks.peers.measure import Run, Timing, ratio
+from tests.benchmarks.peers.measure import Run, Timing, ratio, ratios
 from tests.benchmarks.peers.sizes import SIZES
 
 TARGET, OVERHEAD = 1.3, 0.03
@@ -123,31 +124,38 @@ def _errors(timings: list[Timing]) -> list[str]:
 
 def _targets(timings: list[Timing], ours: Timing, batch: int) -> list[str]:
     """The two targets, whether they are reached, and where the time goes."""
-    parts = []
-    best = best_peer(timings)
-    value = ratio(best, best.default, ours, ours.default) if best is not None else None
-    if best is not None and value is not None:
+    parts, best = [], best_peer(timings)
+    if best is not None and (times := ratios(best, best.default, ours, ours.default)):
         parts.append(
             f"Target: at least {TARGET} times the best comparable library, each with its own defaults. The best is "
-            f"{best.contender.title} with {best.rate(best.default, batch):.1f} images/s; `mpp` is {value:.2f} times "
-            f"as fast: {'reached' if value >= TARGET else '**not reached**'}."
+            f"{best.contender.title} with {best.rate(best.default, batch):.1f} images/s; `mpp` is "
+            f"{statistics.median(times):.2f} times as fast ({spread(times)}): "
+            f"{_verdict(statistics.median(times) >= TARGET)}."
         )
-    slower = ratio(ours, ours.default, ours, "bare")
-    if slower is not None:
+    if more := [value - 1 for value in ratios(ours, ours.default, ours, "bare")]:
         parts.append(
             f"Target: at most {OVERHEAD:.0%} more time than timm's encoder and the same head alone, without corruption "
-            f"and labels, in the same process and precision. Measured: {slower - 1:+.1%}: "
-            f"{'reached' if slower - 1 <= OVERHEAD else '**not reached**'}."
+            f"and labels, in the same process and precision. Measured: {statistics.median(more):+.1%} "
+            f"({spread(more, '+.1%')}): {_verdict(statistics.median(more) <= OVERHEAD)}."
         )
-    shown = [timing for timing in (ours, best) if timing is not None and timing.operators]
-    for timing in shown:
-        rows = [[f"`{name}`", f"{1000 * seconds:.1f}", f"{share:.1%}"] for name, seconds, share in timing.operators]
-        parts += [
-            f"Where a step of {timing.contender.title} goes ({timing.default}, PyTorch's profiler, time on the "
-            "calling thread):",
-            table(["operator", "ms", "share"], rows),
-        ]
+    for timing in (ours, best):
+        if timing is not None and timing.operators:
+            rows = [[f"`{name}`", f"{1000 * seconds:.1f}", f"{share:.1%}"] for name, seconds, share in timing.operators]
+            parts += [
+                f"Where a step of {timing.contender.title} goes ({timing.default}, PyTorch's profiler, time on the "
+                "calling thread):",
+                table(["operator", "ms", "share"], rows),
+            ]
     return parts
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "**not reached**"
+
+
+def spread(values: list[float], form: str = ".2f") -> str:
+    """The lowest and the highest of the rounds, in words."""
+    return f"{min(values):{form}} to {max(values):{form}} in single rounds"
 
 
 def best_peer(timings: list[Timing]) -> Timing | None:

@@ -33,7 +33,7 @@ def _build(library: Any, order: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         except Exception as error:
             failed[mode] = said(error)
     if built.default not in works:
-        raise RuntimeError(failed[built.default])
+        return None, {"error": failed[built.default]}
     return built, {"modes": works, "default": built.default, "failed": failed}
 
 

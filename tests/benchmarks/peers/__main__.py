@@ -81,7 +81,7 @@ def main() -> int:
 
 def measure(asked: argparse.Namespace, cache: Path) -> int:
     """Measure all that was asked for, with everything that has to be written below `cache`."""
-    contenders = chosen(asked.only)
+    contenders, measured = chosen(asked.only), commit()
     pythons: dict[str, Path | str] = {}
     versions: dict[str, dict[str, str]] = {}
     for library in dict.fromkeys(contender.library for contender in contenders):
@@ -122,7 +122,7 @@ def measure(asked: argparse.Namespace, cache: Path) -> int:
             command=shlex.join(["python", "-m", "tests.benchmarks.peers", *shown(sys.argv[1:])]),
             machine=f"{len(os.sched_getaffinity(0))} cores, {machine()}",
             day=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-            commit=commit(),
+            commit=measured,
             threads=asked.threads,
             rounds=asked.rounds,
             steps=asked.steps,

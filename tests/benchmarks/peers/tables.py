@@ -48,9 +48,9 @@ def page(sitting: Sitting) -> str:
     parts = [
         "# Speed next to other libraries",
         f"Written by `{sitting.command}` on {sitting.day}, at commit {sitting.commit}. {sitting.machine}; PyTorch with "
-        f"{sitting.threads} threads, no GPU. Random weights, nothing is downloaded.",
+        f"{counted(sitting.threads, 'thread')}, no GPU. Random weights, nothing is downloaded.",
         "Each library runs in a process and an environment of its own, and only one process works at a time. "
-        f"The numbers are medians of {sitting.rounds} rounds; in a round every process takes {sitting.steps} "
+        f"The numbers are medians of {counted(sitting.rounds, 'round')}; in a round every process takes {sitting.steps} "
         f"step{'s' if sitting.steps > 1 else ''} in each precision, one process after the other, so that a slow minute "
         "of the machine slows all of them. A ratio is the median of the ratios of the rounds.",
     ]
@@ -151,6 +151,11 @@ def _targets(timings: list[Timing], ours: Timing, batch: int) -> list[str]:
 
 def _verdict(reached: bool) -> str:
     return "reached" if reached else "**not reached**"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def spread(values: list[float], form: str = ".2f") -> str:

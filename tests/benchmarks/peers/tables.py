@@ -50,8 +50,8 @@ def page(sitting: Sitting) -> str:
         f"Written by `{sitting.command}` on {sitting.day}, at commit {sitting.commit}. {sitting.machine}; PyTorch with "
         f"{counted(sitting.threads, 'thread')}, no GPU. Random weights, nothing is downloaded.",
         "Each library runs in a process and an environment of its own, and only one process works at a time. "
-        f"The numbers are medians of {counted(sitting.rounds, 'round')}; in a round every process takes {sitting.steps} "
-        f"step{'s' if sitting.steps > 1 else ''} in each precision, one process after the other, so that a slow minute "
+        f"The numbers are medians of {counted(sitting.rounds, 'round')}; in a round every process takes "
+        f"{counted(sitting.steps, 'step')} in each precision, one process after the other, so that a slow minute "
         "of the machine slows all of them. A ratio is the median of the ratios of the rounds.",
     ]
     for size, timings in sitting.timings.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -28,6 +30,15 @@ class Crop(NamedTuple):
     height: int
     width: int
     flip: bool
+
+
+Choose = Callable[[int, int], Crop]
+"""A crop by the height and width of an image."""
+
+
+def whole(height: int, width: int) -> Crop:
+    """All of an image."""
+    return Crop(0, 0, height, width, flip=False)
 
 
 def random_crop(words: np.ndarray[Any, Any], height: int, width: int, settings: DataSettings) -> Crop:
@@ -54,14 +65,20 @@ def cut(pixels: Tensor, crop: Crop, settings: DataSettings) -> Tensor:
     size = settings.image_size
     pixels = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     if (crop.height, crop.width) != (size, size):
-        pixels = F.resize(pixels, [size, size], InterpolationMode(settings.interpolation), antialias=True)
+        packed = pixels[None].contiguous(memory_format=torch.channels_last)  # the same bits, in two thirds of the time
+        pixels = F.resize(packed, [size, size], InterpolationMode(settings.interpolation), antialias=True)[0]
     return pixels.flip(-1) if crop.flip else pixels
+
+
+def shorter_side(settings: DataSettings) -> int:
+    """To which an image's shorter side is resized in evaluation."""
+    return max(round(settings.image_size / settings.crop_pct), settings.image_size)
 
 
 def centre(pixels: Tensor, settings: DataSettings) -> Tensor:
     """The evaluation crop: the shorter side resized to image_size / crop_pct, then the centre square."""
     size = settings.image_size
-    shorter = max(round(size / settings.crop_pct), size)
+    shorter = shorter_side(settings)
     height, width = pixels.shape[1:]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):  # else the ends are enlarged, only to be cut off
         pixels = F.center_crop(pixels, [min(height, MAX_ASPECT_RATIO * width), min(width, MAX_ASPECT_RATIO * height)])

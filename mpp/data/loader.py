@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -17,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
-from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop, shorter_side
 from mpp.data.damaged import DecodedImage, DecodedImages, TooManyDamagedError
-from mpp.data.decode import decoder
+from mpp.data.decode import crop_decoder
 from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
 from mpp.data.table import ImageTable
@@ -45,7 +46,7 @@ class TrainingCrops(Dataset[Batch]):
     """Random crops. An item is a micro-batch, indexed by its sample numbers."""
 
     def __init__(self, rows: ImageTable, settings: DataSettings, seed: int) -> None:
-        self.images = _decoded(rows, settings, cache=settings.cache)
+        self.images = _decoded(rows, settings, settings.image_size, cache=settings.cache)
         self.settings = settings
         self.order = Order(len(rows), seed)
         self.key = randomness.key(seed, "crop")
@@ -53,12 +54,12 @@ class TrainingCrops(Dataset[Batch]):
     def __getitem__(self, samples: Numbers) -> Batch:
         words = randomness.words(self.key, samples[:, None], np.arange(WORDS_PER_CROP, dtype=np.int64)[None, :])
         draws = np.stack(words, axis=-1)
-        loaded = [self.images.load(int(row)) for row in self.order.rows(samples)]
-        crops = []
-        for image, draw in zip(loaded, draws, strict=True):
-            _, height, width = image.pixels.shape
-            crops.append(cut(image.pixels, random_crop(draw, height, width, self.settings), self.settings))
-        return _batch(self.images.rows, loaded, torch.stack(crops), samples)
+        batch, loaded = _empty(len(samples), self.settings.image_size), []
+        for pixels, row, draw in zip(batch, self.order.rows(samples).tolist(), draws, strict=True):
+            image = self.images.load(row, partial(random_crop, draw, settings=self.settings))
+            pixels.copy_(cut(image.pixels, image.crop, self.settings))
+            loaded.append(image._replace(pixels=pixels))
+        return _batch(self.images.rows, loaded, batch, samples)
 
 
 class EvaluationCrops(Dataset[Batch]):
@@ -68,7 +69,7 @@ class EvaluationCrops(Dataset[Batch]):
     """
 
     def __init__(self, rows: ImageTable, settings: DataSettings, *, cache_bytes: int = 0) -> None:
-        self.images = _decoded(rows, settings)
+        self.images = _decoded(rows, settings, shorter_side(settings))
         self.settings, self.cache_bytes = settings, cache_bytes
         self._bytes_left, self._cached = cache_bytes, dict[int, DecodedImage]()
 
@@ -77,8 +78,12 @@ class EvaluationCrops(Dataset[Batch]):
         return 3 * self.settings.image_size**2 * rows <= self.cache_bytes
 
     def __getitem__(self, rows: Numbers) -> Batch:
-        loaded = [self._crop(int(row)) for row in rows]
-        return _batch(self.images.rows, loaded, torch.stack([image.pixels for image in loaded]), rows)
+        batch, loaded = _empty(len(rows), self.settings.image_size), []
+        for pixels, row in zip(batch, rows.tolist(), strict=True):
+            image = self._crop(row)
+            pixels.copy_(image.pixels)
+            loaded.append(image._replace(pixels=pixels))
+        return _batch(self.images.rows, loaded, batch, rows)
 
     def _crop(self, row: int) -> DecodedImage:
         if row in self._cached:
@@ -91,8 +96,18 @@ class EvaluationCrops(Dataset[Batch]):
         return image
 
 
-def _decoded(rows: ImageTable, settings: DataSettings, *, cache: bool = False) -> DecodedImages:
-    return DecodedImages(rows, cache=cache, max_bad_share=settings.max_bad_share, decoder=decoder(settings))
+def _decoded(rows: ImageTable, settings: DataSettings, least: int, *, cache: bool = False) -> DecodedImages:
+    decoder = crop_decoder(settings, least)
+    return DecodedImages(rows, cache=cache, max_bad_share=settings.max_bad_share, decoder=decoder)
+
+
+def _empty(images: int, size: int) -> Tensor:
+    """Memory for a batch; in a loader process shared with the main process, which copies nothing."""
+    shape = (images, 3, size, size)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own `default_collate` does
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
 
 
 def _batch(table: ImageTable, loaded: list[DecodedImage], crops: Tensor, samples: Numbers) -> Batch:

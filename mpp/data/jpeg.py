@@ -12,8 +12,10 @@ import os
 import platform
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +24,19 @@ from torch import Tensor
 
 from mpp.data.crops import Crop
 
-try:
-    from torchcodec.decoders import decode_jpeg as _torchcodec  # the successor of torchvision's, with the same bits
-except Exception:  # not installed, or built for another version of torch
-    _torchcodec = None
-if _torchcodec is None:
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_jpeg as _torchvision
+
+def _decoder() -> Callable[[Tensor], Any]:
+    """torchcodec's, the successor of torchvision's with the same bits, where it is installed for this torch."""
+    try:
+        from torchcodec.decoders import decode_jpeg  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
+    except Exception:
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        return partial(decode_jpeg, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+    return partial(decode_jpeg, mode="UNCHANGED")
+
+
+_decode_jpeg = _decoder()
 
 JPEG = b"\xff\xd8\xff"
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -155,7 +163,8 @@ def decode_part(encoded: bytes, header: Header, crop: Crop, scale: int = 1) -> t
     across = header.orientation in TRANSPOSED  # stored rows are upright columns
     first, size, extent = (crop.left, crop.width, width) if across else (crop.top, crop.height, height)
     last = extent - first if header.orientation in FROM_THE_END else first + size
-    rows = min((last + header.margin) * scale, header.height)
+    quiet = scale > 1 or isinstance(_silent_c_libraries, _SilentCLibraries)  # libjpeg warns of the bytes it skips
+    rows = min((last + header.margin) * scale, header.height) if quiet else header.height
     data = bytearray(encoded)
     struct.pack_into(">H", data, header.height_at, rows)
     pixels = _decoded(data) if scale == 1 else _reduced_by_libjpeg(data, header, rows, scale)
@@ -181,13 +190,10 @@ def _decoded(data: bytearray) -> Tensor | None:
     file = torch.frombuffer(data, dtype=torch.uint8)
     try:
         with _silent_c_libraries:
-            if _torchcodec is not None:
-                pixels = _torchcodec(file, mode="UNCHANGED")
-            else:
-                pixels = _torchvision(file, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+            pixels = _decode_jpeg(file)
     except RuntimeError:
         return None
-    return pixels.expand(3, -1, -1) if isinstance(pixels, Tensor) and pixels.shape[0] in (1, 3) else None
+    return pixels.expand(3, -1, -1) if pixels.shape[0] in (1, 3) else None
 
 
 def _reduced_by_libjpeg(data: bytearray, header: Header, rows: int, scale: int) -> Tensor | None:

@@ -7,9 +7,12 @@ import ctypes
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +30,11 @@ from mpp.data.table import ImageTable
 
 CACHE_BYTES = 2**28
 """Size of the cache of held-out crops: 1,700 images of 224 px."""
+
+
+PREFETCHED = 2
+"""Batches that each loader process holds ready, in shared memory."""
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Batch(NamedTuple):
@@ -54,12 +62,13 @@ class TrainingCrops(Dataset[Batch]):
     def __getitem__(self, samples: Numbers) -> Batch:
         words = randomness.words(self.key, samples[:, None], np.arange(WORDS_PER_CROP, dtype=np.int64)[None, :])
         draws = np.stack(words, axis=-1)
-        batch, loaded = _empty(len(samples), self.settings.image_size), []
-        for pixels, row, draw in zip(batch, self.order.rows(samples).tolist(), draws, strict=True):
+        pixels = _empty(len(samples), self.settings.image_size)
+        loaded = []
+        for crop, row, draw in zip(pixels, self.order.rows(samples).tolist(), draws, strict=True):
             image = self.images.load(row, partial(random_crop, draw, settings=self.settings))
-            pixels.copy_(cut(image.pixels, image.crop, self.settings))
-            loaded.append(image._replace(pixels=pixels))
-        return _batch(self.images.rows, loaded, batch, samples)
+            crop.copy_(cut(image.pixels, image.crop, self.settings))
+            loaded.append((image.row, image.damaged))
+        return _batch(self.images.rows, loaded, pixels, samples)
 
 
 class EvaluationCrops(Dataset[Batch]):
@@ -78,12 +87,13 @@ class EvaluationCrops(Dataset[Batch]):
         return 3 * self.settings.image_size**2 * rows <= self.cache_bytes
 
     def __getitem__(self, rows: Numbers) -> Batch:
-        batch, loaded = _empty(len(rows), self.settings.image_size), []
-        for pixels, row in zip(batch, rows.tolist(), strict=True):
+        pixels = _empty(len(rows), self.settings.image_size)
+        loaded = []
+        for crop, row in zip(pixels, rows.tolist(), strict=True):
             image = self._crop(row)
-            pixels.copy_(image.pixels)
-            loaded.append(image._replace(pixels=pixels))
-        return _batch(self.images.rows, loaded, batch, rows)
+            crop.copy_(image.pixels)
+            loaded.append((image.row, image.damaged))
+        return _batch(self.images.rows, loaded, pixels, rows)
 
     def _crop(self, row: int) -> DecodedImage:
         if row in self._cached:
@@ -94,6 +104,9 @@ class EvaluationCrops(Dataset[Batch]):
             self._bytes_left -= size
             self._cached[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
         return image
+
+
+Crops = TrainingCrops | EvaluationCrops
 
 
 def _decoded(rows: ImageTable, settings: DataSettings, least: int, *, cache: bool = False) -> DecodedImages:
@@ -110,15 +123,37 @@ def _empty(images: int, size: int) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
 
 
-def _batch(table: ImageTable, loaded: list[DecodedImage], crops: Tensor, samples: Numbers) -> Batch:
-    labels = None if table.labels is None else torch.from_numpy(table.labels[[image.row for image in loaded]])
-    damaged = tuple(bad for image in loaded for bad in image.damaged)
-    return Batch(crops, torch.from_numpy(samples), labels, damaged)
+def _batch(
+    table: ImageTable, loaded: list[tuple[int, tuple[tuple[int, str], ...]]], pixels: Tensor, samples: Numbers
+) -> Batch:
+    labels = None if table.labels is None else torch.from_numpy(table.labels[[row for row, _ in loaded]])
+    damaged = tuple(bad for _, before in loaded for bad in before)
+    return Batch(pixels, torch.from_numpy(samples), labels, damaged)
 
 
-def batches(
-    crops: Dataset[Batch], numbers: Iterable[Numbers], *, workers: int = 0, pin: bool = False
-) -> Iterator[Batch]:
+def check_shared_memory(size: int, workers: int) -> None:
+    """Check that the batches that loader processes hold ready fit in shared memory, where they would die otherwise.
+
+    Args:
+        size: bytes of a batch.
+        workers: loader processes of this process; those of the other processes of this machine are counted too.
+
+    Raises:
+        ValueError: with what is there and what is needed.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    needed = workers * (PREFETCHED + 1) * size * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ValueError(
+            f"{SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, and the loader processes need {needed / 2**20:,.0f} "
+            f"MiB for batches of {size / 2**20:,.1f} MiB: lower data.workers (now {workers}) or "
+            "training.micro_batch_size, or make it larger (docker run --shm-size=8g)"
+        )
+
+
+def batches(crops: Crops, numbers: Iterable[Numbers], *, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
     """The items of `crops` in the order of `numbers`, whatever the number of workers.
 
     Args:
@@ -129,16 +164,21 @@ def batches(
 
     Raises:
         TooManyDamagedError: when there is no good image near a damaged one.
+        ValueError: if the batches of the workers do not fit in shared memory.
     """
+    order = iter(numbers)
+    first = list(islice(order, 1))
+    for chunk in first:
+        check_shared_memory(3 * crops.settings.image_size**2 * len(chunk), workers)
     leaving = multiprocessing.RawValue(ctypes.c_bool, False)
     loader = DataLoader(
         _Guarded(crops),
         batch_size=None,
-        sampler=numbers,
+        sampler=chain(first, order),
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=partial(_leave_signals_to_the_main_process, leaving=leaving),
-        prefetch_factor=2 if workers else None,  # whole micro-batches, in shared memory
+        prefetch_factor=PREFETCHED if workers else None,  # whole micro-batches, in shared memory
         generator=torch.Generator(),  # its own: it would draw from the one that seeds each step
     )
     if workers:
@@ -152,7 +192,7 @@ def batches(
 class _Guarded(Dataset[Any]):
     """Returns `TooManyDamagedError`: torch would add a worker's traceback to the message of what is raised."""
 
-    def __init__(self, crops: Dataset[Batch]) -> None:
+    def __init__(self, crops: Crops) -> None:
         self.crops = crops
 
     def __getitem__(self, numbers: Numbers) -> Batch | TooManyDamagedError:

@@ -159,12 +159,13 @@ def decode_part(encoded: bytes, header: Header, crop: Crop, scale: int = 1) -> t
         Upright pixels, uint8 `(3, h, w)`, and the crop in them; None if they cannot be decoded.
     """
     height, width = (-(-side // scale) for side in header.upright)
-    crop = _reduced(crop, scale)
+    crop = _reduced(crop, header, scale)
     across = header.orientation in TRANSPOSED  # stored rows are upright columns
     first, size, extent = (crop.left, crop.width, width) if across else (crop.top, crop.height, height)
     last = extent - first if header.orientation in FROM_THE_END else first + size
-    quiet = scale > 1 or isinstance(_silent_c_libraries, _SilentCLibraries)  # libjpeg warns of the bytes it skips
-    rows = min((last + header.margin) * scale, header.height) if quiet else header.height
+    rows = header.height  # libjpeg warns of bytes that it skips: they are decoded where it cannot be silenced
+    if silent or scale > 1:
+        rows = min((last + header.margin) * scale, header.height)
     data = bytearray(encoded)
     struct.pack_into(">H", data, header.height_at, rows)
     pixels = _decoded(data) if scale == 1 else _reduced_by_libjpeg(data, header, rows, scale)
@@ -176,14 +177,22 @@ def decode_part(encoded: bytes, header: Header, crop: Crop, scale: int = 1) -> t
     return pixels, crop
 
 
-def _reduced(crop: Crop, scale: int) -> Crop:
+def _reduced(crop: Crop, header: Header, scale: int) -> Crop:
     """A crop in the reduced image, rounded to whole pixels: its sides are at least those of the crop, rounded down."""
     if scale == 1:
         return crop
-    top, left, bottom, right = (
-        (edge + scale // 2) // scale for edge in (crop.top, crop.left, crop.top + crop.height, crop.left + crop.width)
-    )
-    return Crop(top, left, bottom - top, right - left, crop.flip)
+
+    def reduced(first: int, size: int, axis: int) -> tuple[int, int]:
+        extent = header.upright[axis]
+        edges = first, first + size
+        if axis in FLIPS.get(header.orientation, ()):  # libjpeg's grid starts at the last upright row or column
+            last, first = ((extent - edge + scale // 2) // scale for edge in edges)
+            return -(-extent // scale) - last, last - first
+        first, last = ((edge + scale // 2) // scale for edge in edges)
+        return first, last - first
+
+    (top, height), (left, width) = reduced(crop.top, crop.height, -2), reduced(crop.left, crop.width, -1)
+    return Crop(top, left, height, width, crop.flip)
 
 
 def _decoded(data: bytearray) -> Tensor | None:
@@ -235,5 +244,6 @@ class _SilentCLibraries:
                 self.stderr.value = self.original
 
 
-# Other C libraries have no variable of this name.
-_silent_c_libraries = _SilentCLibraries() if platform.libc_ver()[0] == "glibc" else nullcontext()
+silent = platform.libc_ver()[0] == "glibc"
+"""Whether C libraries can be silenced: others have no variable of this name."""
+_silent_c_libraries = _SilentCLibraries() if silent else nullcontext()

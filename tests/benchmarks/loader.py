@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import datasets
 import numpy as np
-import timm.data
 import torch
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 
 from mpp.data.dead_leaves import scenes
 from mpp.data.loader import TrainingCrops
@@ -55,7 +55,7 @@ def photographs(folder: Path, width: int, height: int, images: int) -> Path:
 
 def timm_crops(rows: ImageTable, images: int) -> None:
     """What timm's loader does with the same files, by default: floats, normalised."""
-    transform = timm.data.create_transform(224, is_training=True)
+    transform = create_transform(224, is_training=True)
     for row in range(images):
         with Image.open(io.BytesIO(rows.encoded(row % len(rows)))) as image:
             transform(image.convert("RGB"))

@@ -34,7 +34,7 @@ def written(kind: str, way: str, height: int, width: int, orientation: int = 1, 
     return encoded(image.convert("L") if kind == "grey" else image, "JPEG", **KINDS[kind], **WAYS[way], exif=exif)
 
 
-def torchcodec_s(data: Tensor) -> Tensor:
+def torchcodec_s(data: Tensor) -> Any:
     from torchcodec.decoders import decode_jpeg  # pyright: ignore
 
     return decode_jpeg(data, mode="UNCHANGED")

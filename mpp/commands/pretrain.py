@@ -15,7 +15,7 @@ from mpp.commands.data_summary import print_data, warn_of_constant_colours
 from mpp.commands.preflight import check_training
 from mpp.commands.resume import as_begun, check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, replaced, uses_fused_attention
-from mpp.data.loader import CACHE_BYTES, EvaluationCrops
+from mpp.data.loader import CACHE_BYTES, EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers
 from mpp.data.splits import Splits, open_splits
 from mpp.data.survey import ColourHistogram
@@ -77,8 +77,9 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     objective.to(accelerator.device)
     held_out = EvaluationCrops(splits.validation, recipe.data, cache_bytes=CACHE_BYTES)
     held_out_rows = random_rows(held_out, recipe.validation.images, recipe.seed)
+    crops = TrainingCrops(splits.train, recipe.data, recipe.seed, objective.draws())
     baselines = checkpoint.state["baselines"] if checkpoint else on_main(
-        accelerator, lambda: _baselines(recipe, objective, splits, held_out, held_out_rows)
+        accelerator, lambda: _baselines(recipe, objective, crops, held_out, held_out_rows)
     )  # fmt: skip
     objective.encoder.use_fused_attention(uses_fused_attention(recipe.encoder.attention, accelerator))
     run = TrainRun(
@@ -88,6 +89,7 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
         stop=stop,
         objective=objective,
         rows=splits.train,
+        crops=crops,
         held_out=held_out,
         held_out_rows=held_out_rows,
         baselines=baselines,
@@ -163,12 +165,18 @@ def _may_pool_patches(checkpoint: Checkpoint | None) -> bool:
 
 
 def _baselines(
-    recipe: PretrainRecipe, objective: Objective, splits: Splits, held_out: EvaluationCrops, held_out_rows: Numbers
+    recipe: PretrainRecipe,
+    objective: Objective,
+    training: TrainingCrops,
+    held_out: EvaluationCrops,
+    held_out_rows: Numbers,
 ) -> dict[str, float]:
     """What can be predicted without a network, measured on the validation rows."""
-    seen = EvaluationCrops(splits.train, recipe.data)
+    decoded = training.images if recipe.data.cache else None
+    seen = EvaluationCrops(training.images.rows, recipe.data, images=decoded)
     rows = random_rows(seen, recipe.validation.baseline_images, recipe.seed)
-    labels = [None if part.labels is None else torch.from_numpy(part.labels) for part in splits]
+    parts = (training.images.rows.labels, held_out.images.rows.labels)
+    labels = [None if part is None else torch.from_numpy(part) for part in parts]
 
     colours = ColourHistogram()
 

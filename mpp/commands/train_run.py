@@ -60,6 +60,8 @@ class TrainRun:
     """They are called after validation."""
     augmentation: Augmentation | None = None
     early_stopping: EarlyStopping | None = None
+    crops: TrainingCrops | None = None
+    """Of the training images, if they were needed before."""
     data_title: str = ""
     """The data in words; empty takes `data.source`."""
     source_weights: str | None = None
@@ -192,7 +194,7 @@ class TrainRun:
         return Run(
             settings=recipe.training,
             objective=objective,
-            crops=TrainingCrops(self.rows, recipe.data, recipe.seed, objective.draws()),
+            crops=self.crops or TrainingCrops(self.rows, recipe.data, recipe.seed, objective.draws()),
             batch_plan=batch,
             steps=steps,
             seed=recipe.seed,

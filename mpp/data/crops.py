@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,15 @@ class Crop(NamedTuple):
     height: int
     width: int
     flip: bool
+
+
+Choose = Callable[[int, int], Crop]
+"""A crop by the height and width of an image."""
+
+
+def whole(height: int, width: int) -> Crop:
+    """All of an image."""
+    return Crop(0, 0, height, width, flip=False)
 
 
 def random_crop(words: np.ndarray[Any, Any], height: int, width: int, settings: DataSettings) -> Crop:
@@ -58,10 +68,15 @@ def cut(pixels: Tensor, crop: Crop, settings: DataSettings) -> Tensor:
     return pixels.flip(-1) if crop.flip else pixels
 
 
+def shorter_side(settings: DataSettings) -> int:
+    """To which an image's shorter side is resized in evaluation."""
+    return max(round(settings.image_size / settings.crop_pct), settings.image_size)
+
+
 def centre(pixels: Tensor, settings: DataSettings) -> Tensor:
     """The evaluation crop: the shorter side resized to image_size / crop_pct, then the centre square."""
     size = settings.image_size
-    shorter = max(round(size / settings.crop_pct), size)
+    shorter = shorter_side(settings)
     height, width = pixels.shape[1:]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):  # else the ends are enlarged, only to be cut off
         pixels = F.center_crop(pixels, [min(height, MAX_ASPECT_RATIO * width), min(width, MAX_ASPECT_RATIO * height)])

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mpp.data.decode import decode
+from mpp.data.crops import Choose, Crop, whole
+from mpp.data.decode import decode_crop
 from mpp.data.table import ImageTable
 
 NEIGHBOURS = 16
@@ -25,7 +26,9 @@ class DecodedImage(NamedTuple):
     """The pixels of a row, or of a good row after it."""
 
     pixels: Tensor
-    """uint8 `(3, h, w)`."""
+    """uint8 `(3, h, w)`: at least what the crop needs."""
+    crop: Crop
+    """In the pixels."""
     row: int
     """Of the pixels."""
     damaged: tuple[tuple[int, str], ...]
@@ -39,7 +42,7 @@ class DecodedImages:
         rows: the table.
         cache: decode all images now, and keep them in memory.
         max_bad_share: largest share of damaged images, even if they are consecutive.
-        decoder: of an image file.
+        decoder: of a crop of an image file; with a cache, of all of it.
     """
 
     def __init__(
@@ -48,33 +51,39 @@ class DecodedImages:
         *,
         cache: bool = False,
         max_bad_share: float = 0.0,
-        decoder: Callable[[bytes], Tensor] = decode,
+        decoder: Callable[[bytes, Choose], tuple[Tensor, Crop]] = decode_crop,
     ) -> None:
         self.rows, self._decode = rows, decoder
         self._tries = min(max(NEIGHBOURS, math.ceil(max_bad_share * len(rows)) + 1), len(rows))
-        self._cached: list[Tensor | str] = []
+        self._cached: list[tuple[Tensor, Crop] | str] = []
         if cache:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self._cached = list(pool.map(self._decoded, range(len(rows))))
+                self._cached = list(pool.map(lambda row: self._decoded(row, whole), range(len(rows))))
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def load(self, row: int) -> DecodedImage:
-        """Decode a row, or the first good row after it. Raises TooManyDamagedError if all that may be tried are bad."""
+    def load(self, row: int, choose: Choose = whole) -> DecodedImage:
+        """Decode a crop of a row, or of the first good row after it.
+
+        Raises:
+            TooManyDamagedError: if all that may be tried are damaged.
+        """
         damaged: list[tuple[int, str]] = []
         for step in range(self._tries):
             candidate = (row + step) % len(self.rows)
-            found = self._cached[candidate] if self._cached else self._decoded(candidate)
-            if isinstance(found, Tensor):
-                return DecodedImage(found, candidate, tuple(damaged))
+            found = self._cached[candidate] if self._cached else self._decoded(candidate, choose)
+            if not isinstance(found, str):
+                pixels, crop = found
+                crop = choose(crop.height, crop.width) if self._cached else crop
+                return DecodedImage(pixels, crop, candidate, tuple(damaged))
             damaged.append((candidate, found))
         examples = "\n".join(f"  {self.rows.where(bad)}: {reason}" for bad, reason in damaged[:5])
         raise TooManyDamagedError(f"{self.rows.name}: {len(damaged)} images in a row cannot be decoded:\n{examples}")
 
-    def _decoded(self, row: int) -> Tensor | str:
-        """The pixels, or why there are none."""
+    def _decoded(self, row: int, choose: Choose) -> tuple[Tensor, Crop] | str:
+        """Pixels and the crop in them, or why there are none."""
         try:
-            return self._decode(self.rows.encoded(row))
+            return self._decode(self.rows.encoded(row), choose)
         except (OSError, ValueError) as error:
             return str(error)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
-import os
-import platform
-import struct
-import threading
+import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,18 +13,17 @@ import torch
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from torchvision.io import ImageReadMode, decode_png
 
+from mpp.data import jpeg
+from mpp.data.crops import Choose, Crop, shorter_side, whole
 from mpp.data.settings import DataSettings
 
-JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG"
 BITS_PER_SAMPLE = 258
 """A tag of TIFF."""
-JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-"""Start of frame: its segment holds the height and width."""
-JPEG_BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
-"""Markers without a segment."""
+PPM = re.compile(rb"P6\n([1-9]\d{0,8}) ([1-9]\d{0,8})\n255\n")
+"""The header of uncompressed colours of 8 bits, as `as_ppm` writes it."""
 MAX_PIXELS = 2**27
 """Larger images are not decoded by default."""
 
@@ -52,20 +46,18 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS, *, background: str | No
     Raises:
         DamagedImageError: if the bytes are no image, only part of one, or one whose header declares too many pixels.
     """
-    if encoded.startswith(JPEG):
-        if size := _jpeg_size(encoded):
-            _check_size(*size, max_pixels)
-        try:
-            data = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-            with _silent_c_libraries:
-                pixels = decode_jpeg(data, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-        except RuntimeError:
-            pixels = None  # PIL tries too, and has the better message
-        if isinstance(pixels, Tensor) and pixels.shape[0] in (1, 3):
-            return pixels.expand(3, -1, -1)
+    if header := PPM.match(encoded):
+        width, height = map(int, header.groups())
+        _check_size(width, height, max_pixels)
+        if len(encoded) >= header.end() + 3 * height * width:  # else PIL has the message
+            return from_ppm(encoded, header.end(), height, width)
+    if encoded.startswith(jpeg.JPEG):
+        if frame := jpeg.read_header(encoded):
+            _check_size(frame.width, frame.height, max_pixels)
+        if (pixels := jpeg.decode_whole(encoded)) is not None:
+            return pixels  # else PIL tries too, and has the better message
+    _raise_limit_of_pil(max_pixels)
     try:
-        if Image.MAX_IMAGE_PIXELS is not None:  # PIL's own limit must not be below the setting
-            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         with Image.open(io.BytesIO(encoded)) as image:
             _check_size(*image.size, max_pixels)
             if bits < 16 and encoded.startswith(PNG) and encoded[24] == 16:  # of colours PIL keeps the highest byte
@@ -82,9 +74,66 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS, *, background: str | No
         raise DamagedImageError(str(error).split(" <_io")[0] or type(error).__name__) from error
 
 
+def decode_crop(
+    encoded: bytes,
+    choose: Choose,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    background: str | None = "white",
+    bits: int = 16,
+    least: int | None = None,
+) -> tuple[Tensor, Crop]:
+    """Decode as much of a file as a crop needs: pixels, and the crop in them.
+
+    Args:
+        encoded: the file.
+        choose: the crop by the height and width of the upright image.
+        max_pixels, background, bits: as in `decode`.
+        least: JPEG files are reduced to 1/2, 1/4 or 1/8 while both sides of the crop have so many pixels; None reduces
+            nothing, and the crop has the pixels that `decode` gives it, bit for bit.
+
+    Raises:
+        DamagedImageError: as `decode` does.
+    """
+    if encoded.startswith(jpeg.JPEG) and (header := jpeg.read_header(encoded)) is not None and header.in_parts:
+        _check_size(header.width, header.height, max_pixels)
+        crop = choose(*header.upright)
+        scale = 1 if least is None else jpeg.scale_for(crop, least)
+        if scale > 1:
+            _raise_limit_of_pil(max_pixels)
+        if (part := jpeg.decode_part(encoded, header, crop, scale)) is not None:
+            return part
+    pixels = decode(encoded, max_pixels, background=background, bits=bits)
+    return pixels, choose(*pixels.shape[1:])
+
+
+def crop_decoder(settings: DataSettings, least: int) -> Callable[[bytes, Choose], tuple[Tensor, Crop]]:
+    """`decode_crop` by the settings of a recipe, for crops that are resized to `least` pixels."""
+    return partial(
+        decode_crop,
+        max_pixels=settings.max_pixels,
+        background=settings.background,
+        bits=settings.bits,
+        least=least if settings.decode == "scaled" else None,
+    )
+
+
 def decoder(settings: DataSettings) -> Callable[[bytes], Tensor]:
-    """`decode` by the settings of a recipe."""
-    return partial(decode, max_pixels=settings.max_pixels, background=settings.background, bits=settings.bits)
+    """The upright image of which evaluation takes the centre, by the settings of a recipe."""
+    decode = crop_decoder(settings, shorter_side(settings))
+    return lambda encoded: decode(encoded, whole)[0]
+
+
+def from_ppm(encoded: bytes, start: int, height: int, width: int) -> Tensor:
+    """uint8 `(3, h, w)` of uncompressed colours."""
+    values = torch.frombuffer(bytearray(encoded), dtype=torch.uint8, offset=start, count=3 * height * width)
+    return values.view(height, width, 3).permute(2, 0, 1)
+
+
+def as_ppm(pixels: np.ndarray[Any, Any]) -> bytes:
+    """An uncompressed image file, which any reader of images opens: of uint8 `(h, w, 3)`."""
+    height, width, _ = pixels.shape
+    return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
 
 
 def from_pil(image: Image.Image, *, background: str | None = "white", bits: int = 16) -> Tensor:
@@ -95,7 +144,7 @@ def from_pil(image: Image.Image, *, background: str | None = "white", bits: int 
     elif background is not None and upright.has_transparency_data:
         opaque = Image.new("RGBA", upright.size, background)
         upright = Image.alpha_composite(opaque, upright.convert("RGBA"))
-    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
 
 
 def _png_of_16_bits(encoded: bytes, bits: int, exif: Image.Exif) -> Image.Image:
@@ -119,57 +168,16 @@ def has_16_bit_colours(image: Image.Image) -> bool:
     return image.format == "PNG" and any("16B" in str(tile.args) for tile in getattr(image, "tile", ()))
 
 
+def _raise_limit_of_pil(max_pixels: int) -> None:
+    """PIL's own limit must not be below the setting."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+
+
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         found = f"its header declares {width:,} × {height:,} pixels"
         raise DamagedImageError(f"{found}, more than the {max_pixels:,} that data.max_pixels allows")
-
-
-def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """Width and height in the header of a JPEG file, if any. Walks the markers as libjpeg does."""
-    at = 2
-    while (at := encoded.find(b"\xff", at)) >= 0:
-        while encoded[at : at + 1] == b"\xff":
-            at += 1
-        marker = int.from_bytes(encoded[at : at + 1])
-        at += 1
-        if marker in JPEG_BARE_MARKERS:
-            continue
-        segment = encoded[at : at + 7]
-        if marker in JPEG_SIZE_MARKERS and len(segment) == 7:
-            _, _, height, width = struct.unpack(">HBHH", segment)
-            return width, height
-        at += max(int.from_bytes(segment[:2]), 2)
-    return None
-
-
-class _SilentCLibraries:
-    """Discards what C libraries print to stderr: libjpeg's warnings of damaged files would cut the progress bar.
-
-    Only C's own `stderr` variable is changed, not the file descriptor: other threads of Python still write to it.
-    """
-
-    def __init__(self) -> None:
-        self.lock, self.threads = threading.Lock(), 0
-        libc = ctypes.CDLL(None)
-        libc.fopen.restype = ctypes.c_void_p
-        self.stderr = ctypes.c_void_p.in_dll(libc, "stderr")
-        self.original, self.discard = self.stderr.value, libc.fopen(os.devnull.encode(), b"w")
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.threads += 1
-            self.stderr.value = self.discard
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.threads -= 1
-            if not self.threads:
-                self.stderr.value = self.original
-
-
-# Other C libraries have no variable of this name.
-_silent_c_libraries = _SilentCLibraries() if platform.libc_ver()[0] == "glibc" else nullcontext()
 
 
 def _upright(image: Image.Image) -> Image.Image:

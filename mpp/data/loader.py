@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import math
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +21,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
-from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop
+from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop, shorter_side
 from mpp.data.damaged import DecodedImage, DecodedImages, TooManyDamagedError
-from mpp.data.decode import decoder
+from mpp.data.decode import crop_decoder
 from mpp.data.sampler import Numbers, Order
 from mpp.data.settings import DataSettings
 from mpp.data.table import ImageTable
 
 CACHE_BYTES = 2**28
 """Size of the cache of held-out crops: 1,700 images of 224 px."""
+PREFETCHED = 2
+"""Batches that each loader process holds ready, in shared memory."""
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Batch(NamedTuple):
@@ -52,7 +59,7 @@ class TrainingCrops(Dataset[Batch]):
     def __init__(
         self, rows: ImageTable, settings: DataSettings, seed: int, draw: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        self.images = _decoded(rows, settings, cache=settings.cache)
+        self.images = _decoded(rows, settings, settings.image_size, cache=settings.cache)
         self.settings, self.draw = settings, draw
         self.order = Order(len(rows), seed)
         self.key = randomness.key(seed, "crop")
@@ -60,23 +67,27 @@ class TrainingCrops(Dataset[Batch]):
     def __getitem__(self, samples: Numbers) -> Batch:
         words = randomness.words(self.key, samples[:, None], np.arange(WORDS_PER_CROP, dtype=np.int64)[None, :])
         draws = np.stack(words, axis=-1)
-        loaded = [self.images.load(int(row)) for row in self.order.rows(samples)]
-        crops = []
-        for image, draw in zip(loaded, draws, strict=True):
-            _, height, width = image.pixels.shape
-            crops.append(cut(image.pixels, random_crop(draw, height, width, self.settings), self.settings))
-        batch = _batch(self.images.rows, loaded, torch.stack(crops), samples)
+        pixels = _empty(len(samples), self.settings.image_size)
+        loaded = []
+        for crop, row, draw in zip(pixels, self.order.rows(samples).tolist(), draws, strict=True):
+            image = self.images.load(row, partial(random_crop, draw, settings=self.settings))
+            crop.copy_(cut(image.pixels, image.crop, self.settings))
+            loaded.append((image.row, image.damaged))
+        batch = _batch(self.images.rows, loaded, pixels, samples)
         return batch if self.draw is None else batch._replace(draw=self.draw(batch.samples))
 
 
 class EvaluationCrops(Dataset[Batch]):
     """Centre crops. An item is a batch, indexed by row numbers, which are its sample numbers too.
 
-    `cache_bytes` is the size of a cache of crops, for callers that read the same rows many times.
+    `cache_bytes` is the size of a cache of crops, for callers that read the same rows many times. `images` are those of
+    the rows, if they are decoded already.
     """
 
-    def __init__(self, rows: ImageTable, settings: DataSettings, *, cache_bytes: int = 0) -> None:
-        self.images = _decoded(rows, settings)
+    def __init__(
+        self, rows: ImageTable, settings: DataSettings, *, cache_bytes: int = 0, images: DecodedImages | None = None
+    ) -> None:
+        self.images = images or _decoded(rows, settings, shorter_side(settings))
         self.settings, self.cache_bytes = settings, cache_bytes
         self._bytes_left, self._cached = cache_bytes, dict[int, DecodedImage]()
 
@@ -85,8 +96,13 @@ class EvaluationCrops(Dataset[Batch]):
         return 3 * self.settings.image_size**2 * rows <= self.cache_bytes
 
     def __getitem__(self, rows: Numbers) -> Batch:
-        loaded = [self._crop(int(row)) for row in rows]
-        return _batch(self.images.rows, loaded, torch.stack([image.pixels for image in loaded]), rows)
+        pixels = _empty(len(rows), self.settings.image_size)
+        loaded = []
+        for crop, row in zip(pixels, rows.tolist(), strict=True):
+            image = self._crop(row)
+            crop.copy_(image.pixels)
+            loaded.append((image.row, image.damaged))
+        return _batch(self.images.rows, loaded, pixels, rows)
 
     def _crop(self, row: int) -> DecodedImage:
         if row in self._cached:
@@ -99,19 +115,54 @@ class EvaluationCrops(Dataset[Batch]):
         return image
 
 
-def _decoded(rows: ImageTable, settings: DataSettings, *, cache: bool = False) -> DecodedImages:
-    return DecodedImages(rows, cache=cache, max_bad_share=settings.max_bad_share, decoder=decoder(settings))
+Crops = TrainingCrops | EvaluationCrops
 
 
-def _batch(table: ImageTable, loaded: list[DecodedImage], crops: Tensor, samples: Numbers) -> Batch:
-    labels = None if table.labels is None else torch.from_numpy(table.labels[[image.row for image in loaded]])
-    damaged = tuple(bad for image in loaded for bad in image.damaged)
-    return Batch(crops, torch.from_numpy(samples), labels, damaged)
+def _decoded(rows: ImageTable, settings: DataSettings, least: int, *, cache: bool = False) -> DecodedImages:
+    decoder = crop_decoder(settings, least)
+    return DecodedImages(rows, cache=cache, max_bad_share=settings.max_bad_share, decoder=decoder)
 
 
-def batches(
-    crops: Dataset[Batch], numbers: Iterable[Numbers], *, workers: int = 0, pin: bool = False
-) -> Iterator[Batch]:
+def _empty(images: int, size: int) -> Tensor:
+    """Memory for a batch; in a loader process shared with the main process, which copies nothing."""
+    shape = (images, 3, size, size)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own `default_collate` does
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+
+
+def _batch(
+    table: ImageTable, loaded: list[tuple[int, tuple[tuple[int, str], ...]]], pixels: Tensor, samples: Numbers
+) -> Batch:
+    labels = None if table.labels is None else torch.from_numpy(table.labels[[row for row, _ in loaded]])
+    damaged = tuple(bad for _, before in loaded for bad in before)
+    return Batch(pixels, torch.from_numpy(samples), labels, damaged)
+
+
+def check_shared_memory(size: int, workers: int) -> None:
+    """Check that the batches that loader processes hold ready fit in shared memory, where they would die otherwise.
+
+    Args:
+        size: bytes of a batch.
+        workers: loader processes of this process; those of the other processes of this machine are counted too.
+
+    Raises:
+        ValueError: with what is there and what is needed.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return
+    needed = workers * (PREFETCHED + 1) * size * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ValueError(
+            f"{SHARED_MEMORY} has {free / 2**20:,.0f} MiB free, and the loader processes need {needed / 2**20:,.0f} "
+            f"MiB for batches of {size / 2**20:,.1f} MiB: lower data.workers (now {workers}) or "
+            "training.micro_batch_size, or make it larger (docker run --shm-size=8g)"
+        )
+
+
+def batches(crops: Crops, numbers: Iterable[Numbers], *, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
     """The items of `crops` in the order of `numbers`, whatever the number of workers.
 
     Args:
@@ -122,16 +173,21 @@ def batches(
 
     Raises:
         TooManyDamagedError: when there is no good image near a damaged one.
+        ValueError: if the batches of the workers do not fit in shared memory.
     """
+    order = iter(numbers)
+    first = list(islice(order, 1))
+    for chunk in first:
+        check_shared_memory(3 * crops.settings.image_size**2 * len(chunk), workers)
     leaving = multiprocessing.RawValue(ctypes.c_bool, False)
     loader = DataLoader(
         _Guarded(crops),
         batch_size=None,
-        sampler=numbers,
+        sampler=chain(first, order),
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=partial(_leave_signals_to_the_main_process, leaving=leaving),
-        prefetch_factor=2 if workers else None,  # whole micro-batches, in shared memory
+        prefetch_factor=PREFETCHED if workers else None,  # whole micro-batches, in shared memory
         generator=torch.Generator(),  # its own: it would draw from the one that seeds each step
     )
     if workers:
@@ -145,7 +201,7 @@ def batches(
 class _Guarded(Dataset[Any]):
     """Returns `TooManyDamagedError`: torch would add a worker's traceback to the message of what is raised."""
 
-    def __init__(self, crops: Dataset[Batch]) -> None:
+    def __init__(self, crops: Crops) -> None:
         self.crops = crops
 
     def __getitem__(self, numbers: Numbers) -> Batch | TooManyDamagedError:

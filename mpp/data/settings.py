@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from PIL import ImageColor
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mpp.data.inventory import check_source
 from mpp.settings import Settings
@@ -71,6 +71,10 @@ class DataSettings(Settings):
     cache: bool = False
     """Decode every image once and keep the pixels in memory: for small data sets."""
 
+    decode: Literal["full", "scaled"] = "full"
+    """`scaled` decodes a JPEG at 1/2, 1/4 or 1/8 of its size where the crop still has as many pixels as it is resized
+    to: faster for photographs of several megapixels, with slightly different pixels."""
+
     background: str | None = "white"
     """The colour behind transparent pixels: a name or `#rrggbb`. null ignores transparency and takes whatever colour
     the file has there; runs that are older than this setting keep that when they are resumed."""
@@ -105,6 +109,14 @@ class DataSettings(Settings):
         if not 0 < low <= high <= most:
             raise ValueError(f"{field.field_name} must satisfy 0 < from <= to{bound}; found {low:g}, {high:g}")
         return limits
+
+    @model_validator(mode="after")
+    def _caches_whole_images(self) -> DataSettings:
+        if self.cache and self.decode == "scaled":
+            raise ValueError(
+                "decode scaled reads each crop by itself, and cache keeps whole images; choose one of them"
+            )
+        return self
 
     def check_paths(self) -> None:
         """Refuse a `source` that cannot be one, from the names of files alone.

@@ -213,7 +213,7 @@ def cache_key(reader: Reader, crops: EvaluationCrops, rows: Numbers, arithmetic:
         "images": _content(crops.images.rows, rows),
         "crop": [settings.image_size, settings.crop_pct, settings.interpolation],
         "max_pixels": settings.max_pixels,  # decides which images a neighbour replaces
-        "decoding": [settings.background, settings.bits],
+        "decoding": [settings.background, settings.bits, settings.decode],
         "arithmetic": arithmetic,
         "torch": torch.__version__,
     }

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.io import decode_jpeg
 
-from mpp.data.decode import DamagedImageError, decode
+from mpp.data.decode import DamagedImageError, as_ppm, decode
 from mpp.data.loader import EvaluationCrops, batches
 from mpp.data.settings import DataSettings
 from mpp.data.splits import open_splits
@@ -97,6 +97,18 @@ def test_floats_between_two_grey_values_come_out_as_one_of_them(scale: float, un
     values = np.random.default_rng(0).random((40, 40), dtype=np.float32) * np.float32(scale)
     pixels = decode(encoded(Image.fromarray(values), "TIFF"))[0].numpy()
     assert np.abs(pixels - values.astype(np.float64) * unit).max() <= 1
+
+
+@pytest.mark.parametrize("header", [b"P6\n%d %d\n255\n", b"P6 %d %d 255 ", b"P6\n# a comment\n%d %d\n255\n"])
+def test_uncompressed_files_come_out_as_pil_s_whatever_their_header(header: bytes):
+    pixels = np.asarray(picture(9, 14))
+    assert header % (14, 9) + pixels.tobytes() != as_ppm(pixels[::-1])
+    assert np.array_equal(decode(header % (14, 9) + pixels.tobytes()).permute(1, 2, 0).numpy(), pixels)
+    assert decode(as_ppm(pixels), max_pixels=126).shape == (3, 9, 14)
+    with pytest.raises(DamagedImageError):
+        decode(header % (14, 10) + pixels.tobytes())
+    with pytest.raises(DamagedImageError, match="more than the 125"):
+        decode(as_ppm(pixels), max_pixels=125)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])

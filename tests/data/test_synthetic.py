@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mpp.data import dead_leaves, synthetic
+from mpp.data.decode import decode
 from tests.support.forkserver import ForkServer, good
 
 Array = np.ndarray[Any, Any]
@@ -194,13 +195,14 @@ def test_a_signal_ends_the_drawing_in_all_its_processes(
     assert command.group_is_gone(), "processes are left behind"
 
 
-def test_rows_are_png_files_of_the_scenes() -> None:
+def test_rows_are_uncompressed_files_of_the_scenes_that_any_reader_opens() -> None:
     from PIL import Image
 
     rows = list(synthetic._examples("a", [range(5, 8)], synthetic.VERSION))
     for number, row in zip(range(5, 8), rows, strict=True):
         image = Image.open(io.BytesIO(row["image"]["bytes"]))
-        assert (image.format, image.mode) == ("PNG", "RGB")
+        assert (image.format, image.mode) == ("PPM", "RGB")
         pixels, label = scene("a", number)
         np.testing.assert_array_equal(np.asarray(image), pixels)
+        np.testing.assert_array_equal(decode(row["image"]["bytes"]).permute(1, 2, 0).numpy(), pixels)
         assert row["label"] == label

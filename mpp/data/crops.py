@@ -74,12 +74,15 @@ def shorter_side(settings: DataSettings) -> int:
 
 
 def centre(pixels: Tensor, settings: DataSettings) -> Tensor:
-    """The evaluation crop: the shorter side resized to image_size / crop_pct, then the centre square."""
+    """The evaluation crop: the shorter side resized to image_size / crop_pct, then the centre square.
+
+    uint8 `(3, h, w)` or `(b, 3, h, w)`, to squares of `image_size`.
+    """
     size = settings.image_size
     shorter = shorter_side(settings)
-    height, width = pixels.shape[1:]
+    height, width = pixels.shape[-2:]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):  # else the ends are enlarged, only to be cut off
         pixels = F.center_crop(pixels, [min(height, MAX_ASPECT_RATIO * width), min(width, MAX_ASPECT_RATIO * height)])
-    if min(pixels.shape[1:]) != shorter:
+    if min(pixels.shape[-2:]) != shorter:
         pixels = F.resize(pixels, [shorter], InterpolationMode(settings.interpolation), antialias=True)
-    return F.center_crop(pixels, [size, size])
+    return pixels if pixels.shape[-2:] == (size, size) else F.center_crop(pixels, [size, size])

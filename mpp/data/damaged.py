@@ -6,14 +6,18 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from mpp.data.crops import Choose, Crop, whole
 from mpp.data.decode import decode_crop
 from mpp.data.table import ImageTable
 
+CHUNK = 64
+"""Images that a thread decodes at a time into the cache."""
 NEIGHBOURS = 16
 """The smallest number of rows to try: a row, and the rows after it if it is damaged."""
 
@@ -57,8 +61,10 @@ class DecodedImages:
         self._tries = min(max(NEIGHBOURS, math.ceil(max_bad_share * len(rows)) + 1), len(rows))
         self._cached: list[tuple[Tensor, Crop] | str] = []
         if cache:
+            chunks = np.array_split(np.arange(len(rows)), -(-len(rows) // CHUNK))
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                self._cached = list(pool.map(lambda row: self._decoded(row, whole), range(len(rows))))
+                decoded = pool.map(lambda chunk: [self._decoded(row, whole) for row in chunk.tolist()], chunks)
+                self._cached = list(chain.from_iterable(decoded))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mpp import randomness
-from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop, shorter_side
+from mpp.data.crops import WORDS_PER_CROP, centre, cut, random_crop, shorter_side, whole
 from mpp.data.damaged import DecodedImage, DecodedImages, TooManyDamagedError
 from mpp.data.decode import crop_decoder
 from mpp.data.sampler import Numbers, Order
@@ -30,6 +30,8 @@ from mpp.data.table import ImageTable
 
 CACHE_BYTES = 2**28
 """Size of the cache of held-out crops: 1,700 images of 224 px."""
+MOST_TOGETHER = 2**24
+"""Bytes of images that are resized at once: small ones take longer to be handed over one by one."""
 PREFETCHED = 2
 """Batches that each loader process holds ready, in shared memory."""
 SHARED_MEMORY = Path("/dev/shm")
@@ -98,21 +100,35 @@ class EvaluationCrops(Dataset[Batch]):
     def __getitem__(self, rows: Numbers) -> Batch:
         pixels = _empty(len(rows), self.settings.image_size)
         loaded = []
-        for crop, row in zip(pixels, rows.tolist(), strict=True):
-            image = self._crop(row)
-            crop.copy_(image.pixels)
+        waiting: list[tuple[int, Tensor]] = []  # neighbours in the batch, of one shape, to be resized together
+        for number, row in enumerate(rows.tolist()):
+            image = self._cached.get(row) or self.images.load(row)
             loaded.append((image.row, image.damaged))
+            if row in self._cached:
+                pixels[number] = image.pixels
+                continue
+            other = waiting[0][1] if waiting else image.pixels
+            if other.shape != image.pixels.shape or other.numel() * (len(waiting) + 1) > MOST_TOGETHER:
+                self._crop(waiting, pixels)
+            waiting.append((number, image.pixels))
+        self._crop(waiting, pixels)
+        if get_worker_info() is None:
+            self._keep(rows, loaded, pixels)
         return _batch(self.images.rows, loaded, pixels, rows)
 
-    def _crop(self, row: int) -> DecodedImage:
-        if row in self._cached:
-            return self._cached[row]
-        image = self.images.load(row)
-        image = image._replace(pixels=centre(image.pixels, self.settings))
-        if get_worker_info() is None and (size := image.pixels.numel()) <= self._bytes_left:
-            self._bytes_left -= size
-            self._cached[row] = image._replace(pixels=image.pixels.clone())  # a crop may be a view of a large image
-        return image
+    def _crop(self, images: list[tuple[int, Tensor]], pixels: Tensor) -> None:
+        """Write the crops of images, all of one shape, to their rows of `pixels`; empty the list."""
+        if images:
+            batch = torch.stack([image for _, image in images]) if len(images) > 1 else images[0][1][None]
+            pixels[[number for number, _ in images]] = centre(batch, self.settings)
+            images.clear()
+
+    def _keep(self, rows: Numbers, loaded: list[tuple[int, tuple[tuple[int, str], ...]]], pixels: Tensor) -> None:
+        """Put crops into the cache as long as there is room."""
+        for row, (source, damaged), crop in zip(rows.tolist(), loaded, pixels, strict=True):
+            if row not in self._cached and (size := crop.numel()) <= self._bytes_left:
+                self._bytes_left -= size
+                self._cached[row] = DecodedImage(crop.clone(), whole(*crop.shape[1:]), source, damaged)
 
 
 Crops = TrainingCrops | EvaluationCrops

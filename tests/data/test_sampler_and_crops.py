@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 import mpp
-from mpp.data.loader import TrainingCrops, batches
+from mpp.data.crops import centre
+from mpp.data.decode import as_ppm
+from mpp.data.loader import EvaluationCrops, TrainingCrops, batches
 from mpp.data.sampler import plan_batches
 from mpp.data.settings import DataSettings
 from mpp.data.splits import open_splits
@@ -151,3 +153,28 @@ def test_every_process_and_worker_draws_the_samples_crops_and_corruptions_of_one
     assert len({drawn for step in one for drawn in step.values()}) == 240, "no two samples alike"
     for processes, micro, workers in ((1, 4, 2), (2, 10, 0), (2, 5, 2)):
         assert steps(processes, micro, workers) == one, f"{processes} processes, {workers} workers"
+
+
+def test_crops_of_a_batch_are_those_of_each_image_alone():
+    """Images of one shape are resized together; the order, shapes between them and the cache change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(40, 50), (40, 50), (64, 64), (40, 50), (32, 32), (64, 64), (64, 64), (33, 400)]
+    images = [torch.randint(0, 256, (h, w, 3), dtype=torch.uint8, generator=generator).numpy() for h, w in shapes]
+
+    class Table:
+        name, split, labels, class_names = "t", "train", None, None
+
+        def __len__(self) -> int:
+            return len(images)
+
+        def encoded(self, row: int) -> bytes:
+            return as_ppm(images[row])
+
+    for settings in (DataSettings(image_size=32), DataSettings(image_size=24, crop_pct=0.8, interpolation="bicubic")):
+        alone = torch.stack([centre(torch.from_numpy(image).permute(2, 0, 1), settings) for image in images])
+        for cache in (0, 5000, 10**6):
+            crops = EvaluationCrops(Table(), settings, cache_bytes=cache)
+            for rows in ([0, 1, 2, 3, 4, 5, 6, 7], [5, 2, 6, 0], [7, 3, 3, 1]):
+                found = crops[np.array(rows)]
+                assert torch.equal(found.pixels, alone[rows])
+                assert found.samples.tolist() == rows

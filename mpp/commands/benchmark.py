@@ -26,6 +26,7 @@ from mpp.commands.train_run import count_flops, uses_fused_attention
 from mpp.data.loader import TrainingCrops, batches
 from mpp.data.sampler import plan_batches
 from mpp.files import write_text
+from mpp.objective.base import Objective
 from mpp.recipe import PretrainRecipe, write_recipe
 from mpp.settings import Duration
 from mpp.training.distributed import precision, start_processes, to_device
@@ -33,6 +34,7 @@ from mpp.training.flops import hardware, peak_flops
 from mpp.training.metrics_log import read_metrics
 from mpp.training.optimizer import make_optimizer
 from mpp.training.settings import JournalSettings
+from mpp.training.streams import Streams, number_of_streams
 
 SECONDS = 30.0
 """How long each pair is measured."""
@@ -122,12 +124,16 @@ class _Earlier:
 
 
 def _step_figures(
-    recipe: PretrainRecipe, objective: Any, crops: TrainingCrops, batch_size: int, accelerator: Accelerator
+    recipe: PretrainRecipe, objective: Objective, crops: TrainingCrops, batch_size: int, accelerator: Accelerator
 ) -> list[Figure]:
-    """The training step, the first figure, and the bare timm step, in turn; page faults of both."""
+    """The training step, the first figure, and the bare timm step, in turn; page faults of all."""
     dtype = getattr(torch, precision(recipe.training))
     flops, peak = count_flops(objective, accelerator), peak_flops(accelerator.device, dtype)
-    steps = [_objective_step(recipe, objective, crops, batch_size, accelerator)]
+    streams = number_of_streams(recipe.training, objective, batch_size, accelerator)
+    one = _objective_step(recipe, objective, crops, batch_size, accelerator, streams=1)
+    steps = [one]
+    if streams > 1:
+        steps.insert(0, _objective_step(recipe, objective, crops, batch_size, accelerator, streams=streams))
     if (bare := objective.bare(batch_size)) is not None:
         steps.append(_step(recipe, bare.to(accelerator.device), lambda module: module(), accelerator))
     seconds, faults, in_kernel = _in_turn(steps, accelerator.device)
@@ -139,9 +145,12 @@ def _step_figures(
         Figure("  time", 1000 * seconds[0], "{:.1f} ms"),
         Figure("  arithmetic", rate * flops / 1e12, "{:.3f} TFLOP/s", remark),
     ]
-    if len(seconds) > 1:
-        figures.append(Figure("bare timm step", batch_size / seconds[1], "{:.1f} images/s"))
-        figures.append(Figure("objective overhead", 100 * (seconds[0] / seconds[1] - 1), "{:+.1f} %"))
+    undivided = seconds[len(seconds) - 1 if bare is None else -2]
+    if streams > 1:
+        figures.append(Figure("  in one stream", batch_size / undivided, "{:.1f} images/s", f"instead of {streams}"))
+    if bare is not None:
+        figures.append(Figure("bare timm step", batch_size / seconds[-1], "{:.1f} images/s"))
+        figures.append(Figure("objective overhead", 100 * (undivided / seconds[-1] - 1), "{:+.1f} %"))
     figures.append(Figure("page faults", faults, "{:,.0f} a step"))
     figures.append(Figure("  time in the kernel", 100 * in_kernel, "{:.1f} % of CPU"))
     return figures
@@ -206,19 +215,33 @@ def _loader_rate(crops: TrainingCrops, batch_size: int, workers: int) -> float:
 
 
 def _objective_step(
-    recipe: PretrainRecipe, objective: nn.Module, crops: TrainingCrops, batch_size: int, accelerator: Accelerator
+    recipe: PretrainRecipe,
+    objective: Objective,
+    crops: TrainingCrops,
+    batch_size: int,
+    accelerator: Accelerator,
+    *,
+    streams: int,
 ) -> Callable[[], None]:
     numbers = next(plan_batches(batch_size, None).micro_batches(0, 1))
     batch = to_device(crops[numbers], accelerator.device)
-    given, drawn = (batch.pixels, batch.samples, batch.labels), {} if batch.draw is None else {"draw": batch.draw}
-    step = copy.deepcopy(objective)
-    return _step(recipe, step, lambda module: module(*given, **drawn).loss, accelerator)
+    given = {"pixels": batch.pixels, "samples": batch.samples, "labels": batch.labels}
+    if batch.draw is not None:
+        given["draw"] = batch.draw
+    objective = copy.deepcopy(objective)
+    if streams == 1:
+        return _step(recipe, objective, lambda module: module(**given).loss, accelerator)
+    side_by_side = Streams(objective.train(), streams)
+    return _step(recipe, objective, lambda _: side_by_side.backward(given, 1.0, accelerator.autocast), accelerator)
 
 
 def _step(
-    recipe: PretrainRecipe, module: nn.Module, loss: Callable[[nn.Module], Tensor], accelerator: Accelerator
+    recipe: PretrainRecipe, module: nn.Module, loss: Callable[[nn.Module], Any], accelerator: Accelerator
 ) -> Callable[[], None]:
-    """A training step: forward, backward, clip, optimiser; the same for both sides but for module and loss."""
+    """A training step: forward, backward, clip, optimiser; the same for all but module and loss.
+
+    `loss` gives a loss, or has done the backward pass as well.
+    """
     module.train()
     if recipe.training.compile:
         module.compile(fullgraph=True)
@@ -227,7 +250,8 @@ def _step(
     def step() -> None:
         with accelerator.autocast():
             value = loss(module)
-        value.backward()
+        if isinstance(value, Tensor):
+            value.backward()
         if recipe.training.clip_grad is not None:
             nn.utils.clip_grad_norm_(module.parameters(), recipe.training.clip_grad)
         optimizer.step()

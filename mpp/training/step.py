@@ -51,7 +51,8 @@ class Steps:
         self._model, self._loader = model, loader
         self._optimizer_step = SkippableStep(run.optimizer)
         self._pending: Outcome | None = None
-        streams = number_of_streams(run)
+        images = run.batch_plan.micro_batch_size
+        streams = number_of_streams(run.settings, run.objective, images, run.accelerator)
         self._streams = Streams(run.objective, streams) if streams > 1 else None
         self._others_stop, self._norm = False, math.nan
         self.waited = 0.0

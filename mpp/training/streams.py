@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from mpp.objective.base import Objective
 from mpp.training.distributed import saved_buffers
-from mpp.training.state import Run
+from mpp.training.settings import TrainingSettings
 
 FEWEST_IMAGES = 8
 """Of a stream: with fewer, its matrix products are too small."""
@@ -34,25 +35,29 @@ class Part(NamedTuple):
     pixels: Tensor
 
 
-def number_of_streams(run: Run) -> int:
+def number_of_streams(settings: TrainingSettings, objective: Objective, images: int, accelerator: Accelerator) -> int:
     """How many streams a run has: as many as threads, where that gives the same as one stream up to rounding.
 
+    Args:
+        settings: `streams` may name a number.
+        objective: what is trained.
+        images: of a micro-batch.
+        accelerator: with streams there is one process, on a CPU.
+
     Raises:
-        SettingError: if it was told to have more than it can.
+        SettingError: if more are asked for than there can be.
     """
-    asked, images = run.settings.streams, run.batch_plan.micro_batch_size
-    obstacle = "" if asked == 1 else _obstacle(run)
+    asked = settings.streams
+    obstacle = "" if asked == 1 else _obstacle(settings, objective, accelerator)
     if asked is not None:
         if asked > 1 and (obstacle or images % asked):
             reason = obstacle or f"a micro-batch of {images} images cannot be divided by {asked}"
-            raise run.settings.error(
-                streams=f"{asked} streams are not possible: {reason}; leave it out, or set it to 1"
-            )
+            raise settings.error(streams=f"{asked} streams are not possible: {reason}; leave it out, or set it to 1")
         return asked
     if obstacle:
         return 1
     threads = torch.get_num_threads()
-    size = sum(p.numel() * p.element_size() for p in run.objective.parameters() if p.requires_grad)
+    size = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     fitting = (
         streams for streams in range(threads, 0, -1)
         if threads % streams == 0 and images % streams == 0 and images // streams >= FEWEST_IMAGES
@@ -61,17 +66,17 @@ def number_of_streams(run: Run) -> int:
     return next(fitting, 1)
 
 
-def _obstacle(run: Run) -> str:
+def _obstacle(settings: TrainingSettings, objective: Objective, accelerator: Accelerator) -> str:
     """Why there can be one stream only."""
-    if run.accelerator.device.type != "cpu":
+    if accelerator.device.type != "cpu":
         return "they are for CPUs"
-    if run.accelerator.num_processes > 1:
+    if accelerator.num_processes > 1:
         return "there are several processes"
-    if run.settings.compile:
+    if settings.compile:
         return "the network is compiled"
-    if saved_buffers(run.objective):
+    if saved_buffers(objective):
         return "the network has batch norm, which looks at all images together"
-    if _draws(run):
+    if _draws(objective):
         return "the network draws random numbers (dropout, drop path), which threads would do in any order"
     return ""
 
@@ -133,9 +138,9 @@ class Streams:
         return Part(prediction, given["pixels"]), gradients
 
 
-def _draws(run: Run) -> bool:
+def _draws(objective: Objective) -> bool:
     """Whether a forward pass in training draws from torch's generator, as dropout and drop path do."""
-    objective, size = run.objective, run.objective.encoder.image_size
+    size = objective.encoder.image_size
     before = torch.get_rng_state()
     with torch.no_grad():
         objective.train()

@@ -31,7 +31,11 @@ def sitting(timings: list[Timing], runs: list[Run]) -> Sitting:
 
 
 def timings(theirs: float) -> list[Timing]:
-    ours = Timing(OURS, "bfloat16", {"bfloat16": [1.0, 2.0, 1.0], "float32": [2.0] * 3, "bare": [1.0, 2.0, 1.0]})
+    ours = Timing(
+        OURS,
+        "bfloat16",
+        {"bfloat16": [1.0, 2.0, 1.0], "float32": [2.0] * 3, "one stream": [1.0, 2.0, 1.0], "bare": [1.0, 2.0, 1.0]},
+    )
     other = Timing(SIMMIM, "float32", {"float32": [theirs, 2 * theirs, theirs], "bfloat16": [1.0] * 3})
     return [ours, other, Timing(BROKEN, error="RuntimeError: a | b")]
 

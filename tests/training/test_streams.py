@@ -85,45 +85,39 @@ def test_the_threads_are_those_of_before():
     assert torch.get_num_threads() == 2
 
 
-def run_of(objective: Objective, images: int = 16, **changes: Any) -> Any:
-    """What `number_of_streams` reads of a run."""
-    settings = {"streams": None, "compile": False, **{k: v for k, v in changes.items() if k != "processes"}}
-    return SimpleNamespace(
-        settings=TrainingSettings(**settings),
-        objective=objective,
-        batch_plan=SimpleNamespace(micro_batch_size=images),
-        accelerator=SimpleNamespace(num_processes=changes.get("processes", 1), device=torch.device("cpu")),
-    )
+def chosen(objective: Objective, images: int = 16, *, processes: int = 1, **settings: Any) -> int:
+    accelerator: Any = SimpleNamespace(num_processes=processes, device=torch.device("cpu"))
+    return number_of_streams(TrainingSettings(**settings), objective, images, accelerator)
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_there_is_one_stream_where_more_would_change_more_than_rounding():
-    assert number_of_streams(run_of(masked_patch())) == 2
-    assert number_of_streams(run_of(classifier())) == 2
-    assert number_of_streams(run_of(masked_patch(drop_path_rate=0.1))) == 1
-    assert number_of_streams(run_of(masked_patch(proj_drop_rate=0.1))) == 1
+    assert chosen(masked_patch()) == 2
+    assert chosen(classifier()) == 2
+    assert chosen(masked_patch(drop_path_rate=0.1)) == 1
+    assert chosen(masked_patch(proj_drop_rate=0.1)) == 1
     torch.manual_seed(0)
-    assert number_of_streams(run_of(LinearProbe(create_backbone("test_vit", image_size=32), 5))) == 1
+    assert chosen(LinearProbe(create_backbone("test_vit", image_size=32), 5)) == 1
     resnet = SupervisedClassification(create_backbone("test_resnet", image_size=32), num_classes=5)
-    assert number_of_streams(run_of(resnet)) == 1
-    assert number_of_streams(run_of(masked_patch(), compile=True)) == 1
-    assert number_of_streams(run_of(masked_patch(), processes=2)) == 1
+    assert chosen(resnet) == 1
+    assert chosen(masked_patch(), compile=True) == 1
+    assert chosen(masked_patch(), processes=2) == 1
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_their_number_fits_the_micro_batch_and_can_be_chosen():
-    found = {images: number_of_streams(run_of(masked_patch(), images)) for images in (1, 8, 15, 16, 17, 18)}
+    found = {images: chosen(masked_patch(), images) for images in (1, 8, 15, 16, 17, 18)}
     assert found == {1: 1, 8: 1, 15: 1, 16: 2, 17: 1, 18: 2}
     torch.set_num_threads(6)
-    assert number_of_streams(run_of(masked_patch(), 36)) == 3  # of 12 images and 2 threads each
-    assert number_of_streams(run_of(masked_patch(), 96)) == 6
-    assert number_of_streams(run_of(masked_patch(), 96, streams=1)) == 1
-    assert number_of_streams(run_of(masked_patch(), 96, streams=4)) == 4
+    assert chosen(masked_patch(), 36) == 3  # of 12 images and 2 threads each
+    assert chosen(masked_patch(), 96) == 6
+    assert chosen(masked_patch(), 96, streams=1) == 1
+    assert chosen(masked_patch(), 96, streams=4) == 4
     with pytest.raises(SettingError, match="96 images cannot be divided by 5"):
-        number_of_streams(run_of(masked_patch(), 96, streams=5))
+        chosen(masked_patch(), 96, streams=5)
     with pytest.raises(SettingError, match="drop path"):
-        number_of_streams(run_of(masked_patch(drop_path_rate=0.1), streams=2))
-    assert number_of_streams(run_of(masked_patch(drop_path_rate=0.1), streams=1)) == 1
+        chosen(masked_patch(drop_path_rate=0.1), streams=2)
+    assert chosen(masked_patch(drop_path_rate=0.1), streams=1) == 1
 
 
 def test_a_run_with_streams_keeps_both_promises(commands: ForkServer, tiny_recipe: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ import mpp
 from mpp.commands.train_run import uses_fused_attention
 from mpp.training.distributed import precision, start_processes
 from mpp.training.optimizer import make_optimizer
+from mpp.training.streams import Streams, number_of_streams
 from tests.benchmarks.peers.libraries.step import Steps
 from tests.benchmarks.peers.sizes import Size
 
@@ -44,10 +45,19 @@ def build(method: str, size: Size) -> Steps:
             return accelerator.autocast()
         return nullcontext() if mode == "float32" else torch.autocast("cpu", torch.bfloat16)
 
-    def step(module: nn.Module, optimizer: torch.optim.Optimizer, mode: str) -> None:
-        with context(mode):
+    streams = Streams(objective, number_of_streams(recipe.training, objective, size.batch, accelerator))
+
+    def gradient(module: nn.Module, mode: str) -> torch.Tensor:
+        if module is objective and mode != "one stream":
+            parts = streams.backward({"pixels": pixels, "samples": samples}, 1.0, lambda: context(mode))
+            return torch.stack([part.prediction.loss.detach() for part in parts]).mean()
+        with context(chosen):
             loss = module() if module is bare else module(pixels, samples).loss
         loss.backward()
+        return loss.detach()
+
+    def step(module: nn.Module, optimizer: torch.optim.Optimizer, mode: str) -> None:
+        loss = gradient(module, mode)
         norm = nn.utils.clip_grad_norm_(module.parameters(), recipe.training.clip_grad)
         if math.isfinite(loss) and math.isfinite(norm):
             optimizer.step()
@@ -57,6 +67,7 @@ def build(method: str, size: Size) -> Steps:
     take = {
         chosen: lambda: step(objective, optimizers[0], chosen),
         other: lambda: step(objective, optimizers[0], other),
-        "bare": lambda: step(bare, optimizers[1], chosen),
+        "one stream": lambda: step(objective, optimizers[0], "one stream"),
+        "bare": lambda: step(bare, optimizers[1], "one stream"),
     }
     return Steps(take, default=chosen)

@@ -35,8 +35,10 @@ GIVEN_BACK = (
 )
 COMMAND = ("-m", "mpp.pretrain")
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, str], tuple[str, ...]]] = {
-    "memory given back": (("-c", GIVEN_BACK), {}, ()),
+    "one stream, memory given back": (("-c", GIVEN_BACK), {}, ("training.streams=1",)),
+    "one stream": (COMMAND, {}, ("training.streams=1",)),
     "as shipped": (COMMAND, {}, ()),
+    "memory given back": (("-c", GIVEN_BACK), {}, ()),
     "huge pages": (COMMAND, {"THP_MEM_ALLOC_ENABLE": "1"}, ()),
     "residual bfloat16": (COMMAND, {}, ("training.residual=bfloat16",)),
     "compiled": (COMMAND, {}, ("training.compile=true",)),

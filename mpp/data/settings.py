@@ -11,7 +11,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from mpp.data.inventory import check_source
 from mpp.settings import Settings
 
-
 class DataSettings(Settings):
     """Where images come from and how they become pixels."""
 
@@ -116,11 +115,12 @@ class DataSettings(Settings):
             check_source(self.source)
 
 
-class WholeSplitSettings(DataSettings):
-    """Where images come from, all of a split; crops are those of evaluation."""
+class NetworkSizeSettings(DataSettings):
+    """Where images come from and how they become pixels, by default of the size that the network is made for."""
 
     image_size: int | None = Field(default=None, ge=1)  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Height and width, in pixels, of what the network sees; null takes its own."""
+    """Height and width, in pixels, of what the network sees; null takes the network's own: that of its source, or
+    without a source `encoder.image_size`."""
 
 
 class LabelSettings(Settings):

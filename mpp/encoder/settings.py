@@ -113,8 +113,8 @@ class EncoderSettings(Settings):
         if self.source is None:
             with self.blamed("name", **_size_of(data)):
                 return create_backbone(
-                    self.name, image_size=image_size, mean=self.mean, std=self.std, needs_patches=needs_patches,
-                    **self._timm_arguments(),
+                    self.name, image_size=image_size or self.image_size, mean=self.mean, std=self.std,
+                    needs_patches=needs_patches, **self._timm_arguments(),
                 )  # fmt: skip
         with self.blamed("source", **_size_of(data)):
             backbone = self._from_source(self.source, image_size)

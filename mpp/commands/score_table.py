@@ -60,11 +60,11 @@ def score_table(results: dict[str, Any]) -> str:
     rows = score_rows(results)
     first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     gap = 2 if first + sum(widths) + 2 * len(widths) <= COLUMNS else 1
-    lines = [
-        f"{row[0]:{first}}" + "".join(f"{cell:>{width + gap}}" for cell, width in zip(row[1:], widths, strict=True))
+    aligned = (
+        [f"{row[0]:{first}}", *(f"{cell:>{width + gap}}" for cell, width in zip(row[1:], widths, strict=True))]
         for row in rows
-    ]
-    return "\n".join([*lines, *score_notes(results)])
+    )
+    return "\n".join([*("".join(cells).rstrip() for cells in aligned), *score_notes(results)])
 
 
 def half_width(accuracy: float, images: int, z: float = 1.96) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mpp.commands.train import train
+    from mpp.data.inputs import image_files
     from mpp.encoder.create import create_encoder
     from mpp.encoder.export import save_encoder
     from mpp.encoder.load import load_encoder
@@ -32,6 +33,7 @@ __all__ = [
     "create_encoder",
     "features",
     "few_shot",
+    "image_files",
     "load_encoder",
     "load_objective",
     "load_recipe",
@@ -49,6 +51,7 @@ _ROOMS = {
     "create_encoder": "mpp.encoder.create",
     "features": "mpp.evaluation.embed",
     "few_shot": "mpp.evaluation.few_shot",
+    "image_files": "mpp.data.inputs",
     "load_encoder": "mpp.encoder.load",
     "load_objective": "mpp.hub.load",
     "load_recipe": "mpp.recipe",

@@ -1,7 +1,8 @@
 """Measure what the frozen features of an encoder are worth: linear few-shot, nearest neighbours, linear probe.
 
 `encoder=X` is a run, an exported encoder folder, `timm:NAME`, or one of the controls `raw_pixels` and `patch_colors`.
-Features are extracted once and kept; settings are chosen on a dev split of train, never on test.
+Features are extracted once and kept; settings are chosen on a dev split of train, never on test. Images have the
+encoder's own size unless `data.image_size` says otherwise.
 """
 
 from __future__ import annotations

@@ -37,11 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
+    from mpp.commands.encoder_source import warn_if_unfinished
     from mpp.hub.push import Target, check_target, push
     from mpp.hub.stage import stage  # late: torch takes seconds
 
     target = Target(options.repo_id, options.private, options.branch, options.tag)
     check_target(target, options.license)
+    warn_if_unfinished(options.run)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary) / "staged"
         staged = stage(options.run, folder, repo_id=options.repo_id, licence=options.license)

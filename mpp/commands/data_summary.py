@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 
 from accelerate import Accelerator
 
-from mpp.data.settings import DataSettings
+from mpp.data.inventory import counted, kind_of
+from mpp.data.settings import PATH_TABLES, DataSettings
 from mpp.data.splits import Splits
 from mpp.data.survey import ColourHistogram, Survey
+from mpp.data.table import ImageTable
 
+SHOWN = 6
+"""Classes that are named."""
 NEARLY_CONSTANT = 0.05
 """Nats of the colours of images in which there is nothing to predict."""
 
@@ -19,9 +25,29 @@ def print_data(splits: Splits, settings: DataSettings, accelerator: Accelerator)
     """Print what was found and held out, and what the headers of some images say."""
     if accelerator.is_main_process:
         survey = Survey(splits.train, settings)
-        print("\n".join([splits.summary, *map(_filled, survey.notes)]), flush=True)
+        notes = [*classes_found(splits.train, settings), *survey.notes]
+        print("\n".join([splits.summary, *map(_filled, notes)]), flush=True)
         for warning in survey.warnings:
             warn(warning)
+
+
+def classes_found(table: ImageTable, settings: DataSettings) -> Iterator[str]:
+    """A line on the classes of images in class folders, or of a table of paths: a folder need not mean a class."""
+    names = table.class_names
+    if table.labels is None or not names:
+        return
+    shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    if kind_of(Path(settings.source)) in PATH_TABLES:
+        yield f"{counted(len(names), 'class', 'classes')} in {Path(settings.source).name}: {shown}"
+        return
+    rows = {0, len(table) // 2, len(table) - 1}
+    if all(_folder_of(table.where(row).path) == names[table.labels[row]] for row in rows):
+        yield f"{counted(len(names), 'folder')} taken as classes: {shown}"
+
+
+def _folder_of(path: str | None) -> str | None:
+    """The name of the folder that a file lies in, in an archive too: `zip://cat/1.png::photos.zip`."""
+    return PurePath(path.split("::")[0]).parent.name if path else None
 
 
 def warn_of_constant_colours(colours: ColourHistogram) -> None:

@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from mpp.commands.data_summary import classes_found
+from mpp.commands.encoder_source import warn_of_encoder
 from mpp.commands.train_run import uses_fused_attention
 from mpp.data.inventory import counted
 from mpp.data.loader import EvaluationCrops, batches
@@ -51,6 +53,7 @@ def embed(recipe: EmbedRecipe) -> int:
         encoder = recipe.encoder.build(recipe.data.image_size)
         encoder.use_fused_attention(uses_fused_attention(recipe.encoder.attention, accelerator))
         reader = EncoderReader(encoder.to(accelerator.device).eval())
+        warn_of_encoder(recipe.encoder, encoder, accelerator)
         layer = layer_of(reader, recipe.features.block, recipe.features.pool)
         return Embedding(
             lambda pixels: reader.read(pixels, [layer])[layer], encoder.image_size, f"{encoder.summary}; {layer}"
@@ -118,7 +121,7 @@ def _embed(
     lock = FolderLock(folder)  # held until this returns
     table = open_table(recipe.data)
     embedding = open_(accelerator)
-    print(f"{len(table):,} images of {table.name}\n{embedding.summary}")
+    print("\n".join([f"{len(table):,} images of {table.name}", *classes_found(table, recipe.data), embedding.summary]))
     crops = EvaluationCrops(table, recipe.data.model_copy(update={"image_size": embedding.image_size}))
     values, damaged = _read(embedding.network, crops, batch_size, recipe.data, accelerator)
     files = write(folder, table, values)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from mpp import randomness
 from mpp.commands.data_summary import print_data
+from mpp.commands.encoder_source import warn_of_encoder, with_own_size
 from mpp.commands.preflight import check_network
 from mpp.commands.score_table import score_table
 from mpp.commands.train_run import on_each, uses_fused_attention
@@ -58,6 +59,7 @@ def evaluate(recipe: EvaluateRecipe) -> int:
         on_main(accelerator, require_solver)  # before any data is read
     locks: list[FolderLock] = []  # held until this returns
     on_main(accelerator, lambda: locks.append(FolderLock(folder)))
+    recipe = on_main(accelerator, lambda: with_own_size(recipe))
     if recipe.encoder.source not in CONTROLS:
         check_network(recipe.encoder, recipe.data, patches=False)
     splits = on_each(accelerator, lambda: open_labelled(recipe))
@@ -66,6 +68,7 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     reader = make_reader(recipe, accelerator)
     if isinstance(reader, EncoderReader) and accelerator.is_main_process:
         print(reader.encoder.summary)
+        warn_of_encoder(recipe.encoder, reader.encoder, accelerator)
     results = evaluate_reader(recipe, reader, splits, folder, accelerator, source_weights)
     if accelerator.is_main_process:
         print(f"\n{score_table(results)}")
@@ -186,7 +189,12 @@ def _controls(recipe: EvaluateRecipe, reader: Reader) -> list[Control]:
         return []
     encoder = reader.encoder if isinstance(reader, EncoderReader) else None
     patch_size = encoder.patch_size if isinstance(encoder, Encoder) else None
-    return [Control(name, recipe.data.image_size, patch_size) for name in CONTROLS]
+    return [Control(name, _image_size(recipe), patch_size) for name in CONTROLS]
+
+
+def _image_size(recipe: EvaluateRecipe) -> int:
+    assert recipe.data.image_size is not None  # `with_own_size`
+    return recipe.data.image_size
 
 
 def _called(settings: EncoderSettings) -> str:
@@ -248,7 +256,7 @@ def make_reader(recipe: EvaluateRecipe, accelerator: Accelerator) -> Reader:
     """What is evaluated: an encoder, or a control."""
     settings = recipe.encoder
     if settings.source in CONTROLS:
-        return Control(str(settings.source), recipe.data.image_size, settings.patch_size)
+        return Control(str(settings.source), _image_size(recipe), settings.patch_size)
     low, high = randomness.key(recipe.seed, "weights")
     torch.manual_seed(low | high << 32)
     encoder = settings.build(recipe.data.image_size, recipe.data)

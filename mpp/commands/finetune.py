@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mpp import randomness
 from mpp.commands.data_summary import print_data
+from mpp.commands.encoder_source import warn_of_encoder, with_own_size
 from mpp.commands.preflight import check_training
 from mpp.commands.resume import (
     as_begun,
@@ -64,7 +65,8 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
     folder = Path(recipe.output_dir)
     accelerator = start_processes(recipe.training, folder=folder, journal=recipe.journal)
     locks: list[FolderLock] = []  # held until the process ends
-    recipe = on_main(accelerator, lambda: as_begun(recipe, folder))
+    started_in = folder if recipe.checkpoint.resume else None
+    recipe = on_main(accelerator, lambda: with_own_size(as_begun(recipe, folder), started_in))
     results = on_main(accelerator, lambda: _claim(recipe, folder, locks))
     if results is not None:
         if accelerator.is_main_process:
@@ -109,6 +111,7 @@ class _FineTuning:
 
     def __init__(self, recipe: FinetuneRecipe, splits: Splits, accelerator: Accelerator, stop: StopRequest) -> None:
         self.recipe, self.splits, self.accelerator, self.stop = recipe, splits, accelerator, stop
+        self.has_warned = False
         self.source_weights = on_main(accelerator, lambda: weights_digest_of(recipe.encoder))
         labels = splits.train.labels
         assert labels is not None
@@ -193,6 +196,9 @@ class _FineTuning:
         rows = self.fitted if dev else self.rows
         images = Subset(self.splits.train, rows, f"{recipe.data.source}, training split")
         objective = self.objective(recipe)
+        if not self.has_warned:
+            warn_of_encoder(recipe.encoder, objective.encoder, self.accelerator)
+            self.has_warned = True
         if checkpoint is not None:
             check_same_images(checkpoint, images, recipe.data.source)
         held_out = stopping = None

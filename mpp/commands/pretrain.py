@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mpp import randomness
 from mpp.commands.data_summary import print_data, warn_of_constant_colours
+from mpp.commands.encoder_source import warn_of_encoder
 from mpp.commands.preflight import check_training
 from mpp.commands.resume import as_begun, check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, replaced, uses_fused_attention
@@ -155,6 +156,7 @@ def start_from_source(recipe: PretrainRecipe, objective: Objective, accelerator:
     if source is not None:
         with recipe.objective.blamed("source"):
             taken, new = on_each(accelerator, lambda: take_parts(objective, source))
+    warn_of_encoder(encoder, objective.encoder, accelerator)
     if encoder.source is not None and encoder.pretrained and accelerator.is_main_process:
         print(f"from {encoder.source}: {', '.join(['encoder', *taken])}" + (f"; new: {', '.join(new)}" if new else ""))
 

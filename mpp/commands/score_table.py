@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mpp.evaluation.features import FeatureLayer
 
-TITLES = {"few_shot": "linear few-shot", "knn": "nearest neighbours", "linear_probe": "linear probe"}
-UNITS = {"shots": "{} a class", "k": "{} neighbours"}
+TITLES = {"few_shot": "linear few-shot", "knn": "kNN", "linear_probe": "linear probe"}
+UNITS = {"shots": "{} a class", "k": "k = {}"}
 """What is varied within an evaluator, by its name in the results."""
 CONTROLS = {"raw_pixels": "pixels", "patch_colors": "colours"}
-WIDTHS = (18, 16, 16, 11, 11, 8)
-"""Of the columns, in letters: 80 together."""
+COLUMNS = 80
+"""Letters of a line of the terminal."""
+MANY = 0.1
+"""Share of the training images above which a vote of nearest neighbours nears a vote of all."""
+FEW = 1000
+"""Fewer test images leave an accuracy uncertain by more than three points."""
 
 
 def score_rows(results: dict[str, Any]) -> list[list[str]]:
@@ -26,27 +31,50 @@ def score_rows(results: dict[str, Any]) -> list[list[str]]:
         rows.append([TITLES[name], *layers, *[""] * (len(controls) + 1)])
         chance = f"{100 / results['classes']:.1f}"
         for varied, unit in UNITS.items():
-            for count in both[0].get(varied, {}):
+            for count in sorted(both[0].get(varied, {}), key=int):
                 cells = [_cell(score[varied][count]) for score in scored]
-                rows.append([f"  {unit.format(count)}", *cells, chance])
+                mark = " *" if varied == "k" and _is_many(int(count), results) else ""
+                rows.append([f"  {unit.format(count)}{mark}", *cells, chance])
         if name == "linear_probe":
             rows.append(["  C, chosen", *(f"{score['c']:g}" for score in scored), ""])
             rows.append(["  accuracy", *(_cell(score["accuracy"]) for score in scored), chance])
     return rows
 
 
-def score_table(results: dict[str, Any]) -> str:
-    """The same as text, 80 columns wide, with a warning where a score is to be taken with care."""
-    rows = score_rows(results)
-    widths = [*WIDTHS[: len(rows[0]) - 1], WIDTHS[-1]]
-    lines = [f"{row[0]:{widths[0]}}" + _right(row[1:], widths[1:]) for row in rows]
+def score_notes(results: dict[str, Any]) -> list[str]:
+    """Sentences on how far the scores can be trusted."""
+    notes = []
+    images = results["test_images"]
+    if images < FEW:
+        points = 100 * half_width(0.5, images)
+        notes.append(f"{images} test images: an accuracy of 50 % is known to ±{points:.{points < 10:d}f} points (95 %)")
+    if any(_is_many(int(count), results) for count in results["scores"].get("knn", {}).get("default", {}).get("k", {})):
+        notes.append(f"* more than a tenth of the {results['train_images']:,} training images: nearly a vote of all")
     probe = results["scores"].get("linear_probe", {})
     scored = [probe[which] for which in ("default", "headline") if which in probe]
-    return "\n".join([*lines, *dict.fromkeys(warning for score in scored for warning in _warnings(score))])
+    return [*notes, *dict.fromkeys(warning for score in scored for warning in _warnings(score))]
 
 
-def _right(cells: list[str], widths: list[int]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+def score_table(results: dict[str, Any]) -> str:
+    """The rows as text, at most 80 columns wide, and the notes."""
+    rows = score_rows(results)
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    gap = 2 if first + sum(widths) + 2 * len(widths) <= COLUMNS else 1
+    aligned = (
+        [f"{row[0]:{first}}", *(f"{cell:>{width + gap}}" for cell, width in zip(row[1:], widths, strict=True))]
+        for row in rows
+    )
+    return "\n".join([*("".join(cells).rstrip() for cells in aligned), *score_notes(results)])
+
+
+def half_width(accuracy: float, images: int, z: float = 1.96) -> float:
+    """Half the width of Wilson's interval of an accuracy on so many images, by default of 95 %."""
+    spread = accuracy * (1 - accuracy) / images + z**2 / (4 * images**2)
+    return z * math.sqrt(spread) / (1 + z**2 / images)
+
+
+def _is_many(k: int, results: dict[str, Any]) -> bool:
+    return k > MANY * results["train_images"]
 
 
 def _cell(value: Any) -> str:

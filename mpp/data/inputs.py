@@ -54,7 +54,7 @@ class CentreCrops(Dataset[Tensor]):
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """All image files in a folder and below it, in the order of their paths.
+    """All image files in a folder and below it, in the order of their paths: the rows that `features` gives.
 
     Raises:
         ValueError: if there are none.

@@ -175,9 +175,9 @@ def where_found(images: Sequence[PurePath]) -> str:
     return f" in {counted(len(folders), 'folder')} ({', '.join(kind for kind, _ in kinds.most_common())})"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 image`, `2,509 images`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
 
 
 def _some(paths: list[Path], folder: Path) -> str:

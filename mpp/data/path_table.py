@@ -26,11 +26,11 @@ def csv_arguments(path: Path) -> dict[str, Any]:
 
 
 def with_images(table: datasets.Dataset, path: Path, settings: DataSettings) -> datasets.DatasetDict:
-    """The table with its column of paths as images, a column `label` as classes, by the splits of a column `split`.
+    """The table with its column of paths as images, its labels as classes, by the splits of a column `split`.
 
     Args:
         table: all rows.
-        path: of the table's file: paths are relative to its folder.
+        path: of the table's file: paths are relative to its folder, or to `image_folder`.
         settings: the names of the columns.
 
     Raises:
@@ -38,17 +38,19 @@ def with_images(table: datasets.Dataset, path: Path, settings: DataSettings) -> 
             allows.
     """
     column = _path_column(table, path, settings)
-    folder, values = path.absolute().parent, table[:][column]
+    folder = path.parent if settings.image_folder is None else Path(settings.image_folder).expanduser()
+    folder, values = folder.absolute(), table[:][column]
     paths = [None if value is None else str(folder / Path(value).expanduser()) for value in values]
     missing = [row for row, each in enumerate(paths) if each is None or not Path(each).is_file()]
     if len(missing) > max(settings.max_bad_share * len(paths), 1 if settings.max_bad_share else 0):
         message = f"{len(missing):,} of {len(paths):,} images that {path.name} names do not exist; the first is "
-        message += f"row {missing[0]}: {values[missing[0]]} (paths are relative to {folder})"
+        message += f"row {missing[0]}: {values[missing[0]]} (relative to {folder}; data.image_folder sets another)"
         raise SettingError({"source": message})
-    table = table.remove_columns(column).add_column(column, paths)  # pyright: ignore[reportCallIssue]
-    table = table.cast_column(column, datasets.Image())
-    if settings.label_column is None and column != "label":
-        table = _with_classes(table)
+    added = f"{column}, absolute"  # first: a table without columns has no rows
+    table = table.add_column(added, paths).remove_columns(column)  # pyright: ignore[reportCallIssue]
+    table = table.rename_column(added, column).cast_column(column, datasets.Image())
+    if settings.label_column is None and (label := _label_column(table, column)) is not None:
+        table = _with_classes(table, label)
     return _by_splits(table)
 
 
@@ -75,16 +77,33 @@ def _is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
-def _with_classes(table: datasets.Dataset) -> datasets.Dataset:
-    """A column `label` of text or of class numbers as class labels."""
-    if "label" not in table.column_names or isinstance(table.features["label"], datasets.ClassLabel):
+def _label_column(table: datasets.Dataset, images: str) -> str | None:
+    """The column `label`, or the only other one that could be it: text or small numbers, twice each on average."""
+    if "label" in table.column_names:
+        return "label" if images != "label" else None
+    others = [name for name in table.column_names if name not in (images, "split") and _repeats(table, name)]
+    return others[0] if len(others) == 1 else None
+
+
+def _repeats(table: datasets.Dataset, column: str) -> bool:
+    dtype = str(getattr(table.features[column], "dtype", ""))
+    if not dtype.startswith(("string", "large_string", "int", "uint")):
+        return False
+    values = [value for value in table.unique(column) if value is not None]
+    small = dtype.endswith("string") or all(-1 <= value < len(table) for value in values)
+    return small and 2 <= len(values) <= len(table) / 2
+
+
+def _with_classes(table: datasets.Dataset, label: str) -> datasets.Dataset:
+    """A column of text or of class numbers as class labels."""
+    if isinstance(table.features[label], datasets.ClassLabel):
         return table
-    values = [value for value in table.unique("label") if value is not None]
-    if values and _is_text(table.features["label"]):
-        return table.cast_column("label", datasets.ClassLabel(names=sorted(values)))
+    values = [value for value in table.unique(label) if value is not None]
+    if values and _is_text(table.features[label]):
+        return table.cast_column(label, datasets.ClassLabel(names=sorted(values)))
     if values and all(isinstance(value, int) for value in values) and -1 <= min(values) <= max(values) < MAX_CLASSES:
         names = [str(number) for number in range(max(values) + 1)]
-        return table.cast_column("label", datasets.ClassLabel(names=names)) if names else table
+        return table.cast_column(label, datasets.ClassLabel(names=names)) if names else table
     return table
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal
 
 from PIL import ImageColor
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mpp.data.inventory import check_source
+from mpp.data.inventory import check_source, did_you_mean, kind_of
 from mpp.settings import Settings
+
+PATH_TABLES = ("csv", "parquet")
+"""Kinds of files that may be a table of paths."""
 
 
 class DataSettings(Settings):
@@ -17,8 +21,11 @@ class DataSettings(Settings):
 
     source: str = "embedded"
     """`embedded` or `embedded:b` (drawn by this package); a folder of images; a zip or tar archive of one; a CSV or
-    Parquet table with a column of paths to images, relative to its folder; a folder of `Dataset.save_to_disk`; a
+    Parquet table with a column of paths to images, relative to `image_folder`; a folder of `Dataset.save_to_disk`; a
     Parquet or webdataset file or folder; or the id of a data set on the Hugging Face Hub."""
+
+    image_folder: str | None = None
+    """The folder that the paths of a CSV or Parquet table are relative to; null takes the table's own folder."""
 
     subset: str | None = None
     """The configuration of a Hub data set that has several."""
@@ -45,7 +52,7 @@ class DataSettings(Settings):
 
     label_column: str | None = None
     """The column that holds the labels; null takes the only class-label column, if there is one, and in a table of
-    paths the column `label`."""
+    paths the column `label`, or else the only other column whose values repeat as those of classes do."""
 
     image_size: int = Field(default=224, ge=1)
     """Height and width, in pixels, of what the encoder sees."""
@@ -126,13 +133,21 @@ class DataSettings(Settings):
         """
         with self.blamed("source"):
             check_source(self.source)
+        if self.image_folder is not None:
+            folder = Path(self.image_folder).expanduser()
+            if kind_of(Path(self.source)) not in PATH_TABLES:
+                message = f"image_folder is for a CSV or Parquet table of paths, and data.source is {self.source}"
+                raise self.error(image_folder=f"{message}; leave image_folder out")
+            if not folder.is_dir():
+                raise self.error(image_folder=f"image_folder {folder} is no folder{did_you_mean(folder)}")
 
 
-class WholeSplitSettings(DataSettings):
-    """Where images come from, all of a split; crops are those of evaluation."""
+class NetworkSizeSettings(DataSettings):
+    """Where images come from and how they become pixels, by default of the size that the network is made for."""
 
     image_size: int | None = Field(default=None, ge=1)  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Height and width, in pixels, of what the network sees; null takes its own."""
+    """Height and width, in pixels, of what the network sees; null takes the network's own: that of its source, or
+    without a source `encoder.image_size`."""
 
 
 class LabelSettings(Settings):

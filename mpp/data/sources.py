@@ -80,6 +80,9 @@ def _tables_of(path: Path, settings: DataSettings) -> datasets.DatasetDict:
         column = tables["train"].features.get(settings.image_column or "")
         if getattr(column, "dtype", None) not in ("binary", "large_binary"):
             return with_images(tables["train"], path, settings)
+    if settings.image_folder is not None:
+        message = f"image_folder is for a table of paths, and {path.name} holds the images themselves; leave it out"
+        raise SettingError({"image_folder": message})
     return tables
 
 

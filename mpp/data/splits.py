@@ -56,13 +56,14 @@ def open_splits(
         train = _slice(tables, settings.split, "split")
         image = image_column(train.table, settings)
         # Labels are not read, and may be invalid, unless someone needs them.
-        label = label_column(train.table, settings, required=labelled) if labelled or settings.label_column else None
+        needed = labelled or settings.label_column is not None
+        label = _label_column(train.table, image, settings, required=True) if needed else None
         used = sorted({part.split("[")[0].strip() for part in settings.split.split("+")})
         # Of the whole split: the training rows need not contain every class.
         whole = datasets.concatenate_datasets([tables[name] for name in used])
         classes = class_names_of(train.table, whole, label) if label else None
         free = [name for name in held_out if name in tables and name not in used]
-        shown = label or label_column(train.table, settings, required=False)
+        shown = label or _label_column(train.table, image, settings, required=False)
         # All images of a single folder have the folder's name as label: that is no class.
         if shown is not None and (label is not None or len(_labels(train.table, shown)) > 1):
             free = [name for name in free if not _hides_labels(tables[name], shown)]
@@ -94,7 +95,7 @@ def open_table(settings: DataSettings) -> ImageTable:
     with settings.blamed("source"):
         rows = _slice(read_source(settings).tables, settings.split, "split")
         image = image_column(rows.table, settings)
-        label = label_column(rows.table, settings, required=settings.label_column is not None)
+        label = _label_column(rows.table, image, settings, required=False)
         if label is not None and len(_labels(rows.table, label)) < 2 and settings.label_column is None:
             label = None  # the name of a single folder
         classes = class_names_of(rows.table, rows.table, label) if label else None
@@ -132,6 +133,15 @@ def _slice(tables: datasets.DatasetDict, spec: str, setting: str) -> Selection:
     slices = [tables[part.splitname].select(rows) for part, rows in zip(parts, ranges, strict=True)]
     source_rows = [np.asarray(rows) + first[part.splitname] for part, rows in zip(parts, ranges, strict=True)]
     return Selection(datasets.concatenate_datasets(slices), np.concatenate(ranges), np.concatenate(source_rows))
+
+
+def _label_column(table: datasets.Dataset, image: str, settings: DataSettings, *, required: bool) -> str | None:
+    """As `label_column`, which here never proposes the images."""
+    others = table.remove_columns([image]) if image in table.column_names else table
+    if required and settings.label_column is None and not others.column_names:
+        message = f"{settings.source} has no column besides the images ({image}), but labels are needed"
+        raise SettingError({"label_column": message})
+    return label_column(others, settings, required=required)
 
 
 def _labels(table: datasets.Dataset, column: str) -> set[object]:

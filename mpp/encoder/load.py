@@ -12,14 +12,15 @@ import timm
 from safetensors import SafetensorError
 
 from mpp.data.hub_access import hub_or_cache
+from mpp.encoder.arguments import NOT_ARCHITECTURE
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.create import architecture, create_backbone
 from mpp.encoder.encoder import network
 from mpp.encoder.export import save_encoder
 from mpp.encoder.local import expanded
 from mpp.encoder.pos_embed import Resize, learnt_positions, resize_positions
-from mpp.encoder.pretrained import open_source
-from mpp.encoder.probe import check_name, has_patches, native_size, probe
+from mpp.encoder.pretrained import open_source, own_size
+from mpp.encoder.probe import check_name, probe
 from mpp.encoder.weights_file import fill, read_weights, size_of
 from mpp.settings import SettingError
 
@@ -52,12 +53,13 @@ def load_encoder(
         name: the timm model that a file of weights is of, e.g. `vit_base_patch16_224` of an MAE checkpoint.
         revision: branch, tag or commit on the Hub.
         allow_pickle: read weights that are pickled too; only tensors are taken from them.
-        **arguments: further arguments of the timm model.
+        **arguments: further arguments of the timm model; weights and classes are no arguments of it.
 
     Raises:
         ValueError: if there is no such source, or it does not suit.
     """
     source = expanded(source)
+    _check_arguments(str(source), arguments)
     if Path(source).is_file():
         common: dict[str, Any] = {"patch_size": patch_size, "pool": pool, "mean": mean, "std": std, **arguments}
         own = _from_file(Path(source), name, image_size, allow_pickle, common)
@@ -69,11 +71,12 @@ def load_encoder(
     if revision is not None:
         source = f"{source}@{revision}"
     found = open_source(source, allow_pickle=allow_pickle)
-    name, arguments = found.architecture, found.arguments | arguments
-    own_size, own_pool = arguments.pop("img_size", None), arguments.pop("global_pool", None)
-    if own_size is None:
-        own_size = native_size(name) if has_patches(name, arguments) else found.input_size
-    sized = architecture(name, image_size=image_size or own_size, **arguments)
+    if name not in (None, found.architecture):
+        raise ValueError(f"name is for files of weights; {source} is a {found.architecture}, found name={name!r}")
+    name, own, arguments = found.architecture, own_size(found), found.arguments | arguments
+    arguments.pop("img_size", None)
+    own_pool = arguments.pop("global_pool", None)
+    sized = architecture(name, image_size=image_size or own, **arguments)
     if patch_size is not None and patch_size != (sized.layout.patch_size if sized.layout else None):
         its = f"whose patches have {sized.layout.patch_size} pixels a side" if sized.layout else "which have no patches"
         message = f"patch_size {patch_size} does not fit the weights of {source}, {its}; leave patch_size out"
@@ -88,14 +91,31 @@ def load_encoder(
     read = partial(_with_weights, source, found.origin)
     model, layout = read(arguments), sized.layout
     resized = learnt_positions(model)
-    if resized is not None and resize != "timm" and layout is not None and sized.image_size != own_size:
+    if resized is not None and resize != "timm" and layout is not None and sized.image_size != own:
         # timm has resized them already; read once more at their own size, whatever form the file has them in.
-        positions = learnt_positions(read(arguments | {"img_size": own_size}))
+        positions = learnt_positions(read(arguments | {"img_size": own}))
         assert positions is not None
-        resized.copy_(resize_positions(positions, own_size // layout.patch_size, layout.grid, resize))
+        resized.copy_(resize_positions(positions, own // layout.patch_size, layout.grid, resize))
     backbone = network(model, sized._replace(arguments=arguments), mean or found.mean, std or found.std)
-    backbone.pretrained_size = own_size
+    backbone.pretrained_size = own
     return backbone
+
+
+def _check_arguments(source: str, arguments: dict[str, Any]) -> None:
+    """Refuse arguments of weights and of classes, which timm's model would not see.
+
+    Raises:
+        ValueError: with their names.
+    """
+    if arguments.get("pretrained") is False:
+        name = source.removeprefix("timm:").split(".")[0]
+        raise ValueError(
+            f"load_encoder loads weights; for random ones use mpp.create_encoder({name!r}), without pretrained=False"
+        )
+    if taken := sorted(NOT_ARCHITECTURE & set(arguments)):
+        raise ValueError(f"load_encoder has no {', '.join(taken)}: it loads all weights, and no classifier")
+    if "img_size" in arguments:
+        raise ValueError(f"give image_size={arguments['img_size']} instead of timm's own img_size")
 
 
 def _from_file(

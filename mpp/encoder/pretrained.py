@@ -14,7 +14,7 @@ from mpp.data.hub_access import hub_or_cache
 from mpp.encoder.arguments import architecture_arguments
 from mpp.encoder.backbone import Channels
 from mpp.encoder.local import PICKLES, WEIGHTS, check_source, exported_folder, is_hub_id
-from mpp.encoder.probe import check_name, native_size
+from mpp.encoder.probe import check_name, has_patches, native_size
 from mpp.encoder.weights_file import NEVER
 from mpp.files import sha256
 from mpp.redact import reason_of
@@ -61,6 +61,14 @@ def architecture_of(source: str | Path) -> Source:
     return Source("", name, {}, native_size(name))
 
 
+def own_size(source: Source) -> int:
+    """Pixels a side of the images that a source is made for."""
+    arguments = {name: value for name, value in source.arguments.items() if name not in ("img_size", "global_pool")}
+    if (size := source.arguments.get("img_size")) is not None:
+        return size
+    return native_size(source.architecture) if has_patches(source.architecture, arguments) else source.input_size
+
+
 def _described(origin: str, architecture: str, arguments: dict[str, Any], config: dict[str, Any]) -> Source:
     """The source of timm's own description. A model of a fixed size has the size that timm itself builds it for."""
     if config.get("fixed_input_size") and "img_size" not in arguments:
@@ -73,7 +81,7 @@ def _in_timm(source: str, allow_pickle: bool) -> Source:
     """A name in timm with pretrained weights: `timm:NAME`."""
     name = source.removeprefix("timm:")
     if name in ("raw_pixels", "patch_colors"):
-        raise ValueError(f"encoder source {name!r} is a control for mpp.evaluate; there is nothing in it to train")
+        raise ValueError(f"encoder source {name!r} is a control for mpp.evaluate and mpp.features, and no network")
     architecture = name.split(".")[0]
     if not source.startswith("timm:") and not is_model(architecture):
         raise ValueError(

@@ -34,10 +34,10 @@ class EncoderSettings(Settings):
 
     source: str | None = None
     """Start from these weights: a run, an exported encoder folder, `USER/NAME` or `USER/NAME@REVISION` on the Hugging
-    Face Hub, or a timm name with pretrained weights (`timm:vit_base_patch16_224.mae`). `name`, `patch_size` and
-    `arguments` describe the network without a source: with one they are the source's own. Or a file of weights alone
-    (`mae.safetensors`), which `name`, `patch_size`, `arguments`, `mean` and `std` describe. null starts from random
-    weights."""
+    Face Hub, or a timm name with pretrained weights (`timm:vit_base_patch16_224.mae`). `name`, `image_size`,
+    `patch_size` and `arguments` describe the network without a source: with one they are the source's own. Or a file
+    of weights alone (`mae.safetensors`), which `name`, `patch_size`, `arguments`, `mean` and `std` describe. null
+    starts from random weights."""
 
     allow_pickle: bool = False
     """Read `source` where its weights are pickled too (`.pth`, `.bin`). Only tensors are taken from them, but no
@@ -54,6 +54,10 @@ class EncoderSettings(Settings):
     """How the learnt absolute position embeddings of a `source` are brought to another image size: `bilinear` in two
     dimensions with the corners aligned, as in the ViT paper's code; `bicubic` as in MAE's; `timm` is bicubic and
     antialiased. Relative and rotary positions are always resized by timm."""
+
+    image_size: int | None = Field(default=None, ge=1)
+    """Of a network without a source in fine-tuning and evaluation: pixels a side of the images that it is made for,
+    where `data.image_size` is null. null keeps the timm model's own. In pre-training `data.image_size` says it."""
 
     patch_size: int | None = Field(default=None, ge=1)
     """Side of a patch in pixels; null keeps the model's own. A network without patches takes null only."""
@@ -109,14 +113,34 @@ class EncoderSettings(Settings):
         if self.source is None:
             with self.blamed("name", **_size_of(data)):
                 return create_backbone(
-                    self.name, image_size=image_size, mean=self.mean, std=self.std, needs_patches=needs_patches,
-                    **self._timm_arguments(),
+                    self.name, image_size=image_size or self.image_size, mean=self.mean, std=self.std,
+                    needs_patches=needs_patches, **self._timm_arguments(),
                 )  # fmt: skip
         with self.blamed("source", **_size_of(data)):
             backbone = self._from_source(self.source, image_size)
         if needs_patches and not isinstance(backbone, Encoder):
             raise self.error(source=probe(backbone.name).refusal or "it has no patches")
         return backbone
+
+    def own_size(self) -> int:
+        """Pixels a side of the images that the network is made for, without building it where that can be read.
+
+        Raises:
+            SettingError: if there is no such network.
+        """
+        from mpp.encoder.pretrained import architecture_of, open_source, own_size
+        from mpp.encoder.probe import check_name, native_size
+
+        if self.source is None:
+            with self.blamed("name"):
+                check_name(self.name)
+                return self.image_size or native_size(self.name)
+        source = expanded(self.source)
+        if Path(source).is_file():  # only its weights say it
+            return self.build(None).image_size
+        with self.blamed("source"):
+            found = open_source(source, allow_pickle=self.allow_pickle) if self.pretrained else architecture_of(source)
+            return own_size(found)
 
     def check_paths(self) -> None:
         """Refuse a `source` that is not there, from the names of files alone.
@@ -131,14 +155,15 @@ class EncoderSettings(Settings):
     def _from_source(self, source: str, image_size: int | None) -> Backbone:
         from mpp.encoder.create import create_backbone
         from mpp.encoder.load import load_encoder
-        from mpp.encoder.pretrained import architecture_of
+        from mpp.encoder.pretrained import architecture_of, own_size
 
         arguments, source = self._timm_arguments(), expanded(source)
         if not self.pretrained:
             found = architecture_of(source)
             saved = {name: value for name, value in found.arguments.items() if name not in ("img_size", "global_pool")}
             return create_backbone(
-                found.architecture, image_size=image_size, pool=self.pool or found.arguments.get("global_pool"),
+                found.architecture, image_size=image_size or own_size(found),
+                pool=self.pool or found.arguments.get("global_pool"),
                 mean=self.mean or found.mean, std=self.std or found.std, **saved | self._drop_path(),
             )  # fmt: skip
         if Path(source).is_file():

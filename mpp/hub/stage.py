@@ -213,6 +213,8 @@ def _recipe(recipe: PretrainRecipe | FinetuneRecipe, state: dict[str, Any], repo
     for name in ("data", "encoder", "objective"):
         if tree[name]["source"] is not None:
             tree[name]["source"] = shown(tree[name]["source"], local=name in state.get("local", ()))
+    if tree["data"]["image_folder"] is not None:
+        tree["data"]["image_folder"] = shown(tree["data"]["image_folder"], local=True)
     return HEADER + in_block(tree)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mpp.data.settings import DataSettings, LabelSettings, WholeSplitSettings
+from mpp.data.settings import DataSettings, LabelSettings, NetworkSizeSettings
 from mpp.encoder.arguments import DROPOUT
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import (
@@ -39,6 +39,7 @@ from mpp.training.settings import (
 
 Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
 Command = TypeVar("Command")
+SIZE_OF_DATA = "image_size is for fine-tuning and evaluation; here {}.image_size is the size: leave this one out"
 
 
 class RunRecipe(Settings, Generic[Command]):
@@ -130,15 +131,18 @@ class PretrainRecipe(PretrainingPart, TrainRecipe[Literal["pretrain"]]):
     hub: HubSettings = HubSettings()
 
     @model_validator(mode="after")
-    def _layers_lead_to_one_head(self) -> PretrainRecipe:
+    def _fits_pretraining(self) -> PretrainRecipe:
         if self.optimizer.layer_decay is not None and not self.objective.has_layers:
             raise ValueError("optimizer.layer_decay is for classification, whose layers lead up to one head")
+        if self.encoder.image_size is not None:
+            raise SettingError({"encoder.image_size": SIZE_OF_DATA.format("data")})
         return self
 
 
 class FinetuneRecipe(TrainingPart, TrainRecipe[Literal["finetune"]]):
     """Train a classifier from an encoder, or from scratch: `python -m mpp.finetune RECIPE encoder=runs/mine`."""
 
+    data: NetworkSizeSettings = NetworkSizeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
     labels: LabelSettings = LabelSettings()
     objective: ClassificationSettings = FineTuningSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
@@ -170,6 +174,8 @@ class EvaluateRecipe(EvaluationPart, RunRecipe[Literal["evaluate"]]):
     """Where features and results go; null takes `evaluation/` in the run that the encoder comes from, or
     `runs/evaluation/` and its name."""
 
+    data: NetworkSizeSettings = NetworkSizeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
+
     controls: bool = True
     """Evaluate raw pixels and patch colours too, by the same evaluators: an encoder is worth what it is above them."""
 
@@ -182,7 +188,7 @@ class EmbedRecipe(RunRecipe[Literal["embed"]]):
     output_dir: Folder = "runs/embed"
     """Where `features.npy` and `features.parquet` go."""
 
-    data: WholeSplitSettings = WholeSplitSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
+    data: NetworkSizeSettings = NetworkSizeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
     features: LayerSettings = LayerSettings()
     compute: ComputeSettings = ComputeSettings(precision="float32")
 
@@ -196,7 +202,7 @@ class PredictRecipe(RunRecipe[Literal["predict"]]):
     batch_size: int = Field(default=256, ge=1)
     """Images that go through the network at once."""
 
-    data: WholeSplitSettings = WholeSplitSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
+    data: NetworkSizeSettings = NetworkSizeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
     compute: ComputeSettings = ComputeSettings(precision="float32")
 
 
@@ -234,6 +240,8 @@ class GapRecipe(Settings):
         study, tuned, up, down = self.study, self.finetuning, self.upstream, self.downstream
         if self.encoder.source is not None:
             yield "encoder.source", "every arm starts from random weights; use encoder.name and encoder.arguments"
+        if self.encoder.image_size is not None:
+            yield "encoder.image_size", SIZE_OF_DATA.format("upstream")
         for name, part in (("pretraining", self.pretraining), ("finetuning", tuned)):
             if not part.checkpoint.resume:
                 message = "resume is false, but a study always resumes; delete a unit's folder to run it again"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpp.data.settings import DataSettings, LabelSettings
+from mpp.data.settings import DataSettings, LabelSettings, NetworkSizeSettings
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import CONTROLS, FeatureSettings
 from mpp.objective.settings import ObjectiveSettings
@@ -179,7 +179,7 @@ def _evaluate(
         command="evaluate",
         seed=unit.seed,
         output_dir=_folder(recipe, unit, "evaluation"),
-        data=data,
+        data=_downstream(data),
         encoder=start,
         controls=False,  # they are arms
         compute=ComputeSettings(**{name: getattr(training, name) for name in ComputeSettings.model_fields}),
@@ -200,7 +200,7 @@ def _finetune(
         command="finetune",
         seed=unit.seed,
         output_dir=_folder(recipe, unit, f"finetune-{fraction:g}"),
-        data=data,
+        data=_downstream(data),
         labels=LabelSettings(fraction=fraction, dev=dev, seed=unit.seed),
         encoder=_changed(start, drop_path=part.drop_path),
         **sections,
@@ -226,6 +226,11 @@ def _other(encoder: EncoderSettings, other: OtherEncoder) -> EncoderSettings:
         arguments = {**encoder.arguments, **other.arguments}
         own = {"patch_size": other.patch_size or encoder.patch_size, "arguments": arguments}
     return _changed(encoder, pool=other.pool or encoder.pool, **own).at(other.location)
+
+
+def _downstream(data: DataSettings) -> NetworkSizeSettings:
+    """The same settings for the commands that may take the network's own size."""
+    return NetworkSizeSettings(**dict(data)).at(data.location)
 
 
 def _changed(settings: Any, **changes: Any) -> Any:

@@ -73,3 +73,11 @@ def test_a_run_that_is_older_than_the_setting_goes_on_without_a_background(trans
     done = good(pretrain("mean_color.yaml", arguments(old, transparent, *SHORT)))
     assert f"{old} is finished" in done.text
     refused(pretrain("mean_color.yaml", arguments(white, transparent, *SHORT, "data.bits=12")), "data.bits: 16 then")
+
+
+def test_folders_that_are_taken_as_classes_are_named_wherever_labels_are_used(images: Path, tmp_path: Path):
+    small = ("training.duration.steps=1", "optimizer.warmup.steps=0")
+    said = good(pretrain("supervised.yaml", arguments(tmp_path / "labelled", images, *small))).text
+    assert "3 folders taken as classes: blue, green, red" in said
+    said = good(pretrain("mean_color.yaml", arguments(tmp_path / "unlabelled", images, *small))).text
+    assert "taken as classes" not in said

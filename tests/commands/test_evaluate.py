@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -27,6 +29,7 @@ from mpp.evaluation.features import FeatureLayer, Features
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
 from tests.support.downstream import (
     EVALUATE,
+    PATCH,
     SIZE,
     TEST,
     TRAIN,
@@ -206,7 +209,7 @@ def table(text: str) -> list[str]:
 
 def test_the_table_has_at_most_80_columns(evaluate: Evaluate, pretrained: Path):
     said = good(evaluate(f"encoder={pretrained}", "linear_probe.grid=[1e-4]", "few_shot.shots=[1]", "knn=null")).text
-    assert len(table(said)) == 6
+    assert len(table(said)) == 7
     assert max(map(len, table(said))) <= 80, said
 
 
@@ -236,6 +239,9 @@ def test_the_controls_go_through_the_same_command(evaluate: Evaluate, tmp_path: 
         assert score["headline"] == score["default"]
         assert (score["default"]["block"], score["default"]["pool"]) == (0, "avg")
     assert found["scores"]["few_shot"]["default"]["shots"] == few_shot(given)
+    images = [Image.open(io.BytesIO(encoded)) for _, encoded in tinted(TRAIN, 0)]
+    in_python = mpp.features(name, images, image_size=SIZE, patch_size=PATCH if name == "patch_colors" else None)
+    assert np.array_equal(in_python, given[0].numpy())
     mean = given[0].double().mean(0)
     centred = [(given[0] - mean).numpy(), given[1].numpy(), (given[2] - mean).numpy(), given[3].numpy()]
     knn = found["scores"]["knn"]["default"]["k"]
@@ -499,10 +505,10 @@ def test_controls_are_scored_as_by_a_command_of_their_own(evaluate: Evaluate, pr
         assert alone["controls"] == {}, "a control has none beside it"
         assert entry == {each: {"default": score["default"]} for each, score in alone["scores"].items()}
     lines = table(said)
-    assert "pixels    colours  chance" in lines[0]
+    assert lines[0].split()[-3:] == ["pixels", "colours", "chance"]
     row = next(line for line in lines if line.strip().startswith("5 a class"))
     score = found["controls"]["patch_colors"]["few_shot"]["default"]["shots"]["5"]
-    assert row.endswith(f"{100 * score['mean']:.1f} ± {100 * score['std']:.1f}    33.3")
+    assert row.split()[-4:] == [f"{100 * score['mean']:.1f}", "±", f"{100 * score['std']:.1f}", "33.3"]
     assert max(map(len, said.splitlines())) <= 80 + len(str(tmp_path)), said
     assert "of train, 3 classes" in said
     assert f"{TEST} images of test to test on" in said
@@ -532,3 +538,32 @@ def test_a_probe_without_its_package_is_refused_before_any_data_is_read(
     captured = capsys.readouterr()
     assert captured.err == 'error: the linear probe needs SciPy: pip install "masked-patch-prediction[study]"\n'
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_s_table_of_labels_works_as_written_at_the_encoder_s_own_size(
+    commands: ForkServer, pretrained: Path, tmp_path: Path
+):
+    """The header of the CSV and the command are those of docs/pages/evaluating.md; there are 300 photographs."""
+    page = (Path(mpp.__file__).parents[1] / "docs/pages/evaluating.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"```csv\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"^mpp evaluate (few_shot .*data.source=labels.csv.*)$", page, re.MULTILINE)
+    rows = []
+    for number, (_, image) in enumerate(tinted(300, 5)):
+        path = Path("photos") / f"2024-{number % 4}" / f"{number}.png"
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(image)
+        rows.append(f"{path.relative_to('photos')},{('cat', 'dog', 'eel')[number % 3]}")
+    (tmp_path / "labels.csv").write_text("\n".join([table.splitlines()[0], *rows]))
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(pretrained, tmp_path / "runs" / "mine")
+    said = good(commands.run("mpp.evaluate", *command.split(), "linear_probe.grid=[0.01]", cwd=tmp_path)).text
+    assert "3 classes in labels.csv: cat, dog, eel" in said
+    assert f"{SIZE} px, patch" in said
+    assert "warning: images of" not in said
+    assert "30 test images: an accuracy of 50 % is known to" in said
+    found = results(tmp_path / "runs" / "mine" / "evaluation" / "labels.csv")
+    assert found["image_size"] == found["made_for"] == SIZE
+    changes = ("encoder=runs/mine", "data.source=photos", "data.image_size=32", "linear_probe.grid=[0.01]")
+    folder = good(commands.run("mpp.evaluate", "few_shot", *changes, cwd=tmp_path)).text
+    assert "4 folders taken as classes: 2024-0, 2024-1, 2024-2, 2024-3" in folder
+    assert "warning: images of 32 px go into an encoder that was trained at 16 px" in folder

@@ -168,3 +168,50 @@ def test_held_out_images_are_limited_to_the_same_ones_for_every_seed(folder: Pat
     assert some[0].source_rows.tolist() != every.source_rows[:7].tolist()
     more = open_splits(settings.model_copy(update={"validation_images": 70}), seed=0)
     assert len(more.validation) == 20
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_may_have_the_column_of_paths_alone(folder: Path, kind: str):
+    tabled(folder, kind)
+    path = folder.parent / f"all.{kind}"
+    table = pd.read_parquet(path) if kind == "parquet" else pd.read_csv(path, sep=";")
+    alone = table[["file"]]
+    alone.to_parquet(path) if kind == "parquet" else alone.to_csv(path, index=False)
+    found = opened(path)
+    assert sorted(rows.encoded(row) for rows in found for row in range(len(rows))) == sorted(
+        file.read_bytes() for file in files_of(folder)
+    )
+    with pytest.raises(ValueError, match=rf"all\.{kind} has no column besides the images \(file\), but labels are"):
+        opened(path, labelled=True)
+
+
+def test_paths_are_relative_to_the_image_folder_and_the_labels_are_found_by_themselves(folder: Path):
+    expected = classes_of(opened(folder, labelled=True))
+    paths = files_of(folder)
+    columns = {
+        "number": range(24),  # as many values as rows: no classes
+        "what": [path.parent.name for path in paths],
+        "file": [str(path.relative_to(folder)) for path in paths],
+        "note": "x.y",  # a single value
+        "width": [640, 480] * 12,  # too large to be numbers of classes
+    }
+    elsewhere = folder.parent / "notes" / "all.csv"
+    elsewhere.parent.mkdir()
+    pd.DataFrame(columns).to_csv(elsewhere, index=False)
+    assert classes_of(opened(elsewhere, labelled=True, image_folder=str(folder))) == expected
+    with pytest.raises(ValueError, match=r"notes; data\.image_folder sets another"):
+        opened(elsewhere)
+    pd.DataFrame({**columns, "who": ["me", "you"] * 12}).to_csv(elsewhere, index=False)
+    with pytest.raises(ValueError, match=r"name one of number, what, note, width, who with label_column"):
+        opened(elsewhere, labelled=True, image_folder=str(folder))
+    found = opened(elsewhere, labelled=True, image_folder=str(folder), label_column="who")
+    assert found.train.class_names == ["me", "you"]
+
+
+def test_an_image_folder_is_refused_where_it_would_do_nothing(folder: Path):
+    settings = DataSettings(source=str(folder), image_folder=str(folder))
+    with pytest.raises(ValueError, match=r"is for a CSV or Parquet table of paths, and data.source is"):
+        settings.check_paths()
+    table = tabled(folder, "csv")
+    with pytest.raises(ValueError, match=r"phots is no folder; did you mean .*photos\?"):
+        DataSettings(source=str(table), image_folder=str(folder.parent / "phots")).check_paths()

@@ -16,6 +16,7 @@ from timm.data.config import resolve_data_config
 from timm.models import save_for_hf
 
 import mpp
+from mpp.encoder.arguments import NOT_ARCHITECTURE
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.create import create_backbone
 from mpp.encoder.encoder import Encoder
@@ -228,3 +229,17 @@ def test_a_probe_is_kept_whatever_the_pool():
     first = probe("vit_tiny_patch16_224", {"depth": 1, "global_pool": "avg"}, 32)
     assert probe("vit_tiny_patch16_224", {"depth": 1}, 32) is first
     assert probe("vit_tiny_patch16_224", {"depth": 2}, 32) is not first
+
+
+@pytest.mark.parametrize("argument", [*sorted(NOT_ARCHITECTURE - {"pretrained"}), "foo", "img_size"])
+def test_loading_swallows_no_argument(argument: str, pretrained: Path):
+    with pytest.raises(ValueError, match=argument):
+        mpp.load_encoder(pretrained, **{argument: 8})
+
+
+def test_random_weights_are_refused_with_what_makes_them(pretrained: Path):
+    for source in ("timm:vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k"):
+        with pytest.raises(ValueError, match=r"use mpp\.create_encoder\('vit_tiny_patch16_224'\)"):
+            mpp.load_encoder(source, pretrained=False)
+    with pytest.raises(ValueError, match=r"name is for files of weights; .* is a vit_tiny_patch16_224, found name='vi"):
+        mpp.load_encoder(pretrained, name="vit_base_patch16_224")

@@ -126,3 +126,42 @@ def test_mistakes_are_named(encoder: Backbone, tmp_path: Path):
                                num_heads=2, class_token=False, global_pool="avg")  # fmt: skip
     with pytest.raises(ValueError, match="has no class token; use pool='avg'"):
         mpp.features(plain, image, pool="token")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_images_are_all_named_at_once_or_are_rows_of_nan(
+    encoder: Backbone, pixels: torch.Tensor, tmp_path: Path, workers: int
+):
+    for number, image in enumerate(pil(pixels) * 3):
+        image.save(tmp_path / f"{number:02d}.png")
+    good = mpp.features(encoder, tmp_path, progress=False)
+    paths = mpp.image_files(tmp_path)
+    bad = [1, 4, 5, 9, 11, 14]
+    for number in bad:
+        paths[number].write_bytes(paths[number].read_bytes()[:60])
+    options = {"progress": False, "batch_size": 4, "workers": workers}
+    with pytest.raises(ValueError, match=r"6 of 15 images cannot be decoded") as caught:
+        mpp.features(encoder, tmp_path, **options)
+    assert caught.value.__cause__ is caught.value.__context__ is None, "one message, no chain"
+    lines = str(caught.value).splitlines()
+    assert [str(paths[number]) in line for number, line in zip(bad, lines[1:6], strict=False)] == [True] * 5
+    assert lines[6:] == ["  and 1 more", "repair or remove them; damaged='nan' gives rows of NaN for them"]
+    with pytest.warns(UserWarning, match=r"6 of 15 images cannot be decoded:\n.*01\.png"):
+        found = mpp.features(encoder, tmp_path, damaged="nan", **options)
+    assert np.isnan(found).all(1).nonzero()[0].tolist() == bad
+    kept = [number for number in range(15) if number not in bad]
+    np.testing.assert_allclose(found[kept], good[kept], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="2 of 2 images cannot be decoded"):
+        mpp.features(encoder, [paths[1], paths[4]], damaged="nan", **options)
+
+
+def test_what_does_not_go_with_an_encoder_or_a_control_is_refused(encoder: Backbone):
+    image = random_pixels(1, SIZE)
+    with pytest.raises(ValueError, match="damaged is 'raise' or 'nan'; found 'skip'"):
+        mpp.features(encoder, image, damaged="skip")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="this encoder takes 16 px; leave image_size and patch_size out"):
+        mpp.features(encoder, image, image_size=32)
+    with pytest.raises(ValueError, match="raw_pixels has no blocks; leave layer out"):
+        mpp.features("raw_pixels", image, layer=1)
+    assert mpp.features("raw_pixels", image, progress=False).shape == (1, 3 * 32**2)
+    assert mpp.features("patch_colors", image, progress=False).shape == (1, 3 * 8**2)

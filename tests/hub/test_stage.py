@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.support.downstream import ENCODER, EVALUATE, PRETRAIN, good, written
+from tests.support.downstream import ENCODER, EVALUATE, PRETRAIN, good, tinted, written
 from tests.support.forkserver import ForkServer
 from tests.support.model_hub import WRITER, ModelHub
 from tests.support.pushing import (
@@ -60,6 +60,21 @@ def check_clean(files: dict[str, bytes], forbidden: dict[str, bytes]) -> None:
             parts.append(repr(json.loads(content)).encode())
         for what, text in forbidden.items():
             assert not any(text in part for part in parts), f"{what} is in {name}"
+
+
+def test_the_folder_of_a_table_s_images_stays_here(home: Path, online: ForkServer, tmp_path: Path):
+    photos = home / "photos of planted-alice"
+    photos.mkdir()
+    for name, image in tinted(40, 0):
+        (photos / name).write_bytes(image)
+    (home / "all.csv").write_text("\n".join(["file", *(path.name for path in photos.iterdir())]))
+    recipe = written(home / "table.yaml", PRETRAIN, home / "all.csv", home / "runs" / "table")
+    good(online.run("mpp.pretrain", recipe, ONE_STEP, f"data.image_folder={photos}", cwd=home))
+    good(online.run("mpp.push", home / "runs" / "table", NAME, "--dry-run", "--folder", tmp_path / "staged", cwd=home))
+    check_clean({path.name: path.read_bytes() for path in (tmp_path / "staged").iterdir()},
+                local(home / "runs" / "table", home))  # fmt: skip
+    pushed = yaml.safe_load((tmp_path / "staged" / "recipe.yaml").read_text())
+    assert pushed["data"]["image_folder"] == "photos of …"
 
 
 def test_nothing_local_is_in_what_was_pushed(run: Path, home: Path, hub: ModelHub, push: Push, tmp_path: Path):

@@ -89,7 +89,9 @@ def test_the_swapped_direction_exchanges_the_data():
     recipes = recipes_of(recipe, unit)
     assert recipes.pretrain is not None
     assert recipes.evaluate is not None
-    assert (recipes.pretrain.data, recipes.evaluate.data) == (recipe.downstream, recipe.upstream)
+    assert recipes.pretrain.data == recipe.downstream
+    assert dict(recipes.evaluate.data) == dict(recipe.upstream)
+    assert recipes.evaluate.data.location == "upstream"
 
 
 def test_arms_start_from_the_same_weights(tmp_path: Path):

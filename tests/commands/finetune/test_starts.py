@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.downstream import TEST, crops, final_weights, good, journal, refused, results, sha
+from tests.support.downstream import SIZE, TEST, crops, final_weights, good, journal, refused, results, sha
 from tests.support.looking import Finetune, by_timm
 
 
@@ -69,3 +70,31 @@ def test_an_odd_micro_batch_is_refused_where_images_are_paired(finetune: Finetun
     refused(finetune(*odd, "augmentation.mixup=0.5"), "5 is odd", "micro_batch_size")
     assert not (tmp_path / "run" / "checkpoints").exists()
     good(finetune(*odd, "augmentation.erase=0.5", "training.duration.steps=1"))
+
+
+def test_without_an_image_size_it_is_the_network_s_own_and_the_run_the_same(
+    finetune: Finetune, pretrained: Path, tmp_path: Path
+):
+    """Its weights and its recipe; and a run of an explicit size is resumed by the recipe without one."""
+    short = ("training.duration.steps=2", "labels.dev=0")
+    for start in ((), (f"encoder={pretrained}",)):
+        own = "data.image_size=null", *(() if start else (f"encoder.image_size={SIZE}",))
+        found = []
+        for name, size in (("given", ()), ("own", own)):
+            folder = tmp_path / name
+            assert "warning: images of" not in good(finetune(*short, *start, *size, f"output_dir={folder}")).text
+            recipe = (folder / "recipe.yaml").read_text().replace(str(folder), "")
+            found.append((sha(final_weights(folder, 2)), recipe))
+        assert found[0] == found[1]
+        again = good(finetune(*short, *start, *own, f"output_dir={tmp_path / 'given'}")).text
+        assert "is finished" in again
+        for name in ("given", "own"):
+            shutil.rmtree(tmp_path / name)
+
+
+def test_a_run_keeps_the_size_that_it_started_with(finetune: Finetune, pretrained: Path):
+    """As runs of recipes that named a size for every encoder do."""
+    given = ("training.duration.steps=2", "labels.dev=0", f"encoder={pretrained}")
+    said = good(finetune(*given, "data.image_size=24")).text
+    assert "warning: images of 24 px go into an encoder that was trained at 16 px" in said
+    assert "is finished" in good(finetune(*given, "data.image_size=null")).text

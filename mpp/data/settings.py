@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from PIL import ImageColor
 from pydantic import Field, ValidationInfo, field_validator
@@ -118,6 +118,8 @@ class DataSettings(Settings):
 
 class WholeSplitSettings(DataSettings):
     """Where images come from, all of a split; crops are those of evaluation."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ("crop_scale", "crop_ratio", "flip", "cache")
 
     image_size: int | None = Field(default=None, ge=1)  # pyright: ignore[reportIncompatibleVariableOverride]
     """Height and width, in pixels, of what the network sees; null takes its own."""

@@ -57,7 +57,7 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     if recipe.linear_probe is not None:
         on_main(accelerator, require_solver)  # before any data is read
     locks: list[FolderLock] = []  # held until this returns
-    on_main(accelerator, lambda: locks.append(FolderLock(folder)))
+    on_main(accelerator, lambda: locks.append(FolderLock(folder, recipe.command)))
     if recipe.encoder.source not in CONTROLS:
         check_network(recipe.encoder, recipe.data, patches=False)
     splits = on_each(accelerator, lambda: open_labelled(recipe))

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Metrics = Sequence[Mapping[str, Any]]
+BASELINES = {"histogram": "label frequencies", "neighbours": "visible neighbours", "chance": "equal odds"}
+"""The baselines in words."""
+LEVELS = (("#762a83", "--"), ("#00785a", "-."), ("#8c510a", ":"))
+"""Colour and dash of each; none is a colour of the curves."""
 FILE = "loss.png"
 """In the run's folder."""
 
@@ -33,9 +37,16 @@ def loss_curve(metrics: Metrics, baselines: Mapping[str, float], *, headline: st
     figure, axes = _figure(title)
     for name, label, style in ((headline, "training", "-"), (f"validation/{headline}", "held out", "o-")):
         _line(axes, metrics, name, style, label)
-    for (name, value), dash in zip(baselines.items(), itertools.cycle(("--", ":")), strict=False):
-        axes.axhline(value, linestyle=dash, color="0.4", linewidth=1, label=name)
+    highest = max(baselines.values(), default=0.0)
+    for (name, value), (colour, dash) in zip(baselines.items(), itertools.cycle(LEVELS), strict=False):
+        axes.axhline(value, linestyle=dash, color=colour, linewidth=1.4)
+        axes.annotate(  # of two levels that are close, one label is above and the other below
+            f"{BASELINES.get(name, name)} {value:.3f}", (1, value), xycoords=("axes fraction", "data"), color=colour,
+            xytext=(0, 2 if value == highest else -2), textcoords="offset points", fontsize=9, ha="right",
+            va="bottom" if value == highest else "top",
+        )  # fmt: skip
     axes.legend(frameon=False)
+    axes.margins(y=0.12)
     return figure
 
 

@@ -123,7 +123,7 @@ def _damaged(metrics: list[dict[str, Any]]) -> str:
         return ""
     named = sorted(there)[:NAMED]
     more = f" and {len(there) - NAMED:,} more" if len(there) > NAMED else ""
-    return f"{counted(len(there), 'image')} cannot be decoded, a neighbour replaces each: {', '.join(named)}{more}"
+    return f"{counted(len(there), 'image')} could not be decoded, replaced by neighbours: {', '.join(named)}{more}"
 
 
 def _facts(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str, str]:

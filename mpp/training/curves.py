@@ -40,10 +40,11 @@ def loss_curve(metrics: Metrics, baselines: Mapping[str, float], *, headline: st
     highest = max(baselines.values(), default=0.0)
     for (name, value), (colour, dash) in zip(baselines.items(), itertools.cycle(LEVELS), strict=False):
         axes.axhline(value, linestyle=dash, color=colour, linewidth=1.4)
-        axes.annotate(  # of two levels that are close, one label is above and the other below
-            f"{BASELINES.get(name, name)} {value:.3f}", (1, value), xycoords=("axes fraction", "data"), color=colour,
-            xytext=(0, 2 if value == highest else -2), textcoords="offset points", fontsize=9, ha="right",
-            va="bottom" if value == highest else "top",
+        # Beside the curves; of two levels that are close, one label is above and the other below.
+        words = BASELINES.get(name, name).replace(" ", "\n")
+        axes.annotate(
+            f"{words}\n{value:.3f}", (1.01, value), xycoords=("axes fraction", "data"), color=colour, fontsize=9,
+            va="bottom" if value == highest and len(baselines) > 1 else "top",
         )  # fmt: skip
     axes.legend(frameon=False)
     axes.margins(y=0.12)
@@ -93,7 +94,7 @@ def png(figure: Figure) -> bytes:
 def _figure(title: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure  # late: it takes half a second
 
-    figure = Figure(figsize=(6, 3.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(5, 3), dpi=180, layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel("images seen")
     axes.set_ylabel(title)

@@ -105,7 +105,7 @@ def test_stops_and_damaged_files_are_named_and_the_result_comes_first(run: Path,
     assert mpp.report.main([str(copy)]) == 0
     text = (copy / "report.html").read_text(encoding="utf-8")
     assert "1 stop; resumed between steps 4 and 5" in text
-    assert "1 image cannot be decoded, a neighbour replaces each: row 3 (may/IMG_1.jpg)" in text
+    assert "1 image could not be decoded, replaced by neighbours: row 3 (may/IMG_1.jpg)" in text
     order = ["Held out, the loss", "<dt>Data", "<dt>Stops", "<dt>Damaged", "<dt>Time", "<dt>Compute"]
     assert sorted(order, key=text.index) == order
 

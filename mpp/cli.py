@@ -18,14 +18,17 @@ from mpp.launch import launch
 from mpp.memory import keep_freed_memory
 from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe
 from mpp.recipe.shipped import shipped_recipes
+from mpp.run_folder import refuse_other_output
 from mpp.settings import SettingError, Settings, together
 
 OPTIONS = """RECIPE is a file, or one of the names that 'mpp recipes' lists; it may be left out
 where one is called as the command.
 
-  --processes N   train in N processes on this machine, one a GPU, or all on CPUs
-  --quiet         print errors and warnings alone
 """
+PROCESSES = "  --processes N   train in N processes on this machine, one a GPU, or all on CPUs\n"
+QUIET = "  --quiet         print errors and warnings alone\n"
+TRAINING = ("pretrain", "finetune")
+"""Commands whose help offers `--processes`."""
 MISTAKE = 2
 """Exit code for what the user can correct."""
 FAILED = 1
@@ -51,17 +54,20 @@ def run_command(
         text = "\n\n".join(textwrap.fill(paragraph, 80) for paragraph in summary.strip().split("\n\n"))
         rest = help_text(COMMANDS[reads or name]) if arguments else "Every setting: --help\n"
         text += f"\n\nWith {TRACEBACK}=1 in the environment an error shows where it comes from."
-        usage = f"usage: mpp {name} RECIPE [key=value …] [--processes N] [--quiet]"
-        print(f"{usage}\n\n{text}\n\n{OPTIONS}\n{rest}", end="")
+        trains = name in TRAINING
+        usage = f"usage: mpp {name} RECIPE [key=value …] {'[--processes N] ' * trains}[--quiet]"
+        print(f"{usage}\n\n{text}\n\n{OPTIONS}{PROCESSES * trains}{QUIET}\n{rest}", end="")
         return 0 if arguments else MISTAKE
     warnings.formatwarning = _format_warning
 
     def run() -> int:
-        (path, *overrides), processes, quiet = _options(arguments)
+        (path, *overrides), processes, quiet = _options(arguments, name)
         if "=" in path and not Path(path).exists() and name in shipped_recipes():
             path, overrides = name, [path, *overrides]
         document, recipe = open_recipe(path, overrides, reads or name)
         try:
+            if reads is None:
+                check_output_dir(recipe)
             check_paths(recipe)
         except SettingError as error:
             raise RecipeError(document.problems_of(error), document.name) from error
@@ -79,6 +85,20 @@ def run_command(
     return guarded(run)
 
 
+def check_output_dir(recipe: Settings) -> None:
+    """Refuse a folder with the output of another command before anything heavy is imported.
+
+    Raises:
+        SettingError: with what is in it.
+    """
+    folder, command = (getattr(recipe, name, None) for name in ("output_dir", "command"))
+    if folder is not None and command is not None:
+        try:
+            refuse_other_output(Path(folder), command)
+        except ValueError as error:
+            raise recipe.error(output_dir=str(error)) from error
+
+
 def check_paths(recipe: Settings) -> None:
     """Refuse wrong paths before anything heavy is imported; a run that has begun may have lost them since.
 
@@ -90,7 +110,7 @@ def check_paths(recipe: Settings) -> None:
         together(*(section.check_paths for _, section in recipe if isinstance(section, Settings)))
 
 
-def _options(arguments: list[str]) -> tuple[list[str], int, bool]:
+def _options(arguments: list[str], name: str) -> tuple[list[str], int, bool]:
     """Recipe and overrides, the number of processes, and whether to be quiet.
 
     Raises:
@@ -104,7 +124,8 @@ def _options(arguments: list[str]) -> tuple[list[str], int, bool]:
     except argparse.ArgumentError as error:
         raise ValueError(error) from error
     if unknown := [argument for argument in rest if argument.startswith("-")]:
-        raise ValueError(f"unknown option {unknown[0]}; there are --processes N, --quiet and --help")
+        there = "--processes N, " * (name in TRAINING) + "--quiet and --help"
+        raise ValueError(f"unknown option {unknown[0]}; there are {there}")
     if options.processes < 1:
         raise ValueError(f"--processes {options.processes}: give 1 or more")
     if not rest:

@@ -1,6 +1,9 @@
 """Classify your images by a fine-tuned network: classes and probabilities, an array and a Parquet table.
 
-The split that `data.split` names is read whole, nothing is held out, at the classifier's own image size.
+`data.source` says which images: all images of the split that `data.split` names (train) are classified, with labels or
+without. For unlabelled images give their folder, or a table with only their paths; for part of a split, a slice such as
+data.split=test[:100]. The classifier's own image size is used.
+
 Rows of images that cannot be decoded are NaN.
 """
 

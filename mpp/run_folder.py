@@ -7,6 +7,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import time
 import weakref
 from pathlib import Path
@@ -24,11 +25,14 @@ class FolderLock:
     A folder that the lock created is removed with it if nothing was written there: a start that fails leaves no trace.
     """
 
-    def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
+    def __init__(self, folder: Path, command: str | None = None, patience: float = PATIENCE) -> None:
         """Lock the folder, and create it if necessary; wait `patience` seconds for another process.
 
-        Raises ValueError if another process still has the lock, or the folder cannot be written to.
+        Raises ValueError if another process still has the lock, the folder cannot be written to, or it holds the output
+        of another command than `command`.
         """
+        if command is not None:
+            refuse_other_output(folder, command)
         created = [each for each in (folder, *folder.parents) if not each.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +80,25 @@ def _remove_empty(folders: list[Path], process: int) -> None:
             (folders[0] / LOCK).unlink()
             for folder in folders:
                 folder.rmdir()
+
+
+def refuse_other_output(folder: Path, command: str) -> None:
+    """Refuse a folder that holds the output of another command, whose files would be overwritten or mixed up.
+
+    Raises:
+        ValueError: with what is in it.
+    """
+    try:
+        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    found = re.search(r"^command: *(\w+)", text, re.MULTILINE)
+    if found is None or found[1] == command:
+        return
+    files = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
+    listed = ", ".join(files[:4]) + ", …" * (len(files) > 4)
+    raise ValueError(f"{folder} holds the output of mpp {found[1]} ({listed}): choose another output_dir for "
+                     f"mpp {command}")  # fmt: skip
 
 
 def move_aside(folder: Path) -> Path | None:

@@ -47,6 +47,9 @@ class Settings(BaseModel, metaclass=_SettingsType):
     shorthand: ClassVar[str | None] = None
     """The setting that plain text sets where a recipe gives it for the whole section: `encoder=runs/mine`."""
 
+    without_effect: ClassVar[tuple[str, ...]] = ()
+    """Settings of a base class that decide nothing in this section; the help leaves them out."""
+
     def at(self, path: str) -> Self:
         """A copy of these settings that has this dotted path in a recipe; all sections in it follow."""
         copy = self.model_copy(update={name: _at(value, f"{path}.{name}".lstrip(".")) for name, value in self})

@@ -46,7 +46,7 @@ def test_the_python_block_runs_as_written(tmp_path, commands: ForkServer):
 
 
 def test_it_is_short_and_its_links_lead_somewhere():
-    assert len(README.splitlines()) <= 120
+    assert len(README.splitlines()) <= 110
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
     for link in links:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,11 @@ def test_a_start_that_fails_removes_the_folders_that_it_created_and_no_others(tm
     (tmp_path / "runs" / "c" / "recipe.yaml").touch()
     del lock
     assert (tmp_path / "runs" / "c" / "recipe.yaml").is_file()
+
+
+def test_the_lock_refuses_the_output_of_another_command_and_takes_that_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("seed: 0\ncommand: evaluate\n")
+    with pytest.raises(ValueError, match="holds the output of mpp evaluate"):
+        FolderLock(tmp_path, "pretrain")
+    assert not (tmp_path / ".lock").exists()
+    FolderLock(tmp_path, "evaluate")

@@ -118,7 +118,7 @@ def _embed(
     accelerator = start_processes(recipe.compute, folder=folder)
     if accelerator.num_processes > 1:
         raise ValueError(f"mpp {recipe.command} runs in one process; start it without --processes")
-    lock = FolderLock(folder)  # held until this returns
+    lock = FolderLock(folder, recipe.command)  # held until this returns
     table = open_table(recipe.data)
     embedding = open_(accelerator)
     print("\n".join([f"{len(table):,} images of {table.name}", *classes_found(table, recipe.data), embedding.summary]))

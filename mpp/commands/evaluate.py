@@ -58,7 +58,7 @@ def evaluate(recipe: EvaluateRecipe) -> int:
     if recipe.linear_probe is not None:
         on_main(accelerator, require_solver)  # before any data is read
     locks: list[FolderLock] = []  # held until this returns
-    on_main(accelerator, lambda: locks.append(FolderLock(folder)))
+    on_main(accelerator, lambda: locks.append(FolderLock(folder, recipe.command)))
     recipe = on_main(accelerator, lambda: with_own_size(recipe))
     if recipe.encoder.source not in CONTROLS:
         check_network(recipe.encoder, recipe.data, patches=False)

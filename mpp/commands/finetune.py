@@ -92,7 +92,7 @@ def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dic
     Raises:
         ValueError: if the folder is in use, or is finished with other settings.
     """
-    locks.append(FolderLock(folder))
+    locks.append(FolderLock(folder, recipe.command))
     path = folder / "results.json"
     if not recipe.checkpoint.resume or not path.exists():
         return None

@@ -13,12 +13,14 @@ from typing import Any
 import jinja2
 
 import mpp
-from mpp.commands.score_table import score_rows
+from mpp.commands.score_table import score_notes, score_rows
+from mpp.data.inventory import counted
 from mpp.files import write_text
 from mpp.recipe.yaml import in_block
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.curves import curves, loss_curve, png, with_unit
 from mpp.training.metrics_log import read_metrics
+from mpp.type_hints import listed
 
 TEMPLATES = (Path(__file__).parent, Path(mpp.__file__).parent / "study" / "report")
 CURVES = (
@@ -29,6 +31,16 @@ CURVES = (
     ("Norm of the gradient", {"gradient_norm": "norm of the gradient"}, "before clipping"),
 )
 """The pictures besides the loss: title, values of the journal with their labels, title of the axis."""
+BASELINES = {
+    "histogram": "the label frequencies",
+    "neighbours": "what the colours around tell",
+    "chance": "equal odds",
+}
+"""The baselines in a sentence."""
+FEWEST_DIGITS = 0.1
+"""Smaller differences are shown with two digits that count, and not with two decimals."""
+NAMED = 5
+"""Damaged images that are named; the others are counted."""
 
 
 def write_report(run: Path, path: Path) -> None:
@@ -52,6 +64,8 @@ def write_report(run: Path, path: Path) -> None:
     text = environment.get_template("report.html.j2").render(
         name=run.resolve().name,
         state={"unit": "", **state},
+        unfinished=_unfinished(state),
+        verdict=verdict(state, metrics),
         facts=_facts(state, metrics),
         figures=_figures(state, metrics),
         pictures=_reconstructions(run, metrics),
@@ -63,32 +77,82 @@ def write_report(run: Path, path: Path) -> None:
     write_text(path, f"{text.strip()}\n")
 
 
+def verdict(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
+    """Whether the objective was learnt, in a sentence: the last validation against the baselines; empty without one."""
+    found = _held_out(state, metrics)
+    if not found:
+        return ""
+    loss, unit = found.pop("this run"), state.get("unit", "")
+    names = BASELINES | ({} if unit == "nats" else {"histogram": "the mean training patch"})
+    against = [
+        f"{_amount(abs(value - loss))} {'below' if loss < value else 'above'} {names.get(name, name)} ({value:.3f})"
+        for name, value in sorted(found.items(), key=lambda item: item[1])
+    ]
+    text = f"Held out, the {state['headline'][1]} is {loss:.3f} {unit}".rstrip()
+    if not against:
+        return f"{text}."
+    ahead = [names.get(name, name) for name, value in found.items() if loss >= value]
+    learnt = f"not learnt yet, as it does not beat {listed(ahead, 'and')}" if ahead else "learnt"
+    return f"{text}: {listed(against, 'and')}. The objective was {learnt}."
+
+
+def _amount(value: float) -> str:
+    return f"{value:.2f}" if value >= FEWEST_DIGITS else f"{value:.2g}"
+
+
+def _unfinished(state: Mapping[str, Any]) -> str:
+    """Where a run is that has not ended; empty for one that has."""
+    step, steps = state["progress"]["step"], state["steps"]
+    if step >= steps or state["progress"].get("ended", False):
+        return ""
+    return f"The run is not finished: its last checkpoint is of step {step:,} of {steps:,}."
+
+
+def _resumed(metrics: list[dict[str, Any]]) -> str:
+    """Where a run was stopped and resumed: each process logs, with its first line, how long its first step took."""
+    first = [number for number, line in enumerate(metrics) if "seconds_to_first_step" in line][1:]
+    between = [f"{metrics[number - 1]['step']:,} and {metrics[number]['step']:,}" for number in first]
+    return f"{counted(len(first), 'stop')}; resumed between steps {listed(between, 'and between')}" if first else ""
+
+
+def _damaged(metrics: list[dict[str, Any]]) -> str:
+    """The images that cannot be decoded, the first of them by name."""
+    there = {str(each["where"]) for line in metrics for kind in ("damaged_images", "validation/damaged_images")
+             for each in line.get(kind) or []}  # fmt: skip
+    if not there:
+        return ""
+    named = sorted(there)[:NAMED]
+    more = f" and {len(there) - NAMED:,} more" if len(there) > NAMED else ""
+    return f"{counted(len(there), 'image')} could not be decoded, replaced by neighbours: {', '.join(named)}{more}"
+
+
 def _facts(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str, str]:
-    """What was run, on what, how fast."""
+    """What was run, on what, how fast; what it took comes last."""
     recipe, progress = state["recipe"], state["progress"]
     images = progress["step"] * recipe["training"]["batch_size"]
     rates = [line["images_per_second"] for line in metrics if line.get("images_per_second")]
     shares = [line["share_of_peak"] for line in metrics if line.get("share_of_peak")]
     rows = state["data"]["rows"]
+    speed = f", {statistics.median(rates):,.0f} images a second (median)" if rates else ""
+    skipped = progress["skipped"]
+    compute = f"{images * state['flops_per_image']:.2g} floating-point operations"
+    if shares:
+        compute += f", at {statistics.median(shares):.0%} of the rate of a large matrix product on this machine"
     facts = {
-        "Encoder": recipe["encoder"]["source"] or recipe["encoder"]["name"],
+        "Data": f"{recipe['data']['source']}, {counted(rows, 'training image')} of {recipe['data']['image_size']} px",
         "Objective": recipe["objective"]["kind"].replace("_", " "),
-        "Data": f"{recipe['data']['source']}, {rows:,} images of {recipe['data']['image_size']} px",
-        "Length": f"{progress['step']:,} of {state['steps']:,} steps of {recipe['training']['batch_size']}: "
-        f"{images:,} images seen, {images / rows:.1f} times each",
-        "Time": f"{timedelta(seconds=round(progress['seconds']))} of training",
+        "Encoder": recipe["encoder"]["source"] or recipe["encoder"]["name"],
+        "Length": f"{progress['step']:,} of {counted(state['steps'], 'step')} of "
+        f"{counted(recipe['training']['batch_size'], 'image')}: {counted(images, 'image')} seen, {images / rows:.1f} "
+        "times each",
+        "Stops": _resumed(metrics),
+        "Damaged": _damaged(metrics),
+        "Skipped": f"{counted(skipped, 'step')} whose loss or gradient was not finite" if skipped else "",
+        "Time": f"{timedelta(seconds=round(progress['seconds']))} of training{speed}",
         "Machine": f"{state['hardware']}, {state['precision']}",
-        "Compute": f"{images * state['flops_per_image']:.2g} floating-point operations",
+        "Compute": compute,
     }
-    if rates:
-        facts["Speed"] = f"{statistics.median(rates):,.0f} images a second (median)"
-        if shares:
-            facts["Speed"] += f", {statistics.median(shares):.0%} of a large matrix product's rate on this machine"
-    if progress["skipped"]:
-        facts["Skipped"] = f"{progress['skipped']} steps whose loss or gradient was not finite"
-    if progress["damaged"]:
-        facts["Damaged"] = f"{len(progress['damaged'])} images cannot be decoded; a neighbour replaces each"
-    return facts
+    return {title: fact for title, fact in facts.items() if fact}
 
 
 def _figures(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -122,7 +186,11 @@ def _held_out(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[s
 def _evaluations(run: Path) -> list[dict[str, Any]]:
     """Each evaluation of the run's encoder, with its scores as rows."""
     found = [_read(path) for path in sorted(run.glob("evaluation/*/results.json"))]
-    return [{"controls": {}, **results, "rows": score_rows(results)} for results in found if results is not None]
+    return [
+        {"controls": {}, **results, "rows": score_rows(results), "notes": score_notes(results)}
+        for results in found
+        if results is not None
+    ]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

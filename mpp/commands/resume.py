@@ -24,6 +24,8 @@ MAY_CHANGE = ("output_dir", "data.workers", "data.cache", "training.micro_batch_
 
 MAY_EXTEND = ("training.duration", "optimizer.schedule", "optimizer.decay", "optimizer.final_lr")
 """Settings that may differ too where a run is extended: the learning rates that they give are compared."""
+EXTENDABLE = ("constant", "wsd")
+"""Schedules whose learning rates do not depend on the length of the run, until the decay."""
 LONGER = ". With optimizer.schedule constant or wsd, checkpoint.extend=true makes a run longer"
 
 
@@ -34,7 +36,7 @@ def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | No
         ValueError: if the folder is in use, or holds a run of another recipe.
         CheckpointError: if it holds checkpoints, but none that is whole.
     """
-    locks.append(FolderLock(folder))
+    locks.append(FolderLock(folder, recipe.command))
     return latest_checkpoint(recipe, folder) if recipe.checkpoint.resume else None
 
 
@@ -107,6 +109,15 @@ def _extended(before: Any, now: Any, newest: Checkpoint, folder: Path) -> Checkp
     equal = (old.learning_rate(step) == new.learning_rate(step) for step in range(newest.step))
     same = next((step for step, is_equal in enumerate(equal) if not is_equal), newest.step)
     found = Checkpoints(folder / "checkpoints", now.checkpoint.keep).newest(print, until=same)
+    changed = [d for d in differences(before, now) if d[0].startswith(MAY_EXTEND) and d[0] != "training.duration"]
+    if found is None and changed:
+        listed = "\n".join(f"  {path}: {old_value!r} then, {value!r} now" for path, old_value, value in changed)
+        same_schedule = "give the old schedule to extend the run, or " * (before.optimizer.schedule in EXTENDABLE)
+        raise ValueError(
+            f"checkpoint.extend: the schedule was changed:\n{listed}\n"
+            f"This changes the learning rates from step {same} on, and no checkpoint is as early as that: "
+            f"{same_schedule}start a new run from the whole of this one with objective.source={folder} output_dir=NEW"
+        )
     if found is None:
         raise ValueError(
             f"checkpoint.extend: with optimizer.schedule={before.optimizer.schedule} the learning rates of {old.steps} "

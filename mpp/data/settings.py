@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from PIL import ImageColor
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -148,6 +148,12 @@ class NetworkSizeSettings(DataSettings):
     image_size: int | None = Field(default=None, ge=1)  # pyright: ignore[reportIncompatibleVariableOverride]
     """Height and width, in pixels, of what the network sees; null takes the network's own: that of its source, or
     without a source `encoder.image_size`."""
+
+
+class CentreCropSettings(NetworkSizeSettings):
+    """Where images come from and how they become pixels: their centre crops."""
+
+    without_effect: ClassVar[tuple[str, ...]] = ("crop_scale", "crop_ratio", "flip", "cache")
 
 
 class LabelSettings(Settings):

@@ -51,7 +51,9 @@ class RecipeError(ValueError):
 
     def __init__(self, problems: Iterable[Problem], name: str) -> None:
         self.problems = sorted(problems, key=lambda problem: (problem.location == COMMAND_LINE, problem.location))
-        count = [f"{len(self.problems)} problems with {name}"] if len(self.problems) > 1 else []
+        overridden = sum(problem.location == COMMAND_LINE for problem in self.problems)
+        names = [name] * (overridden < len(self.problems)) + [f"the {COMMAND_LINE}"] * (overridden > 0)
+        count = [f"{len(self.problems)} problems with {' and '.join(names)}"] if len(self.problems) > 1 else []
         super().__init__("\n\n".join([*count, *map(str, self.problems)]))
 
 

@@ -50,7 +50,7 @@ def _section(path: str, setting: Setting, depth: int) -> Iterator[str]:
         for name, below in settings_of(model).items():
             if _is_section(below):
                 yield from _section(f"{path}.{name}", below, depth + 1)
-            elif name != KIND:
+            elif name != KIND and name not in getattr(model, "without_effect", ()):
                 yield from _setting(f"{path}.{name}", below, depth + 1)
 
 

@@ -29,13 +29,14 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), command: str | 
 
 def open_recipe(path: str | Path, overrides: Iterable[str], command: str | None) -> tuple[Document, Any]:
     """As `load_recipe`, with the document that remembers where each setting was written."""
-    document = read_document(recipe_path(path))
-    model = _model(document, command)
+    file = recipe_path(path)
+    document = read_document(file, "" if file == Path(path) else f"recipe {path}")
+    model = _model(document, command, str(path))
     apply_overrides(document, model, overrides)
     return document, check(document, model)
 
 
-def _model(document: Document, wanted: str | None) -> type[Settings]:
+def _model(document: Document, wanted: str | None, recipe: str) -> type[Settings]:
     """The settings class of the recipe's command, which has to be the one that is wanted."""
     keys, named = ("command",), document.values.get("command")
     known = isinstance(named, str) and named in COMMANDS
@@ -45,7 +46,7 @@ def _model(document: Document, wanted: str | None) -> type[Settings]:
         return COMMANDS[wanted]  # whose check names the wrong command along with everything else
     if known:
         complaint = f"this recipe is for another command, not for {wanted}"
-        advice = f"run it with: python -m mpp.{named} {document.name}"
+        advice = f"run it with: mpp {named} {recipe}"
         problem = document.problem(keys, complaint, found=shown(named), advice=advice)
     elif keys[0] in document.values:
         advice = f"did you mean {match}?" if (match := nearest(named, COMMANDS)) else ""

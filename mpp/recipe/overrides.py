@@ -6,7 +6,7 @@ last counts; otherwise the order does not matter. A mapping replaces the mapping
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,13 +22,14 @@ def apply_overrides(document: Document, model: type[BaseModel], overrides: Itera
     """Replace values of the file by each `a.b.c=value`; mistakes are added to the document's problems."""
     complete(document.values, read_hint(model))
     texts: dict[Keys, str] = {}
-    for override in overrides:
+    for override in _joined(document, model, overrides):
         path, equals, text = override.partition("=")
         keys = tuple(path.strip().split("."))
         if len(keys) > DEEPEST:
             document.problems.append(Problem(COMMAND_LINE, f"{path[:20]}…", f"nested more than {DEEPEST} deep"))
         elif not equals or not all(keys) or path.startswith("-"):
-            example = f"{path.lstrip('-').strip('.') or 'seed'}={text or '…'}"
+            name = "data.source" if "/" in path else path.lstrip("-").strip(".") or "seed"
+            example = f"{name}={text or (path if '/' in path else '…')}"
             complaint = f"not an override: write key=value, as in {example}"
             document.problems.append(Problem(COMMAND_LINE, override or "''", complaint))
         else:
@@ -38,6 +39,21 @@ def apply_overrides(document: Document, model: type[BaseModel], overrides: Itera
     for keys in sorted(texts, key=lambda keys: (len(keys), keys[-1] != KIND)):
         _override(document, model, keys, texts[keys])
         complete(document.values, read_hint(model))
+
+
+def _joined(document: Document, model: type[BaseModel], overrides: Iterable[str]) -> Iterator[str]:
+    """The overrides, without any `key value`, for which a problem is noted: the shell makes two arguments of it."""
+    given = [*overrides]
+    while given:
+        first = given.pop(0)
+        keys = tuple(first.split("."))
+        known = "=" not in first and len(keys) <= DEEPEST and resolve(model, keys, document.values) is not None
+        if known and given and "=" not in given[0] and not given[0].startswith("-"):
+            meant = f"{first}={given[0]}"
+            complaint = f"not an override: write key=value, without a space, as in {meant}"
+            document.problems.append(Problem(COMMAND_LINE, f"{first} {given.pop(0)}", complaint))
+        else:
+            yield first
 
 
 def complete(value: Any, setting: Setting | None) -> Any:

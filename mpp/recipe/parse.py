@@ -8,14 +8,14 @@ from typing import Any
 import yaml
 
 from mpp.recipe.errors import COMMAND_LINE, Document, Problem, RecipeError, SourceLocation, shown
-from mpp.recipe.shipped import shipped_recipes
+from mpp.recipe.shipped import command_of, shipped_name, shipped_recipes
 from mpp.recipe.yaml import Loader, read_scalar
 from mpp.type_hints import Keys, dotted, listed, nearest
 
 
-def read_document(path: str | Path) -> Document:
-    """The recipe at `path`; a file that cannot be read or is no mapping raises a `RecipeError`."""
-    document = _parse(_read_text(Path(path)), str(path))
+def read_document(path: str | Path, name: str = "") -> Document:
+    """The recipe at `path`, `name` in messages; a file that cannot be read or is no mapping raises a `RecipeError`."""
+    document = _parse(_read_text(Path(path)), name or str(path))
     if document.values is None:
         raise _refusal(path, "the file is empty; the first line of a recipe is, for example, 'command: pretrain'")
     if not isinstance(document.values, dict):
@@ -97,6 +97,9 @@ def _read_text(path: Path) -> str:
 
 def _near_matches(path: Path) -> str:
     """The recipe that was probably meant: one that ships, of the same folder, or of `recipes/`."""
+    name = shipped_name(path) if path.suffix else None
+    if name is not None and not Path("recipes", f"{name}.yaml").is_file():
+        return f"did you mean the shipped recipe {name}? mpp {command_of(shipped_recipes()[name])} {name}"
     shipped = {} if path.suffix else {name: name for name in shipped_recipes()}
     folders = ((path.parent, "*.yaml"), (Path("recipes"), "**/*.yaml"))
     there = ({found.name: str(found) for found in sorted(where.glob(what), reverse=True)} for where, what in folders)

@@ -24,6 +24,19 @@ def recipe_path(recipe: str | Path) -> Path:
     return shipped_recipes().get(str(recipe), path)
 
 
+def shipped_name(path: Path) -> str | None:
+    """The shipped recipe that a path such as `recipes/mean_color.yaml` is meant for, None if there is none."""
+    parts = path.with_suffix("").parts
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((end for end in ends if end in shipped_recipes()), None)
+
+
+def command_of(path: Path) -> str:
+    """The command that a shipped recipe is for."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next(line.removeprefix("command: ") for line in lines if line.startswith("command: "))
+
+
 def title(path: Path) -> str:
     """What a recipe is for: its first line, a comment."""
     with path.open(encoding="utf-8") as file:

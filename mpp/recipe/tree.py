@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mpp.data.settings import DataSettings, LabelSettings, NetworkSizeSettings
+from mpp.data.settings import CentreCropSettings, DataSettings, LabelSettings, NetworkSizeSettings
 from mpp.encoder.arguments import DROPOUT
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import (
@@ -188,7 +188,7 @@ class EmbedRecipe(RunRecipe[Literal["embed"]]):
     output_dir: Folder = "runs/embed"
     """Where `features.npy` and `features.parquet` go."""
 
-    data: NetworkSizeSettings = NetworkSizeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
+    data: CentreCropSettings = CentreCropSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
     features: LayerSettings = LayerSettings()
     compute: ComputeSettings = ComputeSettings(precision="float32")
 
@@ -202,7 +202,7 @@ class PredictRecipe(RunRecipe[Literal["predict"]]):
     batch_size: int = Field(default=256, ge=1)
     """Images that go through the network at once."""
 
-    data: NetworkSizeSettings = NetworkSizeSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
+    data: CentreCropSettings = CentreCropSettings()  # pyright: ignore[reportIncompatibleVariableOverride]
     compute: ComputeSettings = ComputeSettings(precision="float32")
 
 

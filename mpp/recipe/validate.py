@@ -14,6 +14,21 @@ from mpp.settings import Settings
 from mpp.type_hints import KIND, Keys, Setting, dotted, every_setting, keys_of, listed, nearest, resolve
 
 S = TypeVar("S", bound=Settings)
+SYNONYMS = {
+    "batch": "training.batch_size",
+    "dataset": "data.source",
+    "epochs": "training.duration.epochs",
+    "img_size": "data.image_size",
+    "learning_rate": "optimizer.lr",
+    "lr": "optimizer.lr",
+    "mask_ratio": "objective.corruption.fraction",
+    "model": "encoder.name",
+    "num_workers": "data.workers",
+    "output": "output_dir",
+    "steps": "training.duration.steps",
+    "wd": "optimizer.weight_decay",
+}
+"""Other names of the field for settings, which no likeness of letters leads to."""
 _IN_WORDS = ("_type", "_parsing", "_than", "_than_equal", "_error", "_short", "_float", "_invalid")
 """How pydantic's names of errors end whose constraints `Setting.words` explains."""
 
@@ -64,13 +79,17 @@ def _unknown_key(keys: Keys, model: type[BaseModel], document: Document) -> Prob
     section = union.narrowed((document.value(above) or {}).get(KIND)).model if union else None
     siblings = list(section.model_fields) if section else []
     kinds = [kind for kind, variant in (union.variants if union else {}).items() if key in variant.model_fields]
-    elsewhere = {dotted(known) for known, _ in every_setting(model) if known[-1] == key}
+    paths = {dotted(known): None for known, _ in every_setting(model)}
+    elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
+    synonym = f".{SYNONYMS.get(key, key)}"
+    meant = [path for path in paths if key in SYNONYMS and f".{path}".endswith(synonym)]
+    meant.sort(key=lambda path: not path.startswith(f"{dotted(above)}."))  # of the same section first
     if kinds:
         advice = f"{key} belongs to {KIND}: {listed(kinds)}"
     elif "." in key:
         advice = "dotted keys are for the command line; in a file, nest them"
-    elif len(elsewhere) == 1:
-        advice = f"did you mean {elsewhere.pop()}?"
+    elif len(elsewhere) == 1 or meant:
+        advice = f"did you mean {(meant or elsewhere)[0]}?"
     else:
         match = nearest(key, siblings)
         advice = f"did you mean {dotted((*above, match))}?" if match else ""

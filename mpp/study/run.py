@@ -58,7 +58,7 @@ def study(recipe: GapRecipe) -> int:
             _check_networks(recipe, chosen)
             _check_data(recipe, chosen)
         return _run_here(recipe, chosen)
-    lock = FolderLock(folder)  # held until the process ends
+    lock = FolderLock(folder, recipe.command)  # held until the process ends
     if recipe.study.scale != 1:
         print(f"study.scale: pre-training is {recipe.study.scale:g} times as long; fine-tuning keeps its length")
     units = units_of(recipe)

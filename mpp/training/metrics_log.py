@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ class Journal:
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if self.accelerator.trackers:
             self.accelerator.log(numbers, step=step)
-        self.say(self._sentence(step, numbers))
+        if sentence := self._sentence(step, numbers):
+            self.say(sentence)
         if step == self.steps or any(name.startswith("validation/") for name in values):
             self._draw()
 
@@ -87,23 +88,33 @@ class Journal:
             self._bar.close()
 
     def _sentence(self, step: int, values: Mapping[str, float]) -> str:
-        """The step in one line of at most 80 columns; validation in a second, scores of features below."""
+        """The step in one line of at most 80 columns; validation in a second, scores of features below.
+
+        A step that was validated but not logged has its number before these; one with nothing to show is empty.
+        """
         parts = [f"step {step:>{len(str(self.steps))}}/{self.steps}"]
         shown = {**self._line, "images_per_second": "{:.0f} img/s"}
         parts += [form.format(values[name]) for name, form in shown.items() if name in values]
         if "seconds_left" in values:
             parts.append(f"{tqdm.format_interval(values['seconds_left'])} left")
-        line = "  ".join(parts)
+        lines, start = ["  ".join(parts)] if len(parts) > 1 else [], "  " if len(parts) > 1 else f"{parts[0]}  "
         held_out = {n.removeprefix("validation/"): v for n, v in values.items() if n.startswith("validation/")}
         if held_out:
             shown = {name: form for name, form in self._line.items() if name != "loss" or self._headline == "loss"}
             found = [form.format(held_out[name]) for name, form in shown.items() if name in held_out]
-            line += f"\n  held out: {'  '.join(found)}"
+            lines.append(_filled(found, f"{start}held out: "))
+            start = "  "
         scores = {n.removeprefix("evaluation/"): v for n, v in values.items() if n.startswith("evaluation/")}
         if scores:
-            listed = "  ".join(f"{name} {value:.1%}" for name, value in scores.items())
-            line += f"\n{textwrap.fill(listed, 80, initial_indent='  features: ', subsequent_indent=12 * ' ')}"
-        return line
+            lines.append(_filled([f"{name} {value:.1%}" for name, value in scores.items()], f"{start}features: "))
+        return "\n".join(lines)
+
+
+def _filled(items: Iterable[str], start: str) -> str:
+    """Items after `start`, in lines of 80 columns that break between them."""
+    whole = "  ".join(item.replace(" ", "\xa0") for item in items)
+    filled = textwrap.fill(whole, 80, initial_indent=start, subsequent_indent=min(len(start), 12) * " ")
+    return filled.replace("\xa0", " ")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -150,9 +150,23 @@ def plan_schedule(settings: OptimizerSettings, training: TrainingSettings, rows:
     if warmup >= steps:
         warmup = steps // 10
     if decay and warmup + decay > steps:
-        raise settings.error(decay=f"warm-up and decay take {warmup} + {decay} steps, and the run has {steps}")
+        assert settings.decay is not None
+        above = settings.location or "optimizer"
+        fitting = (
+            f"{above}.warmup.{_part(settings.warmup.unit, 0.1, steps, size, rows)} "
+            f"{above}.decay.{_part(settings.decay.unit, 0.2, steps, size, rows)}"
+        )
+        message = f"warm-up and decay take {warmup} + {decay} steps, and the run has {steps}"
+        raise settings.error(decay=f"{message}; give, for example, {fitting}")
     rate = learning_rate(settings, steps=steps, warmup=warmup, batch_size=size, decay=decay)
     return Schedule(steps, warmup, decay, rate)
+
+
+def _part(unit: str, share: float, steps: int, batch_size: int, rows: int) -> str:
+    """About a share of a run, as `unit=value`."""
+    if unit == "epochs":
+        return f"epochs={share * steps * batch_size / rows:.2g}"
+    return f"{unit}={max(int(share * steps * (batch_size if unit == 'images' else 1)), 1)}"
 
 
 def learning_rate(

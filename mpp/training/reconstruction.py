@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -24,7 +24,9 @@ from mpp.training.state import Callback
 
 PANEL = 160
 """Least pixels a side of one panel of the picture."""
-GAP, TITLE, LEGEND, SWATCH = 6, 18, 26, 14
+GAP = 6
+SMALLEST, LETTERS = 12, 30
+"""Pixels of the smallest letters; larger ones are this fraction of the picture's width: a page shows it smaller."""
 FRAMES = ((213, 94, 0), (240, 228, 66), (86, 180, 233), (0, 158, 115))
 """Colours of the marks, in their order; people who are colour-blind can tell them apart (Okabe and Ito 2008)."""
 STRIPES = ((225, 225, 225), (120, 120, 120))
@@ -101,15 +103,24 @@ def grid(
         frames = _frames(mark, *images.shape[-2:])[:, None, None]
         images[:, 1:] = torch.where(frames, torch.tensor(colour, dtype=torch.uint8)[:, None, None], images[:, 1:])
     panels = to_pil_image(make_grid(images.flatten(0, 1), nrow=len(columns), padding=GAP, pad_value=255))
-    picture = Image.new("RGB", (panels.width, panels.height + TITLE + (LEGEND if marks else 0)), "white")
-    picture.paste(panels, (0, TITLE))
-    width = images.shape[-1]
+    size, width = max(panels.width // LETTERS, SMALLEST), images.shape[-1]
+    title_height, legend_height = size + 8, size + 12 if marks else 0
+    picture = Image.new("RGB", (panels.width, panels.height + title_height + legend_height), "white")
+    picture.paste(panels, (0, title_height))
+    pen = _pen(picture, size)
     for column, title in enumerate(titles):
         left = GAP + column * (width + GAP)
-        ImageDraw.Draw(picture).text((left + width // 2, TITLE // 2 + 2), title, fill="black", anchor="mm")
+        pen.text((left + width // 2, title_height // 2 + 2), title, fill="black", anchor="mm")
     hatched = {name for name, mark in marks.items() if (_whole(mark, *hidden.shape[-2:])[:, None, None] & hidden).any()}
-    _draw_legend(picture, marks, hatched)
+    _draw_legend(picture, marks, hatched, size)
     return picture
+
+
+def _pen(picture: Image.Image, size: int) -> ImageDraw.ImageDraw:
+    """Writes letters of so many pixels."""
+    pen = ImageDraw.Draw(picture)
+    pen.font = ImageFont.load_default(size)
+    return pen
 
 
 def _enlarged(values: Tensor, rows: int, columns: int) -> Tensor:
@@ -137,15 +148,15 @@ def _hatch(height: int, width: int) -> Tensor:
     return torch.tensor(STRIPES, dtype=torch.uint8)[stripe].movedim(-1, 0)
 
 
-def _draw_legend(picture: Image.Image, marks: Iterable[str], hatched: set[str]) -> None:
+def _draw_legend(picture: Image.Image, marks: Iterable[str], hatched: set[str], size: int) -> None:
     """A framed square and a word for each mark, in the lowest line of the picture."""
-    pen, left, top = ImageDraw.Draw(picture), GAP, picture.height - LEGEND + (LEGEND - SWATCH) // 2 - 2
+    pen, left, top = _pen(picture, size), GAP, picture.height - size - 8
     for name, colour in zip(marks, FRAMES, strict=False):
         if name in hatched:
-            picture.paste(to_pil_image(_hatch(SWATCH, SWATCH)), (left, top))
-        pen.rectangle((left, top, left + SWATCH - 1, top + SWATCH - 1), outline=colour, width=2)
-        pen.text((left + SWATCH + 5, top + SWATCH // 2), name, fill="black", anchor="lm")
-        left += SWATCH + round(pen.textlength(name)) + 22
+            picture.paste(to_pil_image(_hatch(size, size)), (left, top))
+        pen.rectangle((left, top, left + size - 1, top + size - 1), outline=colour, width=2)
+        pen.text((left + size + 5, top + size // 2), name, fill="black", anchor="lm")
+        left += 2 * size + round(pen.textlength(name)) + 8
 
 
 def reconstructions(

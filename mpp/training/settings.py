@@ -157,10 +157,10 @@ class CheckpointSettings(Settings):
     keep: int = Field(default=2, ge=2)
     """How many of the newest checkpoints stay on disk (the final one always does)."""
     extend: bool = False
-    """Allow a longer `training.duration` than that of the run in the output folder, finished or stopped. It resumes at
-    the latest checkpoint up to which the learning rates are those of the longer run: with `optimizer.schedule` constant
-    the latest of all, with wsd the last one before the decay. The result is, bit for bit, that of a run which was as
-    long from the beginning."""
+    """Allow a longer `training.duration` than that of the run in the output folder, finished or stopped. With
+    `optimizer.schedule` constant the run resumes at its latest checkpoint, with wsd at the last one before the decay.
+    The result is the same, bit for bit, as that of a run with the longer duration from the start. Other schedules
+    cannot be extended: every learning rate depends on the length."""
     resume: bool = True
     """Resume from the latest valid checkpoint in the output folder; false starts afresh and moves its files aside."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from mpp.settings import Duration
+from mpp.training.optimizer import plan_schedule
+from mpp.training.settings import OptimizerSettings, TrainingSettings
 from tests.support.forkserver import good, refused
 from tests.support.runs import arguments, checkpoints, journal, pretrain, pretrain_all, progress, weights
 
@@ -83,9 +87,41 @@ def test_what_cannot_be_extended_is_refused_and_stays_as_it_is(changes: tuple[st
     [
         (("optimizer.schedule=wsd",), "wsd needs a decay"),
         (("optimizer.decay.steps=3",), "others take none"),
-        ((*WSD, "optimizer.warmup.steps=8"), "warm-up and decay take 8 + 6 steps, and the run has 10"),
+        (
+            (*WSD, "optimizer.warmup.steps=8"),
+            "8 + 6 steps, and the run has 10; give, for example, optimizer.warmup.steps=1 optimizer.decay.steps=2",
+        ),
     ],
 )
 def test_a_decay_that_does_not_fit_is_refused(changes: tuple[str, ...], said: str, tmp_path, images):
     refused(pretrain(RECIPE, arguments(tmp_path / "run", images, steps(10), *changes)), said)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_schedule_is_named_as_the_cause(tmp_path, images):
+    run = tmp_path / "run"
+    good(pretrain(RECIPE, arguments(run, images, steps(10), *WSD, "checkpoint.every.steps=0")))
+    changes = (steps(20), EXTEND, "optimizer.schedule=cosine", "optimizer.decay=null")
+    refused(
+        pretrain(RECIPE, arguments(run, images, *changes)),
+        "checkpoint.extend: the schedule was changed: optimizer.schedule: 'wsd' then, 'cosine' now",
+        "give the old schedule to extend the run",
+    )
+
+
+@pytest.mark.parametrize("unit", ["steps", "epochs", "images"])
+@pytest.mark.parametrize("rows", [22, 1080, 50_000])
+@pytest.mark.parametrize("length", [1, 2, 7, 85, 1000])
+def test_the_proposed_warm_up_and_decay_fit(unit: str, rows: int, length: int):
+    training = TrainingSettings(batch_size=64, duration=Duration(steps=length))
+    much = Duration(**{unit: {"steps": length, "images": length * 64, "epochs": length * 64 / rows}[unit]})
+    settings = {"schedule": "wsd", "warmup": much.scaled(0.6), "decay": much.scaled(2)}
+    with pytest.raises(ValueError, match="warm-up and decay take") as caught:
+        plan_schedule(OptimizerSettings(**settings), training, rows)
+    proposed = re.findall(r"optimizer\.(warmup|decay)\.(\w+)=(\S+)", str(caught.value))
+    assert [name for name, *_ in proposed] == ["warmup", "decay"]
+    assert {each for _, each, _ in proposed} == {unit}
+    fitting = {name: Duration(**{each: float(value)}) for name, each, value in proposed}
+    plan = plan_schedule(OptimizerSettings(schedule="wsd", **fitting), training, rows)
+    assert plan.decay > 0
+    assert plan.decay + plan.warmup <= length

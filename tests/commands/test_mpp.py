@@ -85,3 +85,37 @@ def test_what_is_missing_is_named_with_the_line_that_installs_it():
     require("nothing", "torch")
     with pytest.raises(RuntimeError, match="the page needs nosuchmodule"):
         require("the page", "nosuchmodule")
+
+
+def test_processes_are_offered_only_by_commands_that_train(capsys):
+    for name in ("pretrain", "finetune", "evaluate", "embed", "predict", "gap"):
+        assert main([name, "--help"]) == 0
+        assert ("--processes" in capsys.readouterr().out) == (name in ("pretrain", "finetune"))
+
+
+def test_help_of_embed_has_no_settings_of_training_crops(capsys):
+    assert main(["embed", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "data.crop_pct" in said
+    assert not [name for name in ("crop_scale", "crop_ratio", "flip", "cache") if f"data.{name}" in said]
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        ("pretrain", ["mean_color"]),
+        ("finetune", ["finetune"]),
+        ("evaluate", ["few_shot"]),
+        ("embed", ["encoder=x"]),
+        ("predict", ["encoder=x"]),
+        ("gap", ["gap"]),
+    ],
+)
+def test_a_folder_of_another_command_is_refused_and_stays_as_it_is(command: str, given: list[str], tmp_path, capsys):
+    other = "embed" if command != "embed" else "pretrain"
+    (tmp_path / "recipe.yaml").write_text(f"command: {other}\n")
+    (tmp_path / "features.npy").write_bytes(b"")
+    assert main([command, *given, f"output_dir={tmp_path}"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"holds the output of mpp {other} (features.npy, recipe.yaml): choose another output_dir" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "features.npy"}

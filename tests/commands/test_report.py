@@ -8,11 +8,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import mpp.report
+from mpp.commands.report import verdict
 from tests.support.downstream import EVALUATE, PRETRAIN, good, results, written
 from tests.support.forkserver import ForkServer
 
@@ -68,6 +70,46 @@ def test_its_numbers_are_those_of_the_run(page: str, run: Path):
     assert str(run) not in page.partition("<h2>Recipe")[0]
 
 
+def state_of(**baselines: float) -> dict[str, Any]:
+    return {"headline": ("loss_mask", "loss on masked patches"), "unit": "nats", "baselines": baselines}
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (3.0, "0.62 below what the colours around tell (3.621) and 1.27 below the label frequencies (4.267). "
+              "The objective was learnt."),
+        (3.9, "0.28 above what the colours around tell (3.621) and 0.37 below the label frequencies (4.267). "
+              "The objective was not learnt yet, as it does not beat what the colours around tell."),
+        (5.0, "The objective was not learnt yet, as it does not beat the label frequencies and what the colours "
+              "around tell."),
+    ],
+)  # fmt: skip
+def test_the_verdict_compares_the_last_validation_with_every_baseline(loss: float, said: str):
+    metrics = [{"step": 1, "validation/loss_mask": 9.0}, {"step": 2, "validation/loss_mask": loss}, {"step": 3}]
+    text = verdict(state_of(histogram=4.267, neighbours=3.621), metrics)
+    assert text.startswith(f"Held out, the loss on masked patches is {loss:.3f} nats: ")
+    assert text.endswith(said)
+    assert verdict(state_of(), metrics) == f"Held out, the loss on masked patches is {loss:.3f} nats."
+    assert verdict(state_of(histogram=4.0), [{"step": 1}]) == "", "nothing was validated"
+
+
+def test_stops_and_damaged_files_are_named_and_the_result_comes_first(run: Path, tmp_path: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert "seconds_to_first_step" in lines[0]
+    lines[4]["seconds_to_first_step"] = 1.0
+    lines[2]["damaged_images"] = [{"row": 3, "where": "row 3 (may/IMG_1.jpg)", "reason": "truncated"}]
+    (copy / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert mpp.report.main([str(copy)]) == 0
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    assert "1 stop; resumed between steps 4 and 5" in text
+    assert "1 image could not be decoded, replaced by neighbours: row 3 (may/IMG_1.jpg)" in text
+    order = ["Held out, the loss", "<dt>Data", "<dt>Stops", "<dt>Damaged", "<dt>Time", "<dt>Compute"]
+    assert sorted(order, key=text.index) == order
+
+
 def test_the_loss_is_drawn_in_the_run_s_folder(run: Path):
     assert Image.open(run / "loss.png").size == (900, 540)
 
@@ -77,7 +119,9 @@ def test_another_file_and_a_run_that_is_not_finished(run: Path, tmp_path: Path):
     assert mpp.report.main([str(tmp_path / "run"), "--output", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "4 of 8 steps" in text
-    assert "Nothing was measured on labels yet" in text
+    assert "The run is not finished: its last checkpoint is of step 4 of 8." in text
+    assert "What the features are worth was not measured yet" in text
+    assert "data.image_size=16" in text, "the settings that an evaluation needs"
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

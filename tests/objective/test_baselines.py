@@ -170,5 +170,5 @@ def test_the_grid_shows_every_panel_unblurred():
     for column in range(3):
         for row in range(2):
             wanted = (columns[column][row] * 255).round().byte().permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
-            top, left = 18 + 6 + row * 46, 6 + column * 46
+            top, left = 20 + 6 + row * 46, 6 + column * 46
             assert np.array_equal(found[top : top + 40, left : left + 40], wanted)

@@ -82,6 +82,17 @@ def test_a_malformed_override_is_shown_how(recipe: Path, override: str) -> None:
     assert "write key=value, as in" in message
 
 
+def test_a_space_for_the_equals_sign_is_shown_how() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("photos", ["data.source", "../photos", "seed=1"])
+    assert " ".join(str(caught.value).split()) == (
+        "command line: data.source ../photos not an override: write key=value, without a space, as in "
+        "data.source=../photos"
+    )
+    with pytest.raises(RecipeError, match=r"as in data\.source=\.\./photos"):
+        load_recipe("photos", ["../photos"])
+
+
 def test_nothing_is_overridden_inside_a_scalar(recipe: Path) -> None:
     lines = block(wrong(GOOD, "seed.x=3"), "command line: seed.x")
     assert lines == ["seed has no settings in it", "found: 3 in r.yaml:1", "allowed: seed=…, integer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from mpp.objective.targets import MeanColor
 from mpp.recipe import PretrainRecipe, RecipeError, load_recipe
 from mpp.recipe.parse import read_value
+from mpp.recipe.validate import SYNONYMS
+from mpp.type_hints import dotted, every_setting
 from tests.support.small_recipe import GOOD, Guess, Tiles, block, load, read, wrong
 
 SHIPPED = Path(__file__).parents[2] / "recipes" / "mean_color.yaml"
@@ -104,7 +107,7 @@ loop:
   loop.lr: 3
 """
     message = wrong(text, "source.names=x", "sed=1", "seed")
-    assert message.startswith("17 problems with r.yaml\n\n")
+    assert message.startswith("17 problems with r.yaml and the command line\n\n")
     headings = [part.splitlines()[0] for part in message.split("\n\n")[1:]]
     assert sorted(headings) == sorted(
         [
@@ -240,6 +243,9 @@ def test_a_missing_file_is_answered_with_its_neighbour(recipe: Path) -> None:
         with pytest.raises(RecipeError, match="does not exist") as caught:
             load_recipe(asked)
         assert str(caught.value) == f"{asked}: does not exist\n    did you mean {meant}?"
+    for asked, meant in (("recipes/cifar10/gap.yaml", "gap cifar10/gap"), ("photos.yaml", "pretrain photos")):
+        with pytest.raises(RecipeError, match=f"did you mean the shipped recipe .*\\? mpp {meant}$"):
+            load_recipe(asked)
     with pytest.raises(RecipeError, match="is a directory, not a recipe"):
         load_recipe("recipes")
     with pytest.raises(RecipeError) as caught:
@@ -260,7 +266,7 @@ def test_a_recipe_for_another_command_says_which(recipe: Path, monkeypatch: pyte
     assert block(str(caught.value), "r.yaml:2: command") == [
         "this recipe is for another command, not for finetune",
         "found: 'pretrain'",
-        "run it with: python -m mpp.pretrain r.yaml",
+        "run it with: mpp pretrain r.yaml",
     ]
 
 
@@ -336,3 +342,34 @@ def test_all_that_does_not_go_together_in_a_study_is_listed_at_once():
     with pytest.raises(RecipeError) as caught:
         load_recipe(SHIPPED.with_name("gap.yaml"), overrides)
     assert {problem.setting for problem in caught.value.problems} == {each.split("=")[0] for each in overrides}
+
+
+def test_mistakes_of_the_command_line_are_not_blamed_on_the_shipped_file() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("photos", ["sed=1", "outputdir=x"])
+    assert str(caught.value).startswith("2 problems with the command line\n\ncommand line: ")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("photos", ["seed=1"], command="embed")
+    message = str(caught.value)
+    assert message.startswith("recipe photos:")
+    assert message.endswith("run it with: mpp pretrain photos")
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "override", "meant"),
+    [
+        ("photos", "optimizer.learning_rate=1e-3", "optimizer.lr"),
+        ("photos", "batch=8", "training.batch_size"),
+        ("photos", "epochs=8", "training.duration.epochs"),
+        ("finetune", "lr=1e-3", "optimizer.lr"),
+        ("gap", "finetuning.learning_rate=1e-3", "finetuning.optimizer.lr"),
+    ],
+)
+def test_other_names_of_the_field_lead_to_the_setting(recipe_name: str, override: str, meant: str) -> None:
+    with pytest.raises(RecipeError, match=rf"did you mean {re.escape(meant)}\?$"):
+        load_recipe(recipe_name, [override])
+
+
+def test_every_synonym_leads_to_a_setting_of_pretrain() -> None:
+    known = {dotted(keys) for keys, _ in every_setting(PretrainRecipe)}
+    assert set(SYNONYMS.values()) <= known

@@ -352,7 +352,7 @@ def refused(command: Command, *words: str, code: int = 2) -> None:
     """One clear message, of the user's mistake unless told otherwise: by itself, or at its place in the recipe."""
     assert command.code == code, f"{command.code}: {command.text}"
     assert "Traceback" not in command.text
-    messages = re.findall(r"^(?:error|command line|\S+\.yaml(?::\d+)?): ", command.text, re.MULTILINE)
+    messages = re.findall(r"^(?:error|command line|(?:recipe \S+|\S+\.yaml)(?::\d+)?): ", command.text, re.MULTILINE)
     assert len(messages) == 1, command.text
     message = " ".join(command.text[command.text.index(messages[0]) :].split())
     for word in words:

@@ -27,7 +27,7 @@ def objective() -> mpp.MaskedPatchPrediction:
 
 def panel(picture: Image.Image, row: int, column: int) -> np.ndarray:
     """uint8 `(160, 160, 3)`: the panel of an image."""
-    top, left = 18 + 6 + row * 166, 6 + column * 166
+    top, left = 24 + 6 + row * 166, 6 + column * 166
     return np.asarray(picture)[top : top + 160, left : left + 160]
 
 
@@ -63,12 +63,12 @@ def test_every_corrupted_patch_has_the_frame_of_its_kind_and_no_other_has_one(ob
 
 def test_the_legend_has_a_square_of_every_kind(objective: mpp.MaskedPatchPrediction):
     pixels = random_pixels(1, P * GRID)
-    legend = np.asarray(mpp.reconstruct(objective, pixels))[-26:].reshape(-1, 3).tolist()
+    legend = np.asarray(mpp.reconstruct(objective, pixels))[-28:].reshape(-1, 3).tolist()
     assert {tuple(colour) for colour in legend} >= set(COLOURS.values()) | set(STRIPES)
 
 
 def test_without_marks_there_is_no_legend():
-    assert grid([torch.zeros(2, 3, 16, 16)], ["a"]).height == 18 + 2 * 166 + 6
+    assert grid([torch.zeros(2, 3, 16, 16)], ["a"]).height == 20 + 2 * 166 + 6
 
 
 def test_paths_images_folder_and_arrays_give_the_same_picture(objective: mpp.MaskedPatchPrediction, tmp_path: Path):

@@ -151,7 +151,8 @@ def profile(timing: Timing, worker: Worker) -> None:
     """Ask for the operators of a step."""
     if not timing.error:
         try:
-            timing.operators = worker.ask(STEPS, do="profile", mode=timing.default)["operators"]
+            whole = "one stream" if "one stream" in timing.seconds else timing.default  # all on the calling thread
+            timing.operators = worker.ask(STEPS, do="profile", mode=whole)["operators"]
         except MeasurementError as error:
             timing.failed["profile"] = str(error)
 

@@ -140,10 +140,11 @@ def _targets(timings: list[Timing], ours: Timing, batch: int) -> list[str]:
         )
     for timing in (ours, best):
         if timing is not None and timing.operators:
+            where = "in one stream, " if "one stream" in timing.seconds else ""
             rows = [[f"`{name}`", f"{1000 * seconds:.1f}", f"{share:.1%}"] for name, seconds, share in timing.operators]
             parts += [
-                f"Where a step of {timing.contender.title} goes ({timing.default}, PyTorch's profiler, time on the "
-                "calling thread):",
+                f"Where a step of {timing.contender.title} goes ({where}{timing.default}, PyTorch's profiler, time on "
+                "the calling thread):",
                 table(["operator", "ms", "share"], rows),
             ]
     return parts

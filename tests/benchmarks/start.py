@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent.parent.parent
-BARE = "import torch, timm, datasets, accelerate"
+BARE = "import torch, timm, datasets, accelerate, os; os._exit(0)"
+"""Without what they do at the end of a process, which takes another second."""
 
 
 def seconds(*arguments: str, cwd: Path) -> float:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mpp.objective.masked_patch import MaskedPatchPrediction
     from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
     from mpp.recipe import load_recipe
+    from mpp.study.statistics import compare, holm
     from mpp.training.reconstruction import reconstruct
 
 __version__ = "0.1.0"
@@ -30,9 +31,11 @@ __all__ = [
     "FullPatch",
     "MaskedPatchPrediction",
     "MeanColor",
+    "compare",
     "create_encoder",
     "features",
     "few_shot",
+    "holm",
     "image_files",
     "load_encoder",
     "load_objective",
@@ -48,9 +51,11 @@ _ROOMS = {
     "FullPatch": "mpp.objective.targets",
     "MaskedPatchPrediction": "mpp.objective.masked_patch",
     "MeanColor": "mpp.objective.targets",
+    "compare": "mpp.study.statistics",
     "create_encoder": "mpp.encoder.create",
     "features": "mpp.evaluation.embed",
     "few_shot": "mpp.evaluation.few_shot",
+    "holm": "mpp.study.statistics",
     "image_files": "mpp.data.inputs",
     "load_encoder": "mpp.encoder.load",
     "load_objective": "mpp.hub.load",

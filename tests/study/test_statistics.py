@@ -1,4 +1,4 @@
-"""Paired t intervals against SciPy's."""
+"""Paired t intervals against SciPy's; comparisons by simulation; Holm by its definition."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mpp.study.statistics import paired
+from mpp.study.statistics import compare, holm, paired
 
 
 def pairs(n, seed):
@@ -83,3 +83,94 @@ def test_lists_arrays_and_tensors_give_the_same():
 def test_what_does_not_pair_up_is_refused(a, b):
     with pytest.raises(ValueError, match=rf"(?s)\b{len(a)}\b.*\b{len(b)}\b|\b{len(b)}\b.*\b{len(a)}\b"):
         paired(a, b)
+
+
+# compare, holm
+
+
+def correctness(rng, n, images, *, seed_effect, image_effect, gain=0.03):
+    """Two arms' right and wrong predictions, bool `(n, images)`."""
+    difficulty = rng.normal(size=images) * 0.5
+    wins = gain + seed_effect * rng.normal(size=(n, 1)) + image_effect * rng.normal(size=(1, images))
+    draws = rng.random((n, images))
+    base = 0.5 + 0.1 * np.tanh(difficulty)
+    return draws < base, draws < base + wins
+
+
+@pytest.mark.parametrize("n", [3, 6, 10])
+@pytest.mark.parametrize("image_effect", [0.0, 0.25])
+def test_intervals_cover_the_truth_in_95_percent_of_studies(n, image_effect):
+    """Seeds and images are drawn anew in each study: the interval is about other seeds and other images."""
+    rng = np.random.default_rng(n)
+    studies, gain = 4000, 0.03
+    covered = 0
+    for _ in range(studies):
+        seeds, images = 0.02 * rng.normal(size=(n, 1)), image_effect * rng.normal(size=(1, 400))
+        noise = 0.05 * rng.normal(size=(n, 400))
+        lower = rng.normal(size=(n, 400))
+        found = compare(lower, lower + gain + seeds + images + noise)
+        covered += found.low <= gain <= found.high
+    assert 0.93 <= covered / studies <= 0.97
+
+
+def test_it_is_the_formula_by_hand():
+    lower = np.array([[0, 1, 0], [1, 1, 0]], dtype=bool)
+    higher = np.array([[1, 1, 0], [1, 1, 1]], dtype=bool)
+    found = compare(lower, higher)  # D = [[1, 0, 0], [0, 0, 1]]
+    assert found.mean == pytest.approx(1 / 3)
+    assert found.std_seeds == 0
+    assert found.std_images == pytest.approx(np.std([0.5, 0, 0.5], ddof=1))
+    assert found.df == pytest.approx(2)
+    error = np.std([0.5, 0, 0.5], ddof=1) / math.sqrt(3)
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 2, 1 / 3, error))
+    assert found.p == pytest.approx(2 * stats.t.sf(1 / 3 / error, 2))
+
+
+def test_with_many_images_that_do_not_matter_it_is_the_paired_t_test():
+    rng = np.random.default_rng(0)
+    lower, seeds = rng.random((5, 1)), 0.1 * rng.normal(size=(5, 1)) + 0.05
+    one, other = np.repeat(lower, 50, axis=1), np.repeat(lower + seeds, 50, axis=1)
+    found, expected = compare(one, other), stats.ttest_rel(other[:, 0], one[:, 0])
+    assert found.df == pytest.approx(4)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+
+
+def test_swapped_arms_give_the_mirrored_interval_and_equal_arms_nothing():
+    rng = np.random.default_rng(1)
+    one, other = correctness(rng, 6, 200, seed_effect=0.02, image_effect=0.1)
+    there, back = compare(one, other), compare(other, one)
+    assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
+    assert back.p == pytest.approx(there.p)
+    assert compare(one, one)[:4] == (0, 0, 0, 1)
+    assert compare(one, torch.from_numpy(other)) == there
+
+
+@pytest.mark.parametrize(("lower", "higher", "words"), [
+    (np.zeros((3, 4)), np.zeros((3, 5)), r"\(3, 4\) and \(3, 5\)"),
+    (np.zeros((1, 4)), np.zeros((1, 4)), "two or more"),
+    (np.zeros(4), np.zeros(4), r"\(seeds, images\)"),
+    (np.zeros((2, 2)), np.full((2, 2), np.nan), "finite"),
+])  # fmt: skip
+def test_arrays_that_cannot_be_compared_are_refused(lower, higher, words):
+    with pytest.raises(ValueError, match=words):
+        compare(lower, higher)
+
+
+def test_holm_by_hand_and_by_its_definition():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 6):
+        values = rng.random(count) ** 3
+        adjusted = holm(list(values))
+        for level in np.linspace(0.001, 0.999, 50):
+            rejected, order = set(), np.argsort(values)
+            for rank, index in enumerate(order):  # the step-down procedure itself
+                if values[index] > level / (count - rank):
+                    break
+                rejected.add(index)
+            assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
+    with pytest.raises(ValueError, match="numbers in"):
+        holm([0.1, 1.2])

@@ -47,16 +47,17 @@ def number_of_streams(settings: TrainingSettings, objective: Objective, images: 
     Raises:
         SettingError: if more are asked for than there can be.
     """
-    asked = settings.streams
-    obstacle = "" if asked == 1 else _obstacle(settings, objective, accelerator)
+    asked, threads = settings.streams, torch.get_num_threads()
+    if asked == 1 or (asked is None and threads == 1):
+        return 1
+    obstacle = _obstacle(settings, objective, accelerator)
     if asked is not None:
-        if asked > 1 and (obstacle or images % asked):
+        if obstacle or images % asked:
             reason = obstacle or f"a micro-batch of {images} images cannot be divided by {asked}"
             raise settings.error(streams=f"{asked} streams are not possible: {reason}; leave it out, or set it to 1")
         return asked
     if obstacle:
         return 1
-    threads = torch.get_num_threads()
     size = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     fitting = (
         streams for streams in range(threads, 0, -1)

@@ -18,7 +18,7 @@ from mpp.launch import launch
 from mpp.memory import keep_freed_memory
 from mpp.recipe import COMMANDS, RecipeError, help_text, open_recipe
 from mpp.recipe.shipped import shipped_recipes
-from mpp.run_folder import refuse_other_output
+from mpp.run_folder import foreign_files, refuse_other_output
 from mpp.settings import SettingError, Settings, together
 
 OPTIONS = """RECIPE is a file, or one of the names that 'mpp recipes' lists; it may be left out
@@ -97,6 +97,10 @@ def check_output_dir(recipe: Settings) -> None:
             refuse_other_output(Path(folder), command)
         except ValueError as error:
             raise recipe.error(output_dir=str(error)) from error
+        if command in TRAINING and os.environ.get("RANK", "0") == "0" and (others := foreign_files(Path(folder))):
+            listed = ", ".join(others[:4]) + ", …" * (len(others) > 4)
+            print(f"warning: {folder} holds other files already ({listed}): they stay, beside those of the run",
+                  file=sys.stderr)  # fmt: skip
 
 
 def check_paths(recipe: Settings) -> None:

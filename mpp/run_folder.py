@@ -82,6 +82,14 @@ def _remove_empty(folders: list[Path], process: int) -> None:
                 folder.rmdir()
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """The names in a folder that no run has written; hidden files and logs do not count."""
+    if not folder.is_dir() or (folder / "recipe.yaml").exists():
+        return []
+    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.suffix != ".log"}
+    return sorted(names - {"checkpoints", "encoder", "log.txt", "metrics.jsonl", "reconstructions"})
+
+
 def refuse_other_output(folder: Path, command: str) -> None:
     """Refuse a folder that holds the output of another command, whose files would be overwritten or mixed up.
 
@@ -93,7 +101,9 @@ def refuse_other_output(folder: Path, command: str) -> None:
     except (OSError, UnicodeDecodeError):
         return
     found = re.search(r"^command: *(\w+)", text, re.MULTILINE)
-    if found is None or found[1] == command:
+    if found is None:
+        raise ValueError(f"{folder / 'recipe.yaml'} is no recipe of mpp: choose another output_dir for mpp {command}")
+    if found[1] == command:
         return
     files = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
     listed = ", ".join(files[:4]) + ", …" * (len(files) > 4)

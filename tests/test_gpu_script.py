@@ -196,9 +196,10 @@ def test_a_process_starts_anew_where_cuda_did_not_survive_the_fork(
 
 
 def test_a_process_that_takes_too_long_is_killed_with_all_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    code = "import os, time\ndef main(arguments):\n    print(os.fork())\n    time.sleep(60)\n"
-    (tmp_path / "sleeps.py").write_text(code)
+    code = "import os, time\ndef main(arguments):\n    print(os.fork(), flush=True)\n    time.sleep(60)\n"
+    (tmp_path / "sleeps.py").write_text(f"{code}if __name__ == '__main__':\n    main([])\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # where another test has spoiled forks, it is a new interpreter
     process = processes.start("sleeps", [], tmp_path / "log.txt", leads=True)
     while len(process.text.splitlines()) < 2:
         assert process.poll() is None, process.text

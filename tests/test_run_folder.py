@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.run_folder import FolderLock, move_aside
+from mpp.run_folder import FolderLock, foreign_files, move_aside, refuse_other_output
 
 
 def test_a_second_process_cannot_lock_the_folder_until_the_first_ends(tmp_path):
@@ -65,3 +65,19 @@ def test_the_lock_refuses_the_output_of_another_command_and_takes_that_of_its_ow
         FolderLock(tmp_path, "pretrain")
     assert not (tmp_path / ".lock").exists()
     FolderLock(tmp_path, "evaluate")
+
+
+def test_a_recipe_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("my own\n")
+    with pytest.raises(ValueError, match=r"recipe\.yaml is no recipe of mpp: choose another output_dir"):
+        refuse_other_output(tmp_path, "pretrain")
+
+
+def test_other_files_are_those_that_no_run_has_written(tmp_path: Path) -> None:
+    assert foreign_files(tmp_path / "new") == []
+    for name in ("b.jpg", "a.txt", "log.txt", "nohup.log", ".lock", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    (tmp_path / "checkpoints").mkdir()
+    assert foreign_files(tmp_path) == ["a.txt", "b.jpg"]
+    (tmp_path / "recipe.yaml").touch()
+    assert foreign_files(tmp_path) == []

@@ -163,6 +163,10 @@ def _run_figures(recipe: PretrainRecipe, count: int, loader_rate: float, step_ra
             "output_dir": f"{folder}/run",
             "training": recipe.training.model_copy(update={"duration": Duration(steps=count)}),
             "journal": JournalSettings(every=Duration(steps=max(count // 2, 1))),
+            # A decay, or a warm-up, of the recipe's own may be longer than this run.
+            "optimizer": recipe.optimizer.model_copy(
+                update={"schedule": "constant", "decay": None, "warmup": Duration(steps=count)}
+            ),
         })  # fmt: skip
         write_recipe(short, Path(folder) / "recipe.yaml")
         log = Path(folder) / "log.txt"

@@ -167,6 +167,8 @@ def _vectors(values: Array) -> pa.Array:
 
 
 def _write(array: Path, values: Array, table: Path, columns: dict[str, pa.Array]) -> None:
+    if array.exists():
+        print(f"{array} is replaced: it was there before")
     with replacing(array) as draft, draft.open("wb") as file:
         np.save(file, values)
     with replacing(table) as draft:

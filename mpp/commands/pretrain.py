@@ -214,7 +214,8 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
         f"to be compared with: {against}\n"
         f"{replaced(progress, last.get('validation/damaged_images', []))}"
         f"encoder: {folder / 'encoder'}\n"
-        f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)'
+        f'next: timm.create_model("local-dir:{folder / "encoder"}", pretrained=True)\n'
+        f"or: mpp report {folder}; mpp embed encoder={folder} data.source=FOLDER"
         + (f"\nlook at: {folder / last['reconstructions']}" if "reconstructions" in last else "")
     )
 

@@ -19,7 +19,8 @@ def test_the_benchmark_prints_every_figure(
     monkeypatch.setattr(benchmark, "SECONDS", 0.1)
     monkeypatch.setattr(benchmark, "LOADED", 64)
     monkeypatch.setattr(benchmark, "RUN_SECONDS", 0.1)
-    recipe = load_recipe(tiny_recipe, [f"objective.kind={objective}"])
+    wsd = ["optimizer.schedule=wsd", "optimizer.decay.steps=10"]  # longer than the run that is timed
+    recipe = load_recipe(tiny_recipe, [f"objective.kind={objective}", *wsd, "optimizer.warmup.steps=0"])
     assert benchmark.benchmark(recipe) == 0
     said = capsys.readouterr().out
     assert re.search(r"loader alone, 0 workers +[\d,]+ images/s", said)

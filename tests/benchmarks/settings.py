@@ -137,6 +137,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of a turn")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or runs that are stopped would be left behind
     for model in given.models:
         print("\n".join(measure(model, given.variants, given.rounds, given.seconds)), end="\n\n", flush=True)
     return 0

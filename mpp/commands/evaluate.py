@@ -30,6 +30,7 @@ from mpp.evaluation.controls import Control
 from mpp.evaluation.evaluators import EvaluatorSettings, Options, check_feasible, scores
 from mpp.evaluation.features import EncoderReader, FeatureLayer, Features, Reader, cache_key, extract, keep, kept
 from mpp.evaluation.logistic_regression import require_solver
+from mpp.evaluation.predictions import FILE, Predictions, write_predictions
 from mpp.evaluation.settings import CONTROLS
 from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, EvaluationPart, differences, write_recipe
@@ -98,7 +99,7 @@ def evaluate_reader(
     accelerator: Accelerator,
     source_weights: str | None = None,
 ) -> dict[str, Any]:
-    """Extract the features of both splits, score them, and write `results.json` and `recipe.yaml` into `folder`."""
+    """Extract the features of both splits, score them, and write results, predictions and `recipe.yaml` to `folder`."""
 
     def say(text: str) -> None:
         if accelerator.is_main_process:
@@ -131,7 +132,7 @@ def evaluate_reader(
 
     def score(
         reader: Reader, train: Features | None, test: Features | None, patience: int | None = None, **chosen: Any
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], Predictions]:
         assert train is not None
         assert test is not None
         options = Options(recipe.labels.seed, reader.centre_for_knn, patience, accelerator.device)
@@ -145,6 +146,13 @@ def evaluate_reader(
             _check_damaged(features, images, recipe.data.max_bad_share)
             if features.damaged:
                 say(f"{images.name}: {features.damaged} images cannot be decoded, a neighbour replaces each")
+        scored, predictions = score(reader, train, test, evaluators=evaluators, dev=dev, by_depth=recipe.by_depth)
+        compared = {
+            name: score(*each, CONTROL_PATIENCE, evaluators=evaluators, dev=None, by_depth=())
+            for name, each in controls.items()
+        }
+        for name, (_, predicted) in compared.items():
+            predictions |= {f"{name}/{key}": rows for key, rows in predicted.items()}
         results = {
             "encoder": _called(recipe.encoder),
             "data": recipe.data.source,
@@ -164,17 +172,13 @@ def evaluate_reader(
             "test_images": len(test.labels),
             "classes": len(splits.train.class_names or ()),
             "recipe": recipe.model_dump(mode="json"),
-            "scores": score(reader, train, test, evaluators=evaluators, dev=dev, by_depth=recipe.by_depth),
+            "scores": scored,
             "controls": {
-                name: {
-                    evaluator: {"default": entry["default"]}
-                    for evaluator, entry in score(
-                        *each, CONTROL_PATIENCE, evaluators=evaluators, dev=None, by_depth=()
-                    ).items()
-                }
-                for name, each in controls.items()
+                name: {evaluator: {"default": entry["default"]} for evaluator, entry in entries.items()}
+                for name, (entries, _) in compared.items()
             },
         }
+        write_predictions(folder / FILE, predictions, test.labels)
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_recipe(recipe, folder / "recipe.yaml")
         shutil.rmtree(folder / "scores", ignore_errors=True)  # of a run that was interrupted

@@ -34,6 +34,7 @@ from mpp.data.splits import Splits, open_splits
 from mpp.data.table import Subset
 from mpp.encoder.export import export_classifier, save_encoder
 from mpp.encoder.pretrained import weights_digest_of
+from mpp.evaluation.predictions import FILE, Classified, compact, key_of, write_predictions
 from mpp.files import replacing, write_text
 from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe
@@ -257,6 +258,7 @@ class _FineTuning:
         run.objective.eval()
         crops = EvaluationCrops(self.splits.validation, recipe.data)
         batch = recipe.training.micro_batch_size or 256
+        classified = Classified()
         test = validation(
             self.accelerator,
             crops,
@@ -265,8 +267,10 @@ class _FineTuning:
             workers=recipe.data.workers,
             baselines={},
             every=0,
+            each=classified.add,
         )
         seen = {name.removeprefix("validation/"): value for name, value in test.call(progress.step, run.objective)}
+        predicted = classified.of_all(len(crops.images))
         images = progress.step * recipe.training.batch_size
         results = {
             "encoder": recipe.encoder.source
@@ -295,6 +299,8 @@ class _FineTuning:
             if linear is not None:
                 weight, bias = linear
                 export_classifier(encoder, weight, bias, self.classes, run.folder / "classifier", **crops)
+            predictions = {key_of("finetune", recipe.labels.fraction): compact(predicted, len(self.classes))}
+            write_predictions(run.folder / FILE, predictions, torch.as_tensor(self.splits.validation.labels))
             write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
             damaged = replaced(progress, seen.get("damaged_images", []))
             print(f"\n{damaged}{_sentence(results, run.folder)}")

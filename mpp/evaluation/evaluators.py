@@ -10,17 +10,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from mpp.data.sampler import Numbers
 from mpp.encoder.export import weights_digest
+from mpp.evaluation.arrays import checked
 from mpp.evaluation.features import FeatureLayer, Features
-from mpp.evaluation.few_shot import few_shot
-from mpp.evaluation.knn import nearest_neighbours
+from mpp.evaluation.few_shot import Score, few_shot_predictions
+from mpp.evaluation.knn import neighbour_predictions
 from mpp.evaluation.logistic_regression import linear_probe, require_solver
+from mpp.evaluation.predictions import Predictions, compact, key_of
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings, ProbeSettings
-from mpp.files import write_text
+from mpp.files import replacing, write_text
 from mpp.progress import DELAY, quiet
 from mpp.settings import Settings
 
@@ -43,23 +47,31 @@ class Options(NamedTuple):
     """Of few-shot and kNN; logistic regression always runs on the CPU."""
 
 
-def _run(settings: EvaluatorSettings, options: Options, data: Sequence[Tensor]) -> Result:
-    """One evaluator on train features and labels, and test features and labels."""
+def _run(
+    settings: EvaluatorSettings, options: Options, data: Sequence[Tensor]
+) -> tuple[Result, dict[float | None, Tensor]]:
+    """One evaluator on train features and labels, and test features and labels; and what it predicts, by setting."""
     train, known, test, asked = (tensor.to(options.device) for tensor in data)
     if isinstance(settings, FewShotSettings):
-        scores = few_shot(train, known, test, asked, settings.shots, settings.seeds, settings.l2)
+        rows = checked(train, known, test, asked, torch.float64)
+        drawn = few_shot_predictions(rows, settings.shots, settings.seeds, settings.l2)
+        scores = {count: Score.of(each, rows.test_labels) for count, each in drawn.items()}
         shots = {
             str(count): {"mean": score.mean, "std": score.std, "per_seed": list(score.per_seed)}
             for count, score in scores.items()
         }
-        return {"accuracy": sum(score.mean for score in scores.values()) / len(scores), "shots": shots}
+        accuracy = sum(score.mean for score in scores.values()) / len(scores)
+        return {"accuracy": accuracy, "shots": shots}, dict(drawn)
     if isinstance(settings, NeighbourSettings):
-        found = nearest_neighbours(train, known, test, asked, settings.k, settings.temperature, options.centre)
-        return {"accuracy": found[settings.k[0]], "k": {str(count): accuracy for count, accuracy in found.items()}}
+        rows = checked(train, known, test, asked, torch.float32)
+        voted = neighbour_predictions(rows, settings.k, settings.temperature, options.centre)
+        k = {str(count): int((each == rows.test_labels).sum()) / len(each) for count, each in voted.items()}
+        return {"accuracy": k[str(settings.k[0])], "k": k}, dict(voted)
     probe = linear_probe(train, known, test, asked, settings.grid, options.seed, options.patience)
     dev = {f"{c:g}": value for c, value in probe.dev.items()}
-    return {"accuracy": probe.accuracy, "c": probe.c, "grid_end": probe.grid_end, "converged": probe.converged,
-            "dev": dev}  # fmt: skip
+    result = {"accuracy": probe.accuracy, "c": probe.c, "grid_end": probe.grid_end, "converged": probe.converged,
+              "dev": dev}  # fmt: skip
+    return result, {None: probe.predicted}
 
 
 def scores(
@@ -72,7 +84,7 @@ def scores(
     by_depth: Sequence[str],
     options: Options,
     pieces: Path,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Predictions]:
     """Run every evaluator.
 
     Args:
@@ -87,9 +99,11 @@ def scores(
 
     Returns:
         By evaluator: `default` and `headline` (the chosen layer), each with `block`, `pool` and the evaluator's
-        result on test; and `by_depth`, the accuracy of every layer on the dev split.
+        result on test; and `by_depth`, the accuracy of every layer on the dev split. And the predictions on test, at
+        the default layer, and at the chosen one where it is another.
     """
     found: dict[str, Any] = {}
+    predictions: Predictions = {}
     chosen = default
     order = {name: number for number, name in enumerate(by_depth)}
     for settings in sorted(evaluators, key=lambda settings: order.get(settings.name, len(order))):
@@ -99,20 +113,23 @@ def scores(
             grid = {"grid": (settings.depth_c,)} if isinstance(settings, ProbeSettings) else {}
             title = f"{settings.name.replace('_', ' ')}, layers"
             for layer in tqdm(train.values, desc=title, unit="layer", delay=DELAY, disable=quiet(), leave=False):
-                here = _evaluate(settings.model_copy(update=grid), options, pieces, fitted, held, layer)
+                here, _ = _evaluate(settings.model_copy(update=grid), options, pieces, fitted, held, layer)
                 entry["by_depth"].append({**layer._asdict(), "accuracy": here["accuracy"]})
             best = max(entry["by_depth"], key=lambda at: (at["accuracy"], at["block"]))
             chosen = FeatureLayer(best["block"], best["pool"])
         for which, layer in (("default", default), ("headline", chosen)):
-            entry[which] = _evaluate(settings, options, pieces, train, test, layer)
+            entry[which], predicted = _evaluate(settings, options, pieces, train, test, layer)
+            if which == "default" or layer != default:
+                called = "default" if which == "default" else "chosen"
+                predictions |= {key_of(settings.name, each, called): rows for each, rows in predicted.items()}
         found[settings.name] = entry
-    return {settings.name: found[settings.name] for settings in evaluators}
+    return {settings.name: found[settings.name] for settings in evaluators}, predictions
 
 
 def _evaluate(
     settings: EvaluatorSettings, options: Options, pieces: Path, train: Features, test: Features, layer: FeatureLayer
-) -> Result:
-    """One evaluator at one layer, or its result in `pieces` if there is one."""
+) -> tuple[Result, dict[float | None, Tensor]]:
+    """One evaluator at one layer, or its result in `pieces` if there is one; and what it predicts, by its setting."""
     data = (train.values[layer], train.labels, test.values[layer], test.labels)
     digest = weights_digest({str(number): tensor for number, tensor in enumerate(data)})
     own = f"{options.seed} {options.centre} {options.patience}"
@@ -120,11 +137,16 @@ def _evaluate(
     path = pieces / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
         found: Result = json.loads(path.read_text())
-    except (OSError, ValueError):
-        found = _run(settings, options, data)
+        predicted = load_file(path.with_suffix(".safetensors"))
+    except (OSError, ValueError, SafetensorError):
+        found, by_setting = _run(settings, options, data)
+        classes = int(train.labels.max()) + 1
+        predicted = {"" if name is None else f"{name:g}": compact(rows, classes) for name, rows in by_setting.items()}
         pieces.mkdir(parents=True, exist_ok=True)
+        with replacing(path.with_suffix(".safetensors")) as draft:
+            save_file(predicted, draft)
         write_text(path, json.dumps(found))
-    return {**layer._asdict(), **found}
+    return {**layer._asdict(), **found}, {float(name) if name else None: rows for name, rows in predicted.items()}
 
 
 def check_feasible(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpp.evaluation.arrays import checked
+from mpp.evaluation.arrays import Labelled, checked
 
 BIAS = 100.0
 EPSILON = 1e-5
@@ -32,6 +32,11 @@ class Score:
     """Accuracies in [0, 1] over the seeds that draw the shots."""
 
     per_seed: tuple[float, ...]
+
+    @classmethod
+    def of(cls, predicted: Tensor, labels: Tensor) -> Score:
+        """The score of predictions `(seeds, M)`, where the labels are `(M,)`."""
+        return cls(tuple(int((row == labels).sum()) / len(labels) for row in predicted))
 
     @property
     def mean(self) -> float:
@@ -75,20 +80,31 @@ def few_shot(
             are not finite.
     """
     data = checked(train_features, train_labels, test_features, test_labels, torch.float64)
+    found = few_shot_predictions(data, shots, seeds, l2)
+    return {count: Score.of(rows, data.test_labels) for count, rows in found.items()}
+
+
+def few_shot_predictions(
+    data: Labelled, shots: Sequence[int] | int, seeds: Sequence[int] | int, l2: float | Literal["auto"] = L2
+) -> dict[int, Tensor]:
+    """The class that `few_shot` predicts of each test image, by the number of shots: int64 `(seeds, M)`.
+
+    Raises:
+        ValueError: as `few_shot`.
+    """
     shots, seeds = _numbers(shots, "shots", 1), _numbers(seeds, "seeds", 0)
     number = isinstance(l2, int | float | np.integer | np.floating) and not isinstance(l2, bool)
     if l2 != "auto" and not (number and 0 < l2 < math.inf):
         raise ValueError(f"l2 must be a number above 0, or auto; found {l2!r}")
-    per_seed: dict[int, list[float]] = {count: [] for count in shots}
+    predicted: dict[int, list[Tensor]] = {count: [] for count in shots}
     for seed in seeds:
         rows = torch.from_numpy(shot_rows(data.train_labels.cpu(), max(shots), seed)).to(data.train.device)
         for count in shots:
             chosen = rows[:, :count].reshape(-1)
             ridge = Ridge(data.train[chosen], data.train_labels[chosen], data.classes)
             value = ridge.best_l2(count) if l2 == "auto" else float(l2)
-            predicted = ridge.scores(data.test, value).argmax(-1)
-            per_seed[count].append(int((predicted == data.test_labels).sum()) / len(predicted))
-    return {count: Score(tuple(values)) for count, values in per_seed.items()}
+            predicted[count].append(ridge.scores(data.test, value).argmax(-1))
+    return {count: torch.stack(rows) for count, rows in predicted.items()}
 
 
 def _numbers(values: Any, name: str, least: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +45,8 @@ class Probe:
     """C → accuracy on the dev split."""
     converged: bool
     """Whether all fits, of the grid and the last one, reached a gradient below `TOLERANCE`."""
+    predicted: Tensor = field(repr=False, compare=False)
+    """The class of each test image: int64 `(M,)`."""
 
     @property
     def grid_end(self) -> Literal["smallest", "largest"] | None:
@@ -117,7 +119,8 @@ def _choose_and_fit(
     best = max(dev, key=lambda c: (dev[c], -c)) if dev else grid[0]
     model = _Regression(rows, labels)
     converged.append(model.fit(best))
-    return Probe(_accuracy(model.predict(test), test_labels), best, dev, all(converged))
+    predicted = model.predict(test)
+    return Probe(_accuracy(predicted, test_labels), best, dev, all(converged), predicted)
 
 
 def require_solver() -> None:

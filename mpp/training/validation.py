@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,12 @@ def validation(
     workers: int,
     baselines: dict[str, float],
     every: int,
+    each: Callable[[Batch, Any], None] | None = None,
 ) -> Callback:
     """A callback that yields `validation/…`: the objective's scores on these rows, and the baselines.
 
-    The rows are divided among the processes; their corruption is decided by the row number alone.
+    The rows are divided among the processes; their corruption is decided by the row number alone. `each` is called
+    with every batch of this process and the objective's output.
     """
 
     def call(step: int, objective: Objective) -> Iterable[tuple[str, Any]]:
@@ -50,6 +52,8 @@ def validation(
             with torch.no_grad(), accelerator.autocast():
                 prediction = objective.forward(batch.pixels, batch.samples, batch.labels)
                 totals = sums.add(totals, objective.scores(prediction, batch.pixels))
+            if each is not None:
+                each(batch, prediction)
         means = objective.summary(mean_scores(accelerator, totals))
         yield from ((f"validation/{name}", value) for name, value in (means | baselines).items())
         if processes > 1:

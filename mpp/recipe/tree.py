@@ -86,7 +86,8 @@ class FinetuningPart(TrainingPart):
     """Shares of the downstream labels, each a run of its own; empty leaves fine-tuning out."""
 
     dev: float = Field(default=0.1, ge=0, lt=1)
-    """Share of those on which `search` chooses settings. Without a search nothing is held out."""
+    """Share of those on which `search` chooses settings, or by which `early_stopping` ends a run. Without either nothing
+    is held out."""
 
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """Stochastic depth in fine-tuning."""
@@ -94,6 +95,7 @@ class FinetuningPart(TrainingPart):
     objective: FineTuningSettings = FineTuningSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     search: SearchSettings = SearchSettings()
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
 
 
 class EvaluationPart(Settings):
@@ -262,12 +264,27 @@ class GapRecipe(Settings):
                 study.arm(name).optimizer_of(self.pretraining.optimizer)
             except ValueError as error:
                 yield "study.arms", f"{name}: {error}"
-        if tuned.search.is_asked_for and not tuned.dev:
-            yield "finetuning.search", "search chooses by a dev split; give finetuning.dev a share above 0"
+        if (tuned.search.is_asked_for or tuned.early_stopping.patience) and not tuned.dev:
+            setting = "search" if tuned.search.is_asked_for else "early_stopping"
+            yield f"finetuning.{setting}", f"{setting} chooses by a dev split; give finetuning.dev a share above 0"
+        if tuned.search.is_asked_for and tuned.early_stopping.patience:
+            message = "early_stopping does not go with search; choose rates by study.pilot"
+            yield "finetuning.early_stopping", message
+        if (pilot := study.pilot) is not None:
+            if tuned.search.is_asked_for:
+                yield "study.pilot", "the pilot does not go with finetuning.search: both choose; leave one of them out"
+            if study.both_ways:
+                yield "study.pilot", "the pilot chooses for one direction; leave study.both_ways out"
+            own = [name for name in study.names if "lr" in study.arm(name).optimizer] if pilot.lr else []
+            if own:
+                message = f"pilot.lr is the same grid for all arms, and {', '.join(own)} has an optimizer.lr of its own"
+                yield "study.pilot", f"{message}; leave that out"
+            if down.reserved:
+                yield "downstream.reserved", "leave it out: study.pilot.reserved decides it"
         micro_batch_size = tuned.training.micro_batch_size or tuned.training.batch_size
         if (tuned.augmentation.mixup or tuned.augmentation.cutmix) and micro_batch_size % 2:
             yield "finetuning.augmentation", "mixup and CutMix pair the images of a micro-batch; let it be even"
-        if not (study.arms or study.controls or (study.axis_arms and (study.images or study.sizes))):
+        if not (study.arms or study.controls or (study.axis_arms and study.has_axes)):
             yield "study.arms", "arms is empty, and nothing else is asked for: there is nothing to run"
         same = _same_images(up, down)
         both = f"upstream and downstream are both {up.source}, {up.split}"

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,8 +28,6 @@ POLL = 0.2
 """Seconds between checks of the processes."""
 SHOWN_EVERY = 1.0
 """Seconds between looks at their progress."""
-OUTCOME = "unit.json"
-"""The file of a finished unit's results, in its folder."""
 
 
 class UnitProcess:
@@ -69,13 +67,13 @@ class UnitProcess:
         return NOT_YET if code and self._asked < math.inf else code
 
 
-def run_all(recipe: GapRecipe, folder: Path, units: Sequence[Unit], failed: list[str]) -> int:
+def run_all(recipe: GapRecipe, units: Sequence[Unit], is_done: Callable[[Unit], bool], failed: list[str]) -> int:
     """Run every unit that is not finished, and list those that fail in `failed`: 0, or the exit code of a stop."""
-    stop, study = StopRequest(), recipe.study
+    stop, study, folder = StopRequest(), recipe.study, Path(recipe.output_dir)
     stop.listen()
     deadline = time.monotonic() + 60 * study.minutes if study.minutes else math.inf
     names = {unit: f"[{number}/{len(units)}] {unit}" for number, unit in enumerate(units, start=1)}
-    waiting = _unfinished(folder, units)
+    waiting = [unit for unit in units if not is_done(unit)]
     for unit in units:
         if unit not in waiting:
             print(f"{names[unit]}: done before", flush=True)
@@ -106,15 +104,11 @@ def run_all(recipe: GapRecipe, folder: Path, units: Sequence[Unit], failed: list
             for process in running.values():
                 process.ask_to_stop()
             time.sleep(POLL)
-    left, number = len(_unfinished(folder, units)), stop.asked()
+    left, number = sum(not is_done(unit) for unit in units), stop.asked()
     if not left or (failed and number is None and left == len(failed)):
         return 0
     print(f"\n{left} of {len(units)} are left. Give the same command again to resume.")
     return NOT_YET if number is None else exit_code(number)
-
-
-def _unfinished(folder: Path, units: Sequence[Unit]) -> list[Unit]:
-    return [unit for unit in units if not (folder / str(unit) / OUTCOME).is_file()]
 
 
 def _report(

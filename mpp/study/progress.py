@@ -41,8 +41,8 @@ def stages_of(recipe: GapRecipe, unit: Unit) -> list[Stage]:
     recipes, found = recipes_of(recipe, unit), list[Stage]()
     if recipes.pretrain is not None:
         found.append(_stage("pre-training", recipes.pretrain))
-    for fraction, tuning in recipes.finetune.items():
-        title = f"fine-tuning on {100 * float(fraction):g} %"
+    for tried, tuning in recipes.finetune.items():
+        title = f"fine-tuning on {100 * tried.fraction:g} %" + (f" at {tried.lr:g}" if tried.lr else "")
         for candidate in combinations(tuning) if tuning.search.is_asked_for else ():
             folder = str(Path(tuning.output_dir) / "search" / str(candidate))
             found.append(_stage(f"search {candidate}", with_candidate(tuning, candidate, output_dir=folder)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpp.commands.search import Candidate
+from mpp.evaluation.predictions import FILE, Predictions, key_of, read_predictions
 from mpp.evaluation.settings import InTrainingSettings
 from mpp.recipe import PretrainRecipe
 from mpp.study.units import Recipes, Unit, Variant
@@ -27,6 +28,12 @@ class Row(NamedTuple):
     """Pre-training images where not all are used."""
     size: str | None = None
     """Another encoder of `study.sizes`."""
+    length: float | None = None
+    """Of pre-training, in multiples of the recipe's."""
+    corruption: float | None = None
+    """Share of corrupted patches, where it is not the arm's own."""
+    target: str | None = None
+    """Another target of `study.targets`."""
     evaluator: str = ""
     """`few_shot`, `knn`, `linear_probe`, `finetune`; `search` (its cost), `pretrain`, `evaluate` (its data)."""
     setting: float | None = None
@@ -45,7 +52,9 @@ class Row(NamedTuple):
     @property
     def variant(self) -> Variant:
         """How its unit departs from the study's own settings."""
-        return Variant(self.direction == "swapped", self.images, self.size)
+        return Variant(
+            self.direction == "swapped", self.images, self.size, self.length, self.corruption, self.target
+        )
 
     @property
     def measure(self) -> Measure:
@@ -59,6 +68,11 @@ class Measure(NamedTuple):
     evaluator: str
     setting: float | None = None
     layer: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of its predictions."""
+        return key_of(*self)
 
     @property
     def title(self) -> str:
@@ -108,16 +122,15 @@ def measures(cells: Cells, layer: str = "chosen") -> list[Measure]:
 
 def unit_rows(unit: Unit, recipes: Recipes, home: Path) -> list[Row]:
     """All numbers of a finished unit, from the files in its folder; those that are not finite are left out."""
-    swapped, images, size = unit.variant
-    own = Row(unit.arm, unit.seed, "swapped" if swapped else "forward", images, size)
+    swapped, *others = unit.variant
+    own = Row(unit.arm, unit.seed, "swapped" if swapped else "forward", *others)
     found: list[Row] = []
     if recipes.pretrain is not None:
         found += _pretraining(own._replace(evaluator="pretrain"), recipes.pretrain, home / "pretrain")
     if recipes.evaluate is not None:
         found += _evaluation(own, json.loads((home / "evaluation" / "results.json").read_text()))
-    for fraction in recipes.finetune:
-        tuned = own._replace(evaluator="finetune", setting=float(fraction))
-        found += _finetuning(tuned, home / f"finetune-{fraction}")
+    for tuning in recipes.finetune:
+        found += _finetuning(own._replace(evaluator="finetune", setting=tuning.fraction), home / tuning.folder)
     return [row for row in found if math.isfinite(row.value)]
 
 
@@ -190,6 +203,15 @@ def _finetuning(own: Row, folder: Path) -> Iterator[Row]:
             if "validation/accuracy" in entry:
                 accuracy = entry["validation/accuracy"]
                 yield own._replace(metric="dev_accuracy", samples=entry["samples"], value=accuracy)
+
+
+def unit_predictions(recipes: Recipes, home: Path) -> Predictions:
+    """What a finished unit predicted of each test image, all its evaluators together."""
+    folders = [home / "evaluation"] if recipes.evaluate is not None else []
+    found: Predictions = {}
+    for folder in (*folders, *(home / tuning.folder for tuning in recipes.finetune)):
+        found |= read_predictions(folder / FILE)
+    return found
 
 
 def read(rows: Iterable[Sequence[Any]]) -> list[Row]:

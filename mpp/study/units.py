@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ from mpp.evaluation.settings import CONTROLS, FeatureSettings
 from mpp.objective.settings import ObjectiveSettings
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, differences
 from mpp.settings import Duration
-from mpp.study.settings import OtherEncoder
+from mpp.study.arms import Arm
+from mpp.study.settings import OtherEncoder, StudySettings
 from mpp.training.settings import ComputeSettings, ReconstructionSettings, TrainingSettings
 
 DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache", "training.micro_batch_size",
@@ -32,6 +34,28 @@ class Variant(NamedTuple):
     """Pre-training images; None is all of them."""
     size: str | None = None
     """Name of another encoder of `study.sizes`."""
+    length: float | None = None
+    """Of pre-training, in multiples of the recipe's."""
+    corruption: float | None = None
+    """Share of corrupted patches."""
+    target: str | None = None
+    """Name of another target of `study.targets`."""
+
+    @property
+    def path(self) -> list[str]:
+        """The folders of its units."""
+        names = {"images": self.images, "size": self.size, "length": self.length, "corruption": self.corruption,
+                 "target": self.target}  # fmt: skip
+        parts = [f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}"
+                 for name, value in names.items() if value is not None]  # fmt: skip
+        return ["swapped", *parts] if self.swapped else parts
+
+
+class Trial(NamedTuple):
+    """What a unit of the pilot tries in pre-training; fine-tunings try the rest of the grid."""
+
+    lr: float | None = None
+    """The learning rate; None where nothing is tried."""
 
 
 class Unit(NamedTuple):
@@ -40,11 +64,32 @@ class Unit(NamedTuple):
     arm: str
     seed: int
     variant: Variant = Variant()
+    trial: Trial | None = None
+    """Of a unit of the pilot."""
 
     def __str__(self) -> str:
-        swapped, images, size = self.variant
-        parts = ["swapped" if swapped else "", f"images-{images}" if images else "", f"size-{size}" if size else ""]
-        return "/".join(filter(None, (*parts, self.arm, f"seed-{self.seed}")))
+        parts = self.variant.path
+        if self.trial is not None:
+            parts = ["pilot", *parts]
+        rate = [f"lr-{self.trial.lr:g}"] if self.trial is not None and self.trial.lr is not None else []
+        return "/".join([*parts, self.arm, *rate, f"seed-{self.seed}"])
+
+
+class Tuning(NamedTuple):
+    """One fine-tuning of a unit; in the pilot one of a grid."""
+
+    fraction: float
+    """Of the labels."""
+    lr: float | None = None
+    """None takes the study's own."""
+    pool: str | None = None
+    """None takes the encoder's own."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder in that of the unit."""
+        tried = (f"-lr-{self.lr:g}" if self.lr else "") + (f"-{self.pool}" if self.pool else "")
+        return f"finetune-{self.fraction:g}{tried}"
 
 
 @dataclass(frozen=True)
@@ -55,13 +100,13 @@ class Recipes:
     """Of the arm."""
     pretrain: PretrainRecipe | None
     evaluate: EvaluateRecipe | None
-    finetune: dict[str, FinetuneRecipe]
-    """By the fraction of the labels."""
+    finetune: dict[Tuning, FinetuneRecipe]
+    """By what is tried; without a pilot by the fraction of the labels alone."""
 
     def named(self) -> dict[str, PretrainRecipe | EvaluateRecipe | FinetuneRecipe]:
         """Each recipe by what it is for."""
         stages: dict[str, Any] = {"pretrain": self.pretrain, "evaluate": self.evaluate}
-        stages |= {f"finetune {fraction}": each for fraction, each in self.finetune.items()}
+        stages |= {tuning.folder.replace("-", " ", 1): each for tuning, each in self.finetune.items()}
         return {name: each for name, each in stages.items() if each is not None}
 
     def plain(self) -> dict[str, Any]:
@@ -91,18 +136,53 @@ class Recipes:
 
 
 def units_of(recipe: GapRecipe) -> list[Unit]:
-    """All units of a study, seed by seed, so that an interrupted study can already be read."""
+    """All units of a study after its pilot, seed by seed, so that an interrupted study can already be read."""
     study = recipe.study
     found: list[Unit] = []
     controls = CONTROLS if study.controls else ()
-    pretrained = [arm for arm in study.axis_arms if study.arm(arm).objective is not None]
     for swapped in (False, True) if study.both_ways else (False,):
         for seed in study.seeds:  # controls too: the seed decides which labelled images there are, and the shots
             found += [Unit(arm, seed, Variant(swapped)) for arm in (*controls, *study.arms)]
-            found += [Unit(arm, seed, Variant(swapped, images)) for images in study.images for arm in pretrained]
-            for size, other in study.sizes.items():
-                found += [Unit(arm, seed, Variant(swapped, None, size)) for arm in (other.arms or study.axis_arms)]
+            for variant in variants_of(study):
+                other = study.sizes[variant.size] if variant.size else None
+                arms = study.axis_arms if other is None or other.arms is None else other.arms
+                here = variant._replace(swapped=swapped)
+                found += [Unit(arm, seed, here) for arm in arms if _applies(study.arm(arm), variant)]
     return list(dict.fromkeys(found))
+
+
+def variants_of(study: StudySettings) -> list[Variant]:
+    """How units depart from the study's own settings: along one axis at a time, or with `crossed` along several."""
+    axes: dict[str, tuple[Any, ...]] = {
+        "images": study.images, "size": tuple(study.sizes), "length": study.lengths, "corruption": study.corruptions,
+        "target": tuple(study.targets),
+    }  # fmt: skip
+    if not study.crossed:
+        return [Variant(**{name: value}) for name, values in axes.items() for value in values]
+    combined = itertools.product(*((None, *values) for values in axes.values()))
+    return [Variant(**dict(zip(axes, values, strict=True))) for values in combined if any(v is not None for v in values)]
+
+
+def _applies(arm: Arm, variant: Variant) -> bool:
+    """Whether an arm can depart in this way: all but the size are of pre-training, two of what is predicted."""
+    if arm.objective is None:
+        return variant == Variant(size=variant.size)
+    known = type(arm.objective).model_fields
+    return (variant.corruption is None or "corruption" in known) and (variant.target is None or "target" in known)
+
+
+def pilot_units(recipe: GapRecipe) -> list[Unit]:
+    """The units of the pilot: every arm with every pre-training rate of the grid."""
+    study, pilot = recipe.study, recipe.study.pilot
+    if pilot is None:
+        return []
+    found: list[Unit] = []
+    for name in study.names:
+        arm = study.arm(name)
+        rates: tuple[float | None, ...] = pilot.lr if arm.objective is not None and pilot.lr else (None,)
+        if arm.role != "control" and (len(rates) > 1 or recipe.finetuning.fractions):
+            found += [Unit(name, pilot.seed, trial=Trial(rate)) for rate in rates]
+    return found
 
 
 def unit_named(recipe: GapRecipe, name: str) -> Unit:
@@ -111,7 +191,7 @@ def unit_named(recipe: GapRecipe, name: str) -> Unit:
     Raises:
         SettingError: if the study has no such unit.
     """
-    known = {str(unit): unit for unit in units_of(recipe)}
+    known = {str(unit): unit for unit in (*pilot_units(recipe), *units_of(recipe))}
     if name not in known:
         raise recipe.study.error(only=f"there is no unit {name!r}; this study has {', '.join(known)}")
     return known[name]
@@ -119,29 +199,42 @@ def unit_named(recipe: GapRecipe, name: str) -> Unit:
 
 def data_of(recipe: GapRecipe, *, swapped: bool) -> tuple[DataSettings, DataSettings]:
     """The upstream and the downstream images of a direction."""
-    return (recipe.downstream, recipe.upstream) if swapped else (recipe.upstream, recipe.downstream)
+    upstream, downstream = recipe.upstream, recipe.downstream
+    if recipe.study.pilot is not None:
+        downstream = _changed(downstream, reserved=recipe.study.pilot.reserved)
+    return (downstream, upstream) if swapped else (upstream, downstream)
 
 
 def recipes_of(recipe: GapRecipe, unit: Unit) -> Recipes:
     """The recipes of a unit, in its folder."""
-    arm, (swapped, images, size) = recipe.study.arm(unit.arm), unit.variant
-    upstream, downstream = data_of(recipe, swapped=swapped)
-    encoder = _other(recipe.encoder, recipe.study.sizes[size]) if size else recipe.encoder
+    arm, variant = recipe.study.arm(unit.arm), unit.variant
+    upstream, downstream = data_of(recipe, swapped=variant.swapped)
+    if unit.trial is not None:
+        downstream = _changed(downstream, evaluate_on="reserved")
+    encoder = _other(recipe.encoder, recipe.study.sizes[variant.size]) if variant.size else recipe.encoder
     start = encoder if arm.start == "random" else _changed(encoder, source=arm.start)
     pretrain = evaluate = None
     if arm.objective is not None:
-        data = _changed(upstream, images=images) if images else upstream
-        pretrain = _pretrain(recipe, unit, start, data, arm.objective)
+        pretrain = _pretrain(recipe, unit, start, upstream, arm.objective)
         start = _changed(encoder, source=pretrain.output_dir)
     control = arm.role == "control"
     if control and encoder.patch_size is None:  # the size of the patches whose colours are the control
         layout = encoder.architecture(downstream.image_size).layout
         start = _changed(start, patch_size=layout.patch_size if layout is not None else None)
-    if arm.role != "scratch":
+    if arm.role != "scratch" and (unit.trial is None or not recipe.finetuning.fractions):
         evaluate = _evaluate(recipe, unit, start, downstream, control=control)
-    fractions = () if control else recipe.finetuning.fractions
-    finetune = {f"{fraction:g}": _finetune(recipe, unit, start, downstream, fraction) for fraction in fractions}
+    tunings = () if control else _tunings(recipe, unit)
+    finetune = {tuning: _finetune(recipe, unit, start, downstream, tuning) for tuning in tunings}
     return Recipes(arm.start, pretrain, evaluate, finetune)
+
+
+def _tunings(recipe: GapRecipe, unit: Unit) -> list[Tuning]:
+    """The fine-tunings of a unit: one for each share of the labels, in the pilot a grid for each."""
+    fractions, pilot = recipe.finetuning.fractions, recipe.study.pilot
+    if unit.trial is None or pilot is None:
+        return [Tuning(fraction) for fraction in fractions]
+    grid = itertools.product(fractions, pilot.pools or (None,), pilot.finetuning_lr or (None,))
+    return [Tuning(fraction, lr, pool) for fraction, pool, lr in grid]
 
 
 def _folder(recipe: GapRecipe, unit: Unit, name: str) -> str:
@@ -151,17 +244,27 @@ def _folder(recipe: GapRecipe, unit: Unit, name: str) -> str:
 def _pretrain(
     recipe: GapRecipe, unit: Unit, start: EncoderSettings, data: DataSettings, objective: ObjectiveSettings
 ) -> PretrainRecipe:
-    part, arm = recipe.pretraining, recipe.study.arm(unit.arm)
-    sections = {**dict(part), "optimizer": arm.optimizer_of(part.optimizer)}
+    part, study, variant = recipe.pretraining, recipe.study, unit.variant
+    optimizer = study.arm(unit.arm).optimizer_of(part.optimizer)
+    chosen = study.choices.get(unit.arm)
+    if rate := unit.trial.lr if unit.trial is not None else chosen.lr if chosen is not None else None:
+        optimizer = _changed(optimizer, lr=rate)
+    if variant.corruption is not None:
+        corruption = dict(objective)["corruption"]
+        objective = _changed(objective, corruption=_changed(corruption, fraction=variant.corruption))
+    if variant.target is not None:
+        objective = _changed(objective, target=study.targets[variant.target])
+    sections = {**dict(part), "optimizer": optimizer}
+    factor = study.scale * (variant.length or 1)
     return PretrainRecipe(
         command="pretrain",
         seed=unit.seed,
         output_dir=_folder(recipe, unit, "pretrain"),
-        data=data,
+        data=_changed(data, images=variant.images) if variant.images else data,
         encoder=start,
         objective=objective,
         reconstructions=ReconstructionSettings(every=Duration(steps=0)),
-        **{name: scaled(section, recipe.study.scale) for name, section in sections.items()},
+        **{name: scaled(section, factor) for name, section in sections.items()},
     )
 
 
@@ -188,21 +291,27 @@ def _evaluate(
 
 
 def _finetune(
-    recipe: GapRecipe, unit: Unit, start: EncoderSettings, data: DataSettings, fraction: float
+    recipe: GapRecipe, unit: Unit, start: EncoderSettings, data: DataSettings, tuning: Tuning
 ) -> FinetuneRecipe:
-    part = recipe.finetuning
+    part, study = recipe.finetuning, recipe.study
     sections = {name: section for name, section in part if name in FinetuneRecipe.model_fields}
-    if recipe.study.arm(unit.arm).budget == "total":
-        before = scaled(recipe.pretraining.training, recipe.study.scale)
+    if study.arm(unit.arm).budget == "total":
+        before = scaled(recipe.pretraining.training, study.scale)
         sections["training"] = _changed(part.training, duration=_together(part.training, before))
-    dev = part.dev if part.search.is_asked_for else 0.0  # nothing else is chosen: train on all labelled images
+    chosen = study.choices[unit.arm].finetuning if unit.trial is None and unit.arm in study.choices else {}
+    own = chosen.get(f"{tuning.fraction:g}")
+    lr, pool = (tuning.lr, tuning.pool) if own is None else (own.lr, own.pool)
+    if lr is not None:
+        sections["optimizer"] = _changed(part.optimizer, lr=lr)
+    chooses = part.search.is_asked_for or part.early_stopping.patience
     return FinetuneRecipe(
         command="finetune",
         seed=unit.seed,
-        output_dir=_folder(recipe, unit, f"finetune-{fraction:g}"),
+        output_dir=_folder(recipe, unit, tuning.folder),
         data=_downstream(data),
-        labels=LabelSettings(fraction=fraction, dev=dev, seed=unit.seed),
-        encoder=_changed(start, drop_path=part.drop_path),
+        # Where nothing else is chosen, all labelled images are trained on.
+        labels=LabelSettings(fraction=tuning.fraction, dev=part.dev if chooses else 0.0, seed=unit.seed),
+        encoder=_changed(start, drop_path=part.drop_path, **({} if pool is None else {"pool": pool})),
         **sections,
     )
 

@@ -1,0 +1,112 @@
+"""The pilot of a study: what each arm tried, and the rates that its dev accuracy chooses."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpp.study.settings import Choice, PilotSettings, TuningChoice
+from mpp.study.units import Recipes, Unit
+from mpp.training.checkpoint import Checkpoints
+
+JUDGES = ("linear_probe", "knn", "few_shot")
+"""Evaluators by whose accuracy a rate is chosen where nothing is fine-tuned, the first that is there."""
+
+
+class Tried(NamedTuple):
+    """One training of the pilot, or one evaluation of frozen features."""
+
+    arm: str
+    stage: str
+    """`pretrain`, `finetune` or `evaluate`."""
+    lr: float | None
+    """Of pre-training; None where none was tried."""
+    fraction: float | None = None
+    """Of the labels, in fine-tuning."""
+    tuning_lr: float | None = None
+    pool: str | None = None
+    accuracy: float | None = None
+    """On the reserved images; None for pre-training."""
+    images_seen: float = 0.0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+
+def tried_by(unit: Unit, recipes: Recipes, home: Path) -> Iterator[Tried]:
+    """What a finished unit of the pilot tried, from the files in its folder."""
+    assert unit.trial is not None
+    own = Tried(unit.arm, "pretrain", unit.trial.lr)
+    if recipes.pretrain is not None:
+        checkpoint = Checkpoints(home / "pretrain" / "checkpoints", 2).newest(print)
+        assert checkpoint is not None
+        images = checkpoint.step * recipes.pretrain.training.batch_size
+        state = checkpoint.state
+        yield own._replace(
+            images_seen=images, flops=images * state["flops_per_image"], seconds=state["progress"]["seconds"]
+        )
+    if recipes.evaluate is not None:
+        scores = json.loads((home / "evaluation" / "results.json").read_text())["scores"]
+        judge = next(name for name in JUDGES if name in scores)
+        yield own._replace(stage="evaluate", accuracy=scores[judge]["headline"]["accuracy"])
+    for tuning in recipes.finetune:
+        results = json.loads((home / tuning.folder / "results.json").read_text())
+        cost = {name: float(results[name]) for name in ("images_seen", "flops", "seconds")}
+        chosen = results["chosen"]
+        yield own._replace(
+            stage="finetune", fraction=tuning.fraction, tuning_lr=tuning.lr and chosen["lr"],
+            pool=tuning.pool and chosen["pool"], accuracy=results["test"]["accuracy"], **cost,
+        )  # fmt: skip
+
+
+def choices_of(tried: Iterable[Tried]) -> dict[str, Choice]:
+    """The choice of each arm: the pre-training rate whose fine-tuning is best, and the best fine-tuning at that rate.
+
+    With several shares of the labels, pre-training rates are compared by the mean over them. Of equals the smaller rate
+    is taken.
+    """
+    found: dict[str, Choice] = {}
+    scored = [each for each in tried if each.accuracy is not None]
+    for arm in dict.fromkeys(each.arm for each in scored):
+        by_rate: dict[float | None, list[Tried]] = {}
+        for each in scored:
+            if each.arm == arm:
+                by_rate.setdefault(each.lr, []).append(each)
+        best = {rate: _best(own) for rate, own in by_rate.items()}
+        means = {rate: statistics.fmean(each.accuracy or 0.0 for each in own.values()) for rate, own in best.items()}
+        rate = max(means, key=lambda lr: (means[lr], -(lr or 0.0)))
+        tuned = {
+            f"{fraction:g}": TuningChoice(lr=each.tuning_lr, pool=each.pool)  # pyright: ignore[reportArgumentType]
+            for fraction, each in best[rate].items()
+            if fraction is not None
+        }
+        found[arm] = Choice(lr=rate, finetuning=tuned)
+    return found
+
+
+def _best(tried: Sequence[Tried]) -> dict[float | None, Tried]:
+    """The best at each share of the labels; of equals that of the smaller rate."""
+    found: dict[float | None, Tried] = {}
+    for each in sorted(tried, key=lambda each: each.tuning_lr or 0.0):
+        if each.fraction not in found or (each.accuracy or 0.0) > (found[each.fraction].accuracy or 0.0):
+            found[each.fraction] = each
+    return found
+
+
+def ends_of(choice: Choice, pilot: PilotSettings) -> list[str]:
+    """The chosen rates that are at an end of their grid, in words: a better one may lie beyond."""
+    rates = [("pre-training", choice.lr, pilot.lr)]
+    rates += [(f"fine-tuning on {100 * float(fraction):g} %", tuning.lr, pilot.finetuning_lr)
+              for fraction, tuning in choice.finetuning.items()]  # fmt: skip
+    found = []
+    for what, rate, grid in rates:
+        if rate is not None and len(grid) > 1 and rate in (min(grid), max(grid)):
+            found.append(f"{what}: {rate:g} is the {'smallest' if rate == min(grid) else 'largest'} rate of the grid")
+    return found
+
+
+def read(rows: Iterable[Sequence[Any]]) -> list[Tried]:
+    """Rows from JSON."""
+    return [Tried(*row) for row in rows]

@@ -51,11 +51,8 @@ class ArrowTable:
     ) -> None:
         table = selection.table
         for setting, column in (("image_column", image), ("label_column", label)):
-            if column is not None and column not in table.column_names:
-                near = difflib.get_close_matches(column, table.column_names, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                message = f"{name} has no column {column!r} among {', '.join(table.column_names)}{hint}"
-                raise SettingError({setting: message})
+            if column is not None:
+                require_column(table, column, setting, name)
         if len(table) == 0:
             raise ValueError(f"{name} is empty: it has no rows")
         self.name, self.split = name, split
@@ -104,10 +101,7 @@ class ArrowTable:
 
 def _labels(selection: Selection, column: str, class_names: list[str], name: str) -> Numbers:
     """The class of each row: int64 `(rows,)`. Raises ValueError if a label is outside the classes."""
-    values = selection.table.with_format("arrow")[:][column].to_pylist()
-    index: dict[Any, int] = {None: -1, **{label: number for number, label in enumerate(class_names)}}
-    numbers = [index.get(value, -1) if value is None or isinstance(value, str) else value for value in values]
-    labels = np.array(numbers, dtype=np.int64)
+    labels, values = class_numbers(selection.table, column, class_names)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
         row, value = selection.split_rows[wrong[0]], values[wrong[0]]
@@ -116,6 +110,23 @@ def _labels(selection: Selection, column: str, class_names: list[str], name: str
             f"{len(class_names)} classes; the first is row {row} with {value!r}"
         )
     return labels
+
+
+def class_numbers(table: datasets.Dataset, column: str, class_names: list[str]) -> tuple[Numbers, list[Any]]:
+    """The number of each row's class, int64 `(rows,)`, and what the column holds. Rows without a label have −1."""
+    values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    index: dict[Any, int] = {None: -1, **{label: number for number, label in enumerate(class_names)}}
+    numbers = [index.get(value, -1) if value is None or isinstance(value, str) else value for value in values]
+    return np.array(numbers, dtype=np.int64), values
+
+
+def require_column(table: datasets.Dataset, column: str, setting: str, name: str) -> None:
+    """Raise SettingError if the table called `name` has no such column."""
+    if column not in table.column_names:
+        near = difflib.get_close_matches(column, table.column_names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        message = f"{name} has no column {column!r} among {', '.join(table.column_names)}{hint}"
+        raise SettingError({setting: message})
 
 
 def image_column(table: datasets.Dataset, settings: DataSettings) -> str:

@@ -34,14 +34,34 @@ def dev_split(labels: Any, share: float, seed: int) -> tuple[Numbers, Numbers]:
     """
     if not 0 < share < 1:
         raise ValueError(f"the share of the dev split lies in (0, 1); found {share:g}")
-    train, dev = [], []
-    for rows in _shuffled(labels, seed, "dev split"):
-        held = min(max(int(share * len(rows) + 0.5), 1), len(rows) - 1)
-        dev.append(rows[:held])
-        train.append(rows[held:])
-    if not sum(map(len, dev)):
+    train, dev = _divided(labels, share, seed, "dev split")
+    if not len(dev):
         raise ValueError("no class has two images, one of which could be held out for the dev split")
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(dev))
+    return train, dev
+
+
+def reserve(labels: Any, share: float) -> tuple[Numbers, Numbers]:
+    """Divide all rows into those to train on and a share in (0, 1) that nothing trains on; both ascending.
+
+    Of each class as many rows as in `dev_split`, but always the same ones: no seed decides them.
+
+    Raises:
+        ValueError: if no class has two rows.
+    """
+    train, reserved = _divided(labels, share, 0, "reserved")
+    if not len(reserved):
+        raise ValueError("no class has two images, one of which could be reserved")
+    return train, reserved
+
+
+def _divided(labels: Any, share: float, seed: int, purpose: str) -> tuple[Numbers, Numbers]:
+    """Most rows of each class, and the share that is held out; both ascending."""
+    train, held_out = [], []
+    for rows in _shuffled(labels, seed, purpose):
+        held = min(max(int(share * len(rows) + 0.5), 1), len(rows) - 1)
+        held_out.append(rows[:held])
+        train.append(rows[held:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(held_out))
 
 
 def _shuffled(labels: Any, seed: int, purpose: str) -> list[Numbers]:

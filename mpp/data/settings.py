@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from PIL import ImageColor
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -39,6 +39,17 @@ class DataSettings(Settings):
     validation_split: str | None = None
     """The held-out split; null takes `validation`, else `test`, else a tenth of the training split, the same
     for every seed. Where final scores are measured (fine-tuning, evaluation) null takes `test` first."""
+
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Take the images of these classes alone, by their numbers in the data set, for training and evaluation alike.
+    Labels are renumbered from 0 in ascending order. Images of other classes are never read. null takes all."""
+
+    reserved: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each class of the training split that nothing trains on, the same rows for every seed."""
+
+    evaluate_on: Literal["held_out", "reserved"] = "held_out"
+    """`reserved` evaluates on the reserved images in place of the held-out split: to choose settings, e.g. the learning
+    rates of a study, without its test split. Training images are the same in both."""
 
     images: int | None = Field(default=None, ge=2)
     """Train on so many images of the split, a seeded choice (fewer are among more); null takes all."""
@@ -108,6 +119,17 @@ class DataSettings(Settings):
                 raise ValueError(f"background {colour!r} is no opaque colour; give a name such as white, or '#rrggbb'")
         return colour
 
+    @field_validator("classes")
+    @classmethod
+    def _in_ascending_order(cls, classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if classes is None:
+            return None
+        if not classes:
+            raise ValueError("classes is empty; name one class or more by number, or leave it out to take all")
+        if twice := sorted({number for number in classes if classes.count(number) > 1}):
+            raise ValueError(f"classes names {', '.join(map(str, twice))} more than once")
+        return tuple(sorted(classes))
+
     @field_validator("crop_scale", "crop_ratio")
     @classmethod
     def _ordered(cls, limits: tuple[float, float], field: ValidationInfo) -> tuple[float, float]:
@@ -116,6 +138,12 @@ class DataSettings(Settings):
         if not 0 < low <= high <= most:
             raise ValueError(f"{field.field_name} must satisfy 0 < from <= to{bound}; found {low:g}, {high:g}")
         return limits
+
+    @model_validator(mode="after")
+    def _reserves_what_it_evaluates_on(self) -> DataSettings:
+        if self.evaluate_on == "reserved" and not self.reserved:
+            raise ValueError("evaluate_on is reserved, but no images are; give reserved a share above 0, such as 0.1")
+        return self
 
     @model_validator(mode="after")
     def _caches_whole_images(self) -> DataSettings:
@@ -153,7 +181,7 @@ class NetworkSizeSettings(DataSettings):
 class CentreCropSettings(NetworkSizeSettings):
     """Where images come from and how they become pixels: their centre crops."""
 
-    without_effect: ClassVar[tuple[str, ...]] = ("crop_scale", "crop_ratio", "flip", "cache")
+    without_effect: ClassVar[tuple[str, ...]] = ("crop_scale", "crop_ratio", "flip", "cache", "reserved", "evaluate_on")
 
 
 class LabelSettings(Settings):

@@ -10,7 +10,9 @@ import numpy as np
 
 from mpp import randomness
 from mpp.data.arrow_table import ArrowTable, Selection, class_names_of, image_column, label_column
+from mpp.data.class_choice import ClassChoice
 from mpp.data.inventory import counted
+from mpp.data.label_subsets import reserve
 from mpp.data.settings import DataSettings
 from mpp.data.sources import Source, read_source
 from mpp.data.table import ImageTable
@@ -56,34 +58,74 @@ def open_splits(
         train = _slice(tables, settings.split, "split")
         image = image_column(train.table, settings)
         # Labels are not read, and may be invalid, unless someone needs them.
-        needed = labelled or settings.label_column is not None
+        needed = labelled or _chooses_by_labels(settings)
         label = _label_column(train.table, image, settings, required=True) if needed else None
         used = sorted({part.split("[")[0].strip() for part in settings.split.split("+")})
         # Of the whole split: the training rows need not contain every class.
         whole = datasets.concatenate_datasets([tables[name] for name in used])
-        classes = class_names_of(train.table, whole, label) if label else None
+        choice = _choice(train, whole, label, settings, labelled=labelled)
         free = [name for name in held_out if name in tables and name not in used]
         shown = label or _label_column(train.table, image, settings, required=False)
         # All images of a single folder have the folder's name as label: that is no class.
         if shown is not None and (label is not None or len(_labels(train.table, shown)) > 1):
             free = [name for name in free if not _hides_labels(tables[name], shown)]
+        of_train, of_validation = f"{settings.source}, training split", f"{settings.source}, validation split"
+        notes = [choice.described(train, of_train)] if choice and choice.chosen else []
         other = settings.validation_split or next(iter(free), None)
         if other is not None:
             validation, called = _slice(tables, other, "validation_split"), other
         else:
             train, validation = _divide(train)
             other, called = f"one in {HOLD_OUT} of {settings.split}", "a tenth"
+        if settings.reserved:
+            # Before classes are chosen: the reserved images of a class are the same whichever others are chosen.
+            assert choice is not None
+            train, reserved = map(train.select, reserve(choice.numbers(train, of_train), settings.reserved))
+            if settings.evaluate_on == "reserved":
+                validation, other = reserved, f"reserved {100 * settings.reserved:g}% of {settings.split}"
+                called = other
+            else:
+                notes.append(f"reserved {len(choice.of(reserved, of_train).split_rows):,}")
+        if choice is not None and choice.chosen is not None:
+            train, validation = choice.of(train, of_train), choice.of(validation, of_validation)
+            choice.check_all_in(train, of_train)
         if settings.images is not None:
             train = _choose(train, settings.images, settings.source, seed)
         if (most := settings.validation_images) is not None and most < (rows := len(validation.split_rows)):
             validation = _choose_validation(validation, most)
             called = f"chosen from {rows:,}, {called}"
-        source = settings.source
         return Splits(
-            ArrowTable(train, image, label, classes, name=f"{source}, training split", split=settings.split),
-            ArrowTable(validation, image, label, classes, name=f"{source}, validation split", split=other),
-            _summary(found, settings, len(train.split_rows), len(validation.split_rows), called),
+            _table(train, image, choice, of_train, settings.split),
+            _table(validation, image, choice, of_validation, other),
+            _summary(found, settings, notes, len(train.split_rows), len(validation.split_rows), called),
         )
+
+
+def _table(rows: Selection, image: str, choice: ClassChoice | None, name: str, split: str) -> ArrowTable:
+    """The rows as a table of images, with labels if there is a choice of classes."""
+    if choice is None:
+        return ArrowTable(rows, image, None, None, name=name, split=split)
+    return choice.renumber(ArrowTable(rows, image, choice.column, choice.names, name=name, split=split))
+
+
+def _chooses_by_labels(settings: DataSettings) -> bool:
+    """Whether the labels decide which images are taken, or are asked for by the name of their column."""
+    return settings.label_column is not None or settings.classes is not None or settings.reserved > 0
+
+
+def _choice(
+    rows: Selection, whole: datasets.Dataset, label: str | None, settings: DataSettings, *, labelled: bool
+) -> ClassChoice | None:
+    """The classes to take, checked; None without labels."""
+    if label is None:
+        return None
+    choice = ClassChoice(label, class_names_of(rows.table, whole, label), settings.classes)
+    if label in rows.table.column_names:  # else `ArrowTable` raises the error
+        choice.check(settings.source)
+    if labelled and settings.classes is not None and len(settings.classes) < 2:
+        alone = ", ".join(map(str, settings.classes))
+        raise SettingError({"classes": f"classes names {alone} alone, and classification needs two"})
+    return choice
 
 
 def open_table(settings: DataSettings) -> ImageTable:
@@ -95,17 +137,21 @@ def open_table(settings: DataSettings) -> ImageTable:
     with settings.blamed("source"):
         rows = _slice(read_source(settings).tables, settings.split, "split")
         image = image_column(rows.table, settings)
-        label = _label_column(rows.table, image, settings, required=False)
-        if label is not None and len(_labels(rows.table, label)) < 2 and settings.label_column is None:
+        label = _label_column(rows.table, image, settings, required=settings.classes is not None)
+        asked = settings.label_column is not None or settings.classes is not None
+        if label is not None and not asked and len(_labels(rows.table, label)) < 2:
             label = None  # the name of a single folder
-        classes = class_names_of(rows.table, rows.table, label) if label else None
+        name = f"{settings.source}, {settings.split}"
+        choice = _choice(rows, rows.table, label, settings, labelled=False)
+        if choice is not None and choice.chosen is not None:
+            rows = choice.of(rows, name)
+            choice.check_all_in(rows, name)
         if settings.images is not None:
             rows = _choose(rows, settings.images, settings.source, 0)
-        name = f"{settings.source}, {settings.split}"
-        return ArrowTable(rows, image, label, classes, name=name, split=settings.split)
+        return _table(rows, image, choice, name, settings.split)
 
 
-def _summary(found: Source, settings: DataSettings, train: int, held_out: int, called: str) -> str:
+def _summary(found: Source, settings: DataSettings, notes: list[str], train: int, held_out: int, called: str) -> str:
     """`found 2,509 images in 7 folders (jpg, png), ignored 12 other files, held out 251 (a tenth)`."""
     sizes = {name: len(table) for name, table in found.tables.items()}
     parts = [f"found {counted(sum(sizes.values()), 'image')}{found.found}"]
@@ -113,7 +159,8 @@ def _summary(found: Source, settings: DataSettings, train: int, held_out: int, c
         parts[0] += f": {', '.join(f'{rows:,} in {name}' for name, rows in sizes.items())}"
     if found.ignored:
         parts.append(f"ignored {' and '.join(found.ignored)}")
-    if settings.images is not None or settings.split != "train":
+    parts += notes
+    if settings.images is not None or settings.split != "train" or settings.reserved:
         parts.append(f"train on {train:,} of {settings.split}")
     return ", ".join([*parts, f"held out {held_out:,} ({called})"])
 

@@ -290,7 +290,8 @@ class GapRecipe(Settings):
         both = f"upstream and downstream are both {up.source}, {up.split}"
         if same and study.with_labels:
             message = f"{both}: evaluation would use the labels that these arms pre-train with: "
-            message += f"{', '.join(study.with_labels)}; leave them out of study.arms, or choose two data sets"
+            message += f"{', '.join(study.with_labels)}; leave them out of study.arms, or choose two data sets, "
+            message += "or classes of one that the other does not have (upstream.classes, downstream.classes)"
             yield "downstream.source", message
         if same and study.both_ways:
             yield "study.both_ways", f"{both}: there is no other direction; leave both_ways out"
@@ -310,8 +311,19 @@ def _same_images(one: DataSettings, other: DataSettings) -> bool:
 
 
 def same_data(one: DataSettings, other: DataSettings) -> bool:
-    """Whether two sections name the same data set, whichever of its splits."""
-    return len({(*_canonical(data.source), data.subset) for data in (one, other)}) == 1
+    """Whether two sections name the same data set, whichever of its splits.
+
+    Two halves of a data set that have no class in common are two data sets.
+    """
+    alike = len({(*_canonical(data.source), data.subset) for data in (one, other)}) == 1
+    return alike and not _no_class_in_common(one, other)
+
+
+def _no_class_in_common(one: DataSettings, other: DataSettings) -> bool:
+    """Whether both choose classes, by the same column, and none of them is chosen by both."""
+    if one.classes is None or other.classes is None or one.label_column != other.label_column:
+        return False
+    return not {*one.classes} & {*other.classes}
 
 
 def _canonical(source: str) -> tuple[str, str]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from tests.support.forkserver import good, refused
-from tests.support.runs import arguments, checkpoints, encoded, picture, pretrain, weights
+from tests.support.runs import arguments, checkpoints, encoded, older_by, picture, pretrain, weights
 
 SHORT = ("training.duration.steps=4", "checkpoint.every.steps=2")
 
@@ -41,21 +38,6 @@ def test_a_run_says_what_it_found_and_at_its_end_what_it_replaced(transparent: P
     assert "damaged: 1 training image could not be decoded: replaced by neighbours" in done.text
 
 
-def without_background(run: Path) -> None:
-    """As a version before that setting wrote the run down."""
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    del recipe["data"]["background"]
-    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    for folder in checkpoints(run):
-        state = json.loads((folder / "state.json").read_text())
-        del state["recipe"]["data"]["background"]
-        (folder / "state.json").write_text(json.dumps(state))
-        manifest = json.loads((folder / "manifest.json").read_text())
-        content = (folder / "state.json").read_bytes()
-        manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
 def test_a_run_that_is_older_than_the_setting_goes_on_without_a_background(transparent: Path, tmp_path: Path):
     old, white = tmp_path / "old", tmp_path / "white"
     good(pretrain("mean_color.yaml", arguments(white, transparent, *SHORT)))
@@ -63,7 +45,7 @@ def test_a_run_that_is_older_than_the_setting_goes_on_without_a_background(trans
     finished = weights(old)
     assert finished != weights(white)
     shutil.rmtree(checkpoints(old)[-1])
-    without_background(old)
+    older_by(old, "background")
     another = pretrain("mean_color.yaml", arguments(old, transparent, *SHORT, "data.background=black"))
     refused(another, "data.background: None then, 'black' now")
     again = good(pretrain("mean_color.yaml", arguments(old, transparent, *SHORT)))

@@ -130,6 +130,25 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
+def older_by(run: Path, *settings: str) -> None:
+    """As a version before these settings of the data wrote the run down."""
+    import yaml
+
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    for setting in settings:
+        del recipe["data"][setting]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for folder in checkpoints(run):
+        state = json.loads((folder / "state.json").read_text())
+        for setting in settings:
+            del state["recipe"]["data"][setting]
+        (folder / "state.json").write_text(json.dumps(state))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        content = (folder / "state.json").read_bytes()
+        manifest["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def largest_file(folder: Path) -> Path:
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 

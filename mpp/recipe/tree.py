@@ -86,8 +86,8 @@ class FinetuningPart(TrainingPart):
     """Shares of the downstream labels, each a run of its own; empty leaves fine-tuning out."""
 
     dev: float = Field(default=0.1, ge=0, lt=1)
-    """Share of those on which `search` chooses settings, or by which `early_stopping` ends a run. Without either nothing
-    is held out."""
+    """Share of those on which `search` chooses settings, or by which `early_stopping` ends a run. Without either
+    nothing is held out."""
 
     drop_path: float | None = Field(default=None, ge=0, lt=1)
     """Stochastic depth in fine-tuning."""

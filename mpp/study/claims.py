@@ -1,44 +1,124 @@
-"""Claims: paired differences of arms, each with an interval and a verdict."""
+"""Claims: differences of arms on the same test images by the same seeds, each with its interval.
+
+The primary claims were named before the study ran, and are corrected for their number. All others are exploratory.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mpp.study.results import Cells, Measure, Row, accuracies, measures
-from mpp.study.statistics import Interval, paired
+import numpy as np
+
+from mpp.recipe import EvaluationPart, GapRecipe
+from mpp.study.results import Cells, Evidence, Measure, Row, accuracies, measures
+from mpp.study.settings import ClaimSettings
+from mpp.study.statistics import Comparison, compare, detectable, holm
 from mpp.study.units import Variant
 
-NO_SPREAD = 1e-9
-"""Differences of accuracies that vary less than this are equal but for rounding."""
 SHOWN, REVERSE, OPEN, WITHHELD = "shown", "shown, the other way round", "not resolved", "no verdict"
+EXPLORATORY = "exploratory"
 ENOUGH = 3
 """Seeds in common from which a comparison gets a verdict."""
+LEVEL = 0.05
+"""Of the p-value, adjusted for the number of primary claims, below which a difference is shown."""
 EXPLAINED = {
-    SHOWN: "the 95 % interval of the difference over the seeds does not contain 0",
-    REVERSE: "the interval does not contain 0, but the difference is negative",
-    OPEN: "the interval contains 0, or the difference is the same for every seed",
+    SHOWN: f"p < {LEVEL:g}, corrected for the number of primary claims",
+    REVERSE: f"p < {LEVEL:g}, corrected for the number of primary claims, but the difference is negative",
+    OPEN: "the data do not tell the difference from 0",
     WITHHELD: f"fewer than {ENOUGH} seeds, too few to tell a difference from chance",
+    EXPLORATORY: "not among the primary claims: an interval and no verdict",
 }
 """Each verdict in words."""
-NOTE = (
-    "{count} comparisons, each with an interval of its own; none is corrected for their number, so about one in twenty "
-    "that mean nothing would be called shown. The headline ones were chosen before anything was measured."
-)
+Arms = Mapping[str, Mapping[str, str]]
+"""`title` and `role` of each arm by its name."""
+Claim = dict[str, Any]
+"""A claim as JSON."""
 
 
-def claims_of(rows: list[Row], arms: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Every comparison that a study is made for, variant by variant; `arms` has the `title` and `role` of each."""
+def primary_of(recipe: GapRecipe) -> list[ClaimSettings]:
+    """The primary claims: those of the recipe, or those of the paper's question for the arms that are there."""
+    study = recipe.study
+    if study.primary is not None:
+        return list(study.primary)
+    roles: dict[str, str] = {}
+    for name in study.arms:
+        roles.setdefault(study.arm(name).role, name)
+    learnt = roles.get("self-supervised", roles.get("pretrained"))
+    if learnt is None:
+        return []
     found = []
+    if recipe.finetuning.fractions:
+        floor = roles.get("scratch", roles.get("random"))
+        found += [ClaimSettings(higher=learnt, lower=floor, by="finetune")] if floor else []
+        found += [ClaimSettings(higher=roles["supervised"], lower=learnt, by="finetune")] * ("supervised" in roles)
+    if floor := roles.get("random"):
+        asked = [name for name in ("knn", "linear_probe", "few_shot") if getattr(recipe.evaluation, name) is not None]
+        found += [ClaimSettings(higher=learnt, lower=floor, by=name) for name in asked]  # pyright: ignore
+    return found
+
+
+def measure_of(claim: ClaimSettings, evaluation: EvaluationPart, fractions: Sequence[float]) -> Measure:
+    """What a primary claim is measured by.
+
+    Raises:
+        ValueError: if the study does not measure it.
+    """
+    few_shot, knn = evaluation.few_shot, evaluation.knn
+    there: dict[str, tuple[float | None, ...]] = {
+        "few_shot": tuple(sorted(few_shot.shots, reverse=True)) if few_shot is not None else (),
+        "knn": knn.k[:1] if knn is not None else (),
+        "linear_probe": (None,) if evaluation.linear_probe is not None else (),
+        "finetune": tuple(fractions),
+    }
+    known = there[claim.by]
+    if not known or (claim.setting is not None and claim.setting not in known):
+        asked = claim.by + ("" if claim.setting is None else f" {claim.setting:g}")
+        listed = ", ".join("–" if each is None else f"{each:g}" for each in known) or "nothing"
+        raise ValueError(f"{claim.higher} > {claim.lower} by {asked}: the study measures {listed} by {claim.by}")
+    setting = known[0] if claim.setting is None else claim.setting
+    return Measure(claim.by, setting, None if claim.by == "finetune" else "chosen")
+
+
+def claims_of(rows: list[Row], arms: Arms, evidence: Evidence, recipe: GapRecipe) -> list[Claim]:
+    """The primary claims, corrected for their number, then every other comparison, variant by variant."""
+    cells = accuracies(rows, Variant())
+    primary: list[Claim] = []
+    for claim in primary_of(recipe):
+        measure = measure_of(claim, recipe.evaluation, recipe.finetuning.fractions)
+        found = _Comparisons(cells, measure, Variant(), arms, evidence).pair(claim.lower, claim.higher)
+        primary += [each | {"primary": True} for each in found]
+    correct(primary)
+    told = {_identity(claim) for claim in primary}
+    others = [claim for claim in _exploratory(rows, arms, evidence) if _identity(claim) not in told]
+    return [*primary, *others]
+
+
+def correct(primary: list[Claim]) -> None:
+    """Adjust the p-values of primary claims, and give their verdicts, where there are enough seeds."""
+    judged = [claim for claim in primary if claim["p"] is not None and len(claim["seeds"]) >= ENOUGH]
+    for claim, p in zip(judged, holm([claim["p"] for claim in judged]), strict=True):
+        verdict = OPEN if p >= LEVEL else SHOWN if claim["mean"] > 0 else REVERSE
+        claim |= {"adjusted_p": p, "verdict": verdict}
+        claim["detectable"] = detectable(Comparison(**{n: claim[n] for n in Comparison._fields}), len(judged))
+    for claim in primary:
+        claim.setdefault("adjusted_p", None)
+        claim.setdefault("detectable", None)
+        if claim["verdict"] == EXPLORATORY:
+            claim["verdict"] = WITHHELD
+
+
+def _identity(claim: Claim) -> tuple[Any, ...]:
+    return tuple(claim[name] for name in (*Variant._fields, *Measure._fields)), *claim["arms"]
+
+
+def _exploratory(rows: list[Row], arms: Arms, evidence: Evidence) -> Iterator[Claim]:
     for variant in dict.fromkeys(row.variant for row in rows):
         cells = accuracies(rows, variant)
         for layer in ("chosen", "default"):
             for measure in measures(cells, layer):
-                found += _Comparisons(cells, measure, variant, arms).all()
-    return found
+                yield from _Comparisons(cells, measure, variant, arms, evidence).all()
 
 
 @dataclass(frozen=True)
@@ -48,62 +128,50 @@ class _Comparisons:
     cells: Cells
     measure: Measure
     variant: Variant
-    arms: Mapping[str, Mapping[str, str]]
+    arms: Arms
+    evidence: Evidence
 
     def of(self, *roles: str) -> list[str]:
         """The arms of some roles, in their order."""
         return [name for name, arm in self.arms.items() if arm["role"] in roles and name in self.cells]
 
-    @property
-    def floors(self) -> list[str]:
-        """The arms without pre-training that a pre-trained arm should exceed."""
-        return self.of("scratch" if self.measure.evaluator == "finetune" else "random")
-
-    def all(self) -> Iterator[dict[str, Any]]:
-        """Over its floor, below supervised, the order of the three; over controls and other targets."""
+    def all(self) -> Iterator[Claim]:
+        """Over the arms without pre-training, below supervised, over controls and other targets."""
         learnt = self.of("self-supervised", "pretrained")
+        tuned = self.measure.evaluator == "finetune"
         for arm in learnt:
-            for floor in self.floors:
+            for floor in self.of("random", "scratch") if tuned else self.of("random"):
                 yield from self.pair(floor, arm)
             for other in self.of("supervised"):
                 yield from self.pair(arm, other)
-                for floor in self.floors:
-                    yield from self.order(floor, arm, other)
-            for floor in self.of("random") if self.measure.evaluator == "finetune" else ():
-                yield from self.pair(floor, arm)
         for other in (*self.of("control"), *learnt[1:]) if learnt else ():
             yield from self.pair(other, learnt[0])
 
-    def pair(self, lower: str, higher: str) -> Iterator[dict[str, Any]]:
+    def pair(self, lower: str, higher: str) -> Iterator[Claim]:
         """How much better one arm is than another; nothing where they have no seed in common.
 
-        A single seed has no interval: its bounds are None.
+        A single seed has no interval: what takes several is None.
         """
-        low, high = (self.cells[arm].get(self.measure, {}) for arm in (lower, higher))
+        low, high = (self.cells.get(arm, {}).get(self.measure, {}) for arm in (lower, higher))
         seeds = sorted(low.keys() & high.keys())
         if not seeds:
             return
         text = f"{self.arms[higher]['title']} against {self.arms[lower]['title']}: "
-        if len(seeds) == 1:
-            mean = high[seeds[0]] - low[seeds[0]]
-            text += f"{signed(100 * mean)} points"
-            yield self.claim([lower, higher], seeds, WITHHELD, text) | {"mean": mean, "low": None, "high": None}
-            return
-        interval = paired([low[seed] for seed in seeds], [high[seed] for seed in seeds])
-        mean, least, most = (signed(100 * value) for value in interval)
-        text += f"{mean} points [{least}, {most}]"
-        yield self.claim([lower, higher], seeds, verdict_of(interval, len(seeds)), text) | interval._asdict()
+        found: Claim = dict.fromkeys(Comparison._fields) | {"mean": high[seeds[0]] - low[seeds[0]]}
+        if len(seeds) > 1:
+            right = (
+                np.stack([self.evidence.of(a, s, self.variant, self.measure) for s in seeds]) for a in (lower, higher)
+            )
+            found = compare(*right)._asdict()
+            text += (
+                f"{signed(100 * found['mean'])} points [{signed(100 * found['low'])}, {signed(100 * found['high'])}]"
+            )
+        else:
+            text += f"{signed(100 * found['mean'])} points"
+        yield self.claim([lower, higher], seeds, text) | found
 
-    def order(self, *arms: str) -> Iterator[dict[str, Any]]:
-        """The order of three arms, claimed only where both lower bounds are above 0; nothing without verdicts."""
-        steps = [step for pair in itertools.pairwise(arms) for step in self.pair(*pair)]
-        if len(steps) == 2 and WITHHELD not in (step["verdict"] for step in steps):
-            verdict = SHOWN if all(step["verdict"] == SHOWN for step in steps) else OPEN
-            seeds = min((step["seeds"] for step in steps), key=len)
-            yield self.claim([*arms], seeds, verdict, " < ".join(self.arms[name]["title"] for name in arms))
-
-    def claim(self, arms: list[str], seeds: list[int], verdict: str, text: str) -> dict[str, Any]:
-        """A claim as JSON."""
+    def claim(self, arms: list[str], seeds: list[int], text: str) -> Claim:
+        """A claim as JSON, exploratory as yet."""
         where = f" ({variant_title(self.variant)})" if self.variant != Variant() else ""
         last = ", last block" if self.measure.layer == "default" else ""
         return {
@@ -111,71 +179,70 @@ class _Comparisons:
             **self.measure._asdict(),
             "arms": arms,
             "seeds": seeds,
-            "verdict": verdict,
-            "headline": self.is_headline(arms),
+            "verdict": EXPLORATORY,
+            "primary": False,
             "text": f"{self.measure.title}{last}{where}: {text}",
         }
 
-    def is_headline(self, arms: list[str]) -> bool:
-        """The few claims that are shown first, chosen before anything is measured."""
-        if self.measure.layer == "default" or self.variant != Variant():
-            return False
-        same = [each.setting or 0 for each in measures(self.cells) if each.evaluator == self.measure.evaluator]
-        if self.measure.evaluator == "few_shot" and self.measure.setting != max(same):
-            return False
-        learnt = self.of("self-supervised") or self.of("pretrained")
-        chain = [*self.floors[:1], *learnt[:1], *self.of("supervised")[:1]]
-        return arms in (chain, chain[:2], chain[1:])
 
-
-def verdict_of(interval: Interval, seeds: int) -> str:
-    """What an interval over so many seeds shows."""
-    if seeds < ENOUGH:
-        return WITHHELD
-    if interval.high - interval.low < NO_SPREAD:  # equal differences by chance: their spread says nothing
-        return OPEN
-    return SHOWN if interval.low > 0 else REVERSE if interval.high < 0 else OPEN
-
-
-def note_of(claims: list[dict[str, Any]]) -> str:
+def note_of(claims: list[Claim]) -> str:
     """How far the verdicts can be trusted."""
-    judged = sum("mean" in claim and claim["verdict"] != WITHHELD for claim in claims)
-    none = f"No comparison has the {ENOUGH} seeds that a verdict needs: differences are shown, and no verdicts."
-    return NOTE.format(count=judged) if judged else none
+    primary = sum(claim["primary"] for claim in claims)
+    return (
+        f"{primary} primary claims were named before the study ran, and are corrected for their number by Holm's "
+        f"method; the other {len(claims) - primary} comparisons are exploratory: about one in twenty of their intervals "
+        "would miss 0 although there is no difference."
+    )
 
 
-def answer_of(claims: list[dict[str, Any]], arms: Mapping[str, Mapping[str, str]]) -> str:
-    """The headline claims in one sentence, from the side of the arm that learns; empty if there are none."""
-    pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for claim in claims:
-        if claim["headline"] and "mean" in claim:
-            pairs.setdefault((claim["arms"][0], claim["arms"][1]), []).append(claim)
-    parts: dict[bool, list[str]] = {False: [], True: []}
-    subject = ""
-    for (lower, higher), found in pairs.items():
-        gap = arms[higher]["role"] == "supervised"
-        learnt, other = (arms[arm]["title"] for arm in ((lower, higher) if gap else (higher, lower)))
-        subject = subject or learnt
-        points = sorted((-100 if gap else 100) * claim["mean"] for claim in found)
-        ends = dict.fromkeys(signed(end) for end in (points[0], points[-1]))
-        # A difference that is shown has its sign here; which way round it was asked does not matter.
-        counts = Counter(SHOWN if claim["verdict"] == REVERSE else claim["verdict"] for claim in found)
-        told = next(iter(counts)) if len(counts) == 1 else ", ".join(f"{v} by {n}" for v, n in counts.items())
-        seeds = min(len(claim["seeds"]) for claim in found)
-        told += f": {seeds} seed{'s' if seeds > 1 else ''}" if WITHHELD in counts else ""
-        parts[gap].append(f"{' to '.join(ends)} against “{other}” ({told})")
-    listed = [*parts[False], *parts[True]]  # first what is gained, then what is missing
-    if not listed:
-        return ""
-    first = ", ".join(listed[:-1]) + " and " if listed[1:] else ""
-    return f"In points of accuracy, “{subject}” is at {first}{listed[-1]}."
+def answer_of(claims: list[Claim], arms: Arms, rows: list[Row]) -> list[str]:
+    """The answer in sentences: from the floor to what was learnt, and on to supervised pre-training, by one measure.
+
+    The measure is that of the first primary claim. Empty if there is none.
+    """
+    primary = [claim for claim in claims if claim["primary"]]
+    if not primary:
+        return []
+    first = primary[0]
+    measure = Measure(*(first[name] for name in Measure._fields))
+    cells = accuracies(rows, Variant())
+
+    def mean(arm: str) -> str:
+        return f"{100 * float(np.mean(list(cells[arm][measure].values()))):.1f} %"
+
+    lower, higher = first["arms"]
+    by = measure.title[0].upper() + measure.title[1:]
+    found = [
+        f"{by}, “{arms[lower]['title']}” is right on {mean(lower)} of the test images.",
+        f"“{arms[higher]['title']}” is right on {mean(higher)}: {_difference(first)}.",
+    ]
+    for claim in primary[1:]:
+        same = all(claim[name] == first[name] for name in Measure._fields)
+        if same and claim["arms"][0] == higher:
+            found.append(
+                f"“{arms[claim['arms'][1]]['title']}” is right on {mean(claim['arms'][1])}: {_difference(claim)}."
+            )
+            break
+    return found
+
+
+def _difference(claim: Claim) -> str:
+    """`+3.9 points [2.1, 5.7], shown`."""
+    points = f"{signed(100 * claim['mean'])} points"
+    if claim["low"] is not None:
+        points += f" [{signed(100 * claim['low'])}, {signed(100 * claim['high'])}]"
+    seeds = len(claim["seeds"])
+    return f"{points}, {claim['verdict']} ({seeds} seed{'s' * (seeds != 1)})"
 
 
 def variant_title(variant: Variant) -> str:
     """A variant in words; empty for the study itself."""
     parts = ["swapped direction"] if variant.swapped else []
     parts += [f"{variant.images:,} pre-training images"] if variant.images else []
-    return ", ".join([*parts, *([f"size {variant.size}"] if variant.size else [])])
+    parts += [f"{variant.length:g} × the length"] if variant.length else []
+    parts += [f"size {variant.size}"] if variant.size else []
+    parts += [f"{100 * variant.corruption:g} % corrupted"] if variant.corruption else []
+    return ", ".join([*parts, *([f"target {variant.target}"] if variant.target else [])])
 
 
 def signed(points: float, form: str = ".1f") -> str:

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mpp.commands.search import Candidate
-from mpp.evaluation.predictions import FILE, Predictions, key_of, read_predictions
+from mpp.evaluation.predictions import FILE, Predictions, correctness, key_of, read_predictions
 from mpp.evaluation.settings import InTrainingSettings
 from mpp.recipe import PretrainRecipe
 from mpp.study.units import Recipes, Unit, Variant
@@ -52,9 +55,7 @@ class Row(NamedTuple):
     @property
     def variant(self) -> Variant:
         """How its unit departs from the study's own settings."""
-        return Variant(
-            self.direction == "swapped", self.images, self.size, self.length, self.corruption, self.target
-        )
+        return Variant(self.direction == "swapped", self.images, self.size, self.length, self.corruption, self.target)
 
     @property
     def measure(self) -> Measure:
@@ -92,6 +93,28 @@ Cells = dict[str, dict[Measure, dict[int, float]]]
 """Accuracies by arm, measure and seed."""
 
 
+class Evidence:
+    """For every unit and measure, which test images it got right."""
+
+    def __init__(self, predictions: Mapping[Unit, Predictions]) -> None:
+        self._predictions = predictions
+
+    def of(self, arm: str, seed: int, variant: Variant, measure: Measure) -> NDArray[np.float64]:
+        """For each test image the share of draws whose prediction is right: `(M,)`.
+
+        Raises:
+            ValueError: if the predictions are missing.
+        """
+        unit = Unit(arm, seed, variant)
+        found = correctness(self._predictions[unit], measure.key)
+        if found is None:
+            raise ValueError(
+                f"{unit} has no predictions of {measure.key}: it was run by an earlier version of this package; "
+                "choose another output_dir"
+            )
+        return found
+
+
 def select(rows: Iterable[Row], **where: Any) -> list[Row]:
     """The rows whose fields (or `variant`) have these values."""
     return [row for row in rows if all(getattr(row, name) == value for name, value in where.items())]
@@ -122,8 +145,9 @@ def measures(cells: Cells, layer: str = "chosen") -> list[Measure]:
 
 def unit_rows(unit: Unit, recipes: Recipes, home: Path) -> list[Row]:
     """All numbers of a finished unit, from the files in its folder; those that are not finite are left out."""
-    swapped, *others = unit.variant
-    own = Row(unit.arm, unit.seed, "swapped" if swapped else "forward", *others)
+    variant = unit.variant._asdict()
+    direction = "swapped" if variant.pop("swapped") else "forward"
+    own = Row(arm=unit.arm, seed=unit.seed, direction=direction, **variant)
     found: list[Row] = []
     if recipes.pretrain is not None:
         found += _pretraining(own._replace(evaluator="pretrain"), recipes.pretrain, home / "pretrain")

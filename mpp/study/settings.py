@@ -64,6 +64,10 @@ class PilotSettings(Settings):
     pools: tuple[Literal["token", "avg"], ...] = ()
     """Pools of fine-tuning, each with its own rate; empty takes the encoder's own."""
 
+    length: float = Field(default=1.0, gt=0, le=1)
+    """Pre-training in the pilot is so many times as long as in the study, and so is its part of a total budget;
+    fine-tuning keeps its length."""
+
     @model_validator(mode="after")
     def _tries_something(self) -> PilotSettings:
         if not (self.lr or self.finetuning_lr or self.pools):
@@ -155,7 +159,8 @@ class StudySettings(Settings):
     """Choose each arm's learning rates before the study's seeds run; null takes those of the recipe."""
 
     choices: dict[Name, Choice] = {}
-    """What an earlier pilot chose for each arm. A study with a pilot writes its own here, in its folder's recipe.yaml."""
+    """What an earlier pilot chose for each arm. A study with a pilot writes its own here, in the recipe.yaml of its
+    folder."""
 
     primary: tuple[ClaimSettings, ...] | None = Field(default=None, max_length=6)
     """The claims that the study is made for, named before it runs, and corrected for their number by Holm's method;

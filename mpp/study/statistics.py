@@ -11,32 +11,6 @@ from numpy.typing import ArrayLike
 from mpp.extras import require
 
 
-class Interval(NamedTuple):
-    """A mean difference and its two-sided confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
-    """The interval of b − a by Student's t on the differences of each seed, with n − 1 degrees of freedom.
-
-    Raises:
-        ValueError: if the pairs do not match, or there is but one.
-        RuntimeError: if SciPy is not installed.
-    """
-    require("the interval of a difference", "scipy")
-    from scipy.stats import t  # late: it is optional
-
-    if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"an interval needs two or more pairs; found {len(a)} and {len(b)} numbers")
-    differences = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
-    mean = float(differences.mean())
-    half = float(t.ppf((1 + level) / 2, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences)))
-    return Interval(mean, mean - half, mean + half)
-
-
 class Comparison(NamedTuple):
     """How much better one arm is than another, seeds and test images both being samples."""
 
@@ -109,3 +83,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(values)
     adjusted[order] = stepped
     return adjusted.tolist()
+
+
+def detectable(comparison: Comparison, claims: int = 1, power: float = 0.8, level: float = 0.05) -> float:
+    """The true difference that a study with this spread would have shown with probability `power`.
+
+    At the strictest step of Holm's method, the level divided by the number of `claims`.
+
+    Raises:
+        RuntimeError: if SciPy is not installed.
+    """
+    require("the power of a comparison", "scipy")
+    from scipy.stats import t  # late: it is optional
+
+    error = (comparison.high - comparison.mean) / float(t.ppf(0.975, comparison.df))
+    return error * float(t.ppf(1 - level / (2 * claims), comparison.df) + t.ppf(power, comparison.df))

@@ -159,8 +159,9 @@ def variants_of(study: StudySettings) -> list[Variant]:
     }  # fmt: skip
     if not study.crossed:
         return [Variant(**{name: value}) for name, values in axes.items() for value in values]
+    names = list(axes)
     combined = itertools.product(*((None, *values) for values in axes.values()))
-    return [Variant(**dict(zip(axes, values, strict=True))) for values in combined if any(v is not None for v in values)]
+    return [Variant()._replace(**dict(zip(names, values, strict=True))) for values in combined][1:]
 
 
 def _applies(arm: Arm, variant: Variant) -> bool:
@@ -255,7 +256,7 @@ def _pretrain(
     if variant.target is not None:
         objective = _changed(objective, target=study.targets[variant.target])
     sections = {**dict(part), "optimizer": optimizer}
-    factor = study.scale * (variant.length or 1)
+    factor = _length(recipe, unit)
     return PretrainRecipe(
         command="pretrain",
         seed=unit.seed,
@@ -296,7 +297,7 @@ def _finetune(
     part, study = recipe.finetuning, recipe.study
     sections = {name: section for name, section in part if name in FinetuneRecipe.model_fields}
     if study.arm(unit.arm).budget == "total":
-        before = scaled(recipe.pretraining.training, study.scale)
+        before = scaled(recipe.pretraining.training, _length(recipe, unit))
         sections["training"] = _changed(part.training, duration=_together(part.training, before))
     chosen = study.choices[unit.arm].finetuning if unit.trial is None and unit.arm in study.choices else {}
     own = chosen.get(f"{tuning.fraction:g}")
@@ -314,6 +315,13 @@ def _finetune(
         encoder=_changed(start, drop_path=part.drop_path, **({} if pool is None else {"pool": pool})),
         **sections,
     )
+
+
+def _length(recipe: GapRecipe, unit: Unit) -> float:
+    """The length of a unit's pre-training in multiples of the recipe's."""
+    study = recipe.study
+    of_pilot = study.pilot.length if unit.trial is not None and study.pilot is not None else 1.0
+    return study.scale * of_pilot * (unit.variant.length or 1)
 
 
 def scaled(settings: Any, factor: float) -> Any:

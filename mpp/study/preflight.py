@@ -1,0 +1,179 @@
+"""Checks before anything of a study is trained: networks, data, and its primary claims."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpp.commands.evaluate import DATA_ORDER, asked_for
+from mpp.commands.preflight import check_network, check_objective, check_optimizer
+from mpp.commands.resume import identity_of
+from mpp.data.label_subsets import dev_split, fraction_rows
+from mpp.data.sampler import Numbers
+from mpp.data.splits import Splits, open_splits
+from mpp.data.table import ImageTable
+from mpp.encoder.probe import has_patches
+from mpp.evaluation.callback import divided
+from mpp.evaluation.evaluators import check_feasible
+from mpp.files import write_text
+from mpp.recipe import GapRecipe, same_data
+from mpp.settings import SettingError, together
+from mpp.study.claims import measure_of, primary_of
+from mpp.study.outcomes import Outcome
+from mpp.study.units import Unit, data_of, recipes_of
+
+PRIMARY = "primary"
+"""The name of the file with the primary claims, as they were before the study ran."""
+
+
+def check_networks(recipe: GapRecipe, units: list[Unit]) -> None:
+    """Check, before any data is read, that timm can build the networks and optimisers."""
+    together(
+        *(partial(_check_unit, recipe, unit) for unit in units),
+        lambda: check_optimizer(recipe.pretraining.optimizer),
+        lambda: check_optimizer(recipe.finetuning.optimizer),
+    )
+
+
+def _check_unit(recipe: GapRecipe, unit: Unit) -> None:
+    """Check that timm can make the network and the arm's own optimizer, and that its objective fits the patches."""
+    arm, size, recipes = recipe.study.arm(unit.arm), unit.variant.size, recipes_of(recipe, unit)
+    first = next(iter(recipes.named().values()), None)  # from scratch without fine-tuning there is none
+    if first is not None and arm.start == "random":
+        patches = arm.objective is not None and arm.objective.needs_patches
+        check_network(first.encoder, recipe.upstream, patches=patches)
+    if recipes.pretrain is None:
+        return
+    try:
+        if arm.optimizer:
+            check_optimizer(recipes.pretrain.optimizer)
+        check_objective(recipes.pretrain.objective, recipes.pretrain.encoder, recipe.upstream.image_size)
+    except SettingError as error:
+        where = recipe.study if size is None else recipe.study.sizes[size]
+        raise where.error(arms=f"{unit.arm}: {'; '.join(error.complaints.values())}") from error
+
+
+def check_data(recipe: GapRecipe, units: list[Unit], done: Mapping[Unit, Outcome] | None = None) -> None:
+    """Check, before anything is trained, that the data sets can be read, and have enough images and labels.
+
+    `done` are the results of units that are finished, which have to be of the same images.
+    """
+    for swapped in sorted({unit.variant.swapped for unit in units}):
+        upstream, downstream = data_of(recipe, swapped=swapped)
+        here = [unit for unit in units if unit.variant.swapped == swapped]
+        measured, seed = recipe.pretraining.evaluation, recipe.study.seeds[0]
+        supervised = any(recipe.study.arm(unit.arm).role == "supervised" for unit in here)
+        rows = open_splits(upstream, seed, labelled=supervised or bool(measured.evaluators)).train
+        if measured.evaluators:
+            divided(measured, rows)
+        if (most := max(unit.variant.images or 0 for unit in here)) > len(rows):
+            raise recipe.study.error(images=f"{most} are more than the {len(rows)} images of {upstream.source}")
+        evaluated = open_splits(downstream, seed, labelled=True, held_out=DATA_ORDER)
+        if same_data(upstream, downstream):
+            _check_disjoint(rows, evaluated, labelled=bool(recipe.study.with_labels))
+        labels = evaluated.train.labels
+        assert labels is not None
+        if len(np.unique(labels)) < 2:
+            raise ValueError(f"{downstream.source} has images of a single class; classification needs two")
+        _check_evaluation(recipe, labels)
+        _check_same_images(recipe, done or {}, swapped=swapped)
+
+
+def _check_same_images(recipe: GapRecipe, done: Mapping[Unit, Outcome], *, swapped: bool) -> None:
+    """Check that finished units, perhaps of another machine, are of the images that are there now."""
+    units = {unit: outcome for unit, outcome in done.items() if unit.variant.swapped == swapped and "images" in outcome}
+    if not units:
+        return
+    now = images_of(recipe, swapped=swapped)
+    for unit, outcome in units.items():
+        for name, found in now.items():
+            if outcome["images"][name] != found:
+                raise ValueError(
+                    f"{unit} was run on other images: {name} had {outcome['images'][name]['rows']:,} rows then, "
+                    f"{found['rows']:,} now"
+                    + ("; the rows themselves differ" if found["rows"] == outcome["images"][name]["rows"] else "")
+                    + "; give the same data, or choose another output_dir and study.keep"
+                )
+
+
+def images_of(recipe: GapRecipe, *, swapped: bool) -> dict[str, dict[str, Any]]:
+    """What identifies the images of a study wherever they lie: to pre-train on, to fit to and to test on."""
+    upstream, downstream = data_of(recipe, swapped=swapped)
+    before = open_splits(upstream, 0).train
+    evaluated = open_splits(downstream, 0, labelled=True, held_out=DATA_ORDER)
+    images = {"upstream": before, "downstream": evaluated.train, "test": evaluated.validation}
+    return {name: identity_of(rows) for name, rows in images.items()}
+
+
+def check_claims(recipe: GapRecipe) -> None:
+    """Check that the primary claims are about something that the study measures.
+
+    Raises:
+        SettingError: for the first that is not.
+    """
+    for claim in recipe.study.primary or ():
+        with recipe.study.blamed("primary"):
+            measure_of(claim, recipe.evaluation, recipe.finetuning.fractions)
+
+
+def freeze_claims(recipe: GapRecipe, *, has_results: bool) -> None:
+    """Write the primary claims down before the study runs; refuse others once there are results.
+
+    Raises:
+        ValueError: if the claims were changed after results were there.
+    """
+    text = json.dumps([claim.model_dump(mode="json") for claim in primary_of(recipe)], indent=1) + "\n"
+    folder = Path(recipe.output_dir)
+    paths = [folder / f"{PRIMARY}.json"]
+    if recipe.study.keep is not None:  # where several studies may keep their units
+        paths.append(Path(recipe.study.keep).expanduser() / f"{PRIMARY}-{folder.name}.json")
+    for path in paths:
+        before = path.read_text(encoding="utf-8") if path.is_file() else None
+        if has_results and before not in (None, text):
+            raise recipe.study.error(
+                primary=f"the primary claims were changed after there were results: {path} has {_listed(before)}, and "
+                f"the recipe {_listed(text)}; give the old ones back, or rename the study (another output_dir and keep)"
+            )
+        if before is None or not has_results:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
+
+
+def _listed(claims: str) -> str:
+    """Claims as one line."""
+    found = [f"{c['higher']} > {c['lower']} by {c['by']}" + (f" {c['setting']:g}" if c["setting"] else "")
+             for c in json.loads(claims)]  # fmt: skip
+    return ", ".join(found) or "none"
+
+
+def _check_disjoint(rows: ImageTable, evaluated: Splits, *, labelled: bool) -> None:
+    """Check that no image to pre-train on is among those to test on, nor, if labels are used, to fit to."""
+    for part, use in ((evaluated.train, "fitted to"), (evaluated.validation, "tested on")):
+        shared = len(np.intersect1d(rows.source_rows, part.source_rows))
+        if shared and (labelled or part is evaluated.validation):
+            raise ValueError(
+                f"{shared} of the {len(rows)} images to pre-train on ({rows.split}) are among the {len(part)} of "
+                f"{part.split} downstream, which representations are {use}; choose disjoint splits"
+            )
+
+
+def _check_evaluation(recipe: GapRecipe, labels: Numbers) -> None:
+    """Check that there are enough labelled images; every seed draws as many of each class."""
+    part, seed, sizes = recipe.evaluation, recipe.study.seeds[0], recipe.study.sizes.values()
+    used = labels[fraction_rows(labels, part.labels.fraction, seed)]
+    networks = [(recipe.encoder.name, recipe.encoder.arguments)]
+    networks += [(other.name, other.arguments) for other in sizes if other.name is not None]
+    objectives = [recipe.study.arm(name).objective for name in recipe.study.names]
+    defaults = {"token"} | {"avg" for each in objectives if each is not None and not each.trains_class_token}
+    pools = set(part.features.pools)
+    for pool in (recipe.encoder.pool, *(other.pool or recipe.encoder.pool for other in sizes)):
+        pools |= defaults if pool is None else {pool}
+    several = part.features.blocks != "last" or len(pools) > 1
+    chooses = part.labels.dev > 0 and several and any(has_patches(*network) for network in networks)
+    dev = dev_split(used, part.labels.dev, seed) if chooses else None
+    check_feasible(asked_for(part), used, dev, part.by_depth)

@@ -61,12 +61,12 @@ def _run(
             for count, score in scores.items()
         }
         accuracy = sum(score.mean for score in scores.values()) / len(scores)
-        return {"accuracy": accuracy, "shots": shots}, dict(drawn)
+        return {"accuracy": accuracy, "shots": shots}, {float(count): each for count, each in drawn.items()}
     if isinstance(settings, NeighbourSettings):
         rows = checked(train, known, test, asked, torch.float32)
         voted = neighbour_predictions(rows, settings.k, settings.temperature, options.centre)
         k = {str(count): int((each == rows.test_labels).sum()) / len(each) for count, each in voted.items()}
-        return {"accuracy": k[str(settings.k[0])], "k": k}, dict(voted)
+        return {"accuracy": k[str(settings.k[0])], "k": k}, {float(count): each for count, each in voted.items()}
     probe = linear_probe(train, known, test, asked, settings.grid, options.seed, options.patience)
     dev = {f"{c:g}": value for c, value in probe.dev.items()}
     result = {"accuracy": probe.accuracy, "c": probe.c, "grid_end": probe.grid_end, "converged": probe.converged,

@@ -152,17 +152,18 @@ class _Comparisons:
 
         A single seed has no interval: what takes several is None.
         """
-        low, high = (self.cells.get(arm, {}).get(self.measure, {}) for arm in (lower, higher))
-        seeds = sorted(low.keys() & high.keys())
+        one, other = (self.cells.get(arm, {}).get(self.measure, {}) for arm in (lower, higher))
+        seeds = sorted(one.keys() & other.keys())
         if not seeds:
             return
         text = f"{self.arms[higher]['title']} against {self.arms[lower]['title']}: "
-        found: Claim = dict.fromkeys(Comparison._fields) | {"mean": high[seeds[0]] - low[seeds[0]]}
+        found: Claim = dict.fromkeys(Comparison._fields) | {"mean": other[seeds[0]] - one[seeds[0]]}
         if len(seeds) > 1:
-            right = (
-                np.stack([self.evidence.of(a, s, self.variant, self.measure) for s in seeds]) for a in (lower, higher)
+            low, high = (
+                np.stack([self.evidence.of(arm, seed, self.variant, self.measure) for seed in seeds])
+                for arm in (lower, higher)
             )
-            found = compare(*right)._asdict()
+            found = compare(low, high)._asdict()
             text += (
                 f"{signed(100 * found['mean'])} points [{signed(100 * found['low'])}, {signed(100 * found['high'])}]"
             )
@@ -190,8 +191,8 @@ def note_of(claims: list[Claim]) -> str:
     primary = sum(claim["primary"] for claim in claims)
     return (
         f"{primary} primary claims were named before the study ran, and are corrected for their number by Holm's "
-        f"method; the other {len(claims) - primary} comparisons are exploratory: about one in twenty of their intervals "
-        "would miss 0 although there is no difference."
+        f"method; the other {len(claims) - primary} comparisons are exploratory: about one in twenty of their "
+        "intervals would miss 0 although there is no difference."
     )
 
 

@@ -25,6 +25,7 @@ from mpp.commands.resume import (
     refuse_changes,
     with_older_defaults,
 )
+from mpp.commands.score_verdict import standard_error
 from mpp.commands.search import Candidate, combinations, is_known_to_diverge, note_divergence, with_candidate
 from mpp.commands.train_run import TrainRun, on_each, replaced, uses_fused_attention
 from mpp.data.label_subsets import dev_split, fraction_rows
@@ -331,12 +332,13 @@ def _keep(objective: torch.nn.Module, path: Path) -> None:
 
 def _sentence(results: dict[str, Any], folder: Path) -> str:
     """The results, for a person."""
-    dev = results["best_on_dev"]
+    dev, test = results["best_on_dev"], results["test"]
+    error = 100 * standard_error(test["accuracy"], test["images"])
     lines = [
         f"{results['steps']} steps, {results['images_seen']:,} images, {tqdm.format_interval(results['seconds'])}"
         + (", ended early" if results["ended_early"] else ""),
-        f"accuracy on the test split: {results['test']['accuracy']:.2%} of {results['test']['images']:,} images, "
-        f"loss {results['test']['loss']:.3f}",
+        f"accuracy on the test split: {test['accuracy']:.2%} of {test['images']:,} images (standard error "
+        f"{error:.{1 if error >= 1 else 2}f} points), loss {test['loss']:.3f}",
     ]
     if dev:
         lines.append(f"of the weights of step {dev['step']}, which are best on the dev split: {dev['accuracy']:.2%}")

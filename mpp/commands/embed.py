@@ -190,7 +190,7 @@ def _known_labels(
     """
     if table.labels is None or table.class_names is None:
         return {}, ""
-    is_guessed = has_class_folders(table)
+    is_guessed = has_class_folders(table, data)
     if unknown := [name for name in table.class_names if name not in names]:
         shown = ", ".join(unknown[:SHOWN]) + ", …" * (len(unknown) > SHOWN)
         what = "folders" if is_guessed else "labels"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpp.data.inventory import counted
+from mpp.files import write_text
 from mpp.training.checkpoint import STATE, Checkpoint
 from mpp.type_hints import listed
 
@@ -36,9 +37,8 @@ def note_resumption(folder: Path, checkpoint: Checkpoint | None, steps: int) -> 
     if checkpoint is not None:
         before = json.loads((checkpoint.folder / STATE).read_text(encoding="utf-8"))["steps"]
         longer = steps if steps != before else None
-    entry = Resumption(checkpoint.step if checkpoint else 0, longer)
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry._asdict()) + "\n")
+    entries = [*resumptions(folder), Resumption(checkpoint.step if checkpoint else 0, longer)]
+    write_text(folder / FILE, "".join(f"{json.dumps(entry._asdict())}\n" for entry in entries))
 
 
 def resumptions(folder: Path) -> list[Resumption]:

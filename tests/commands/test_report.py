@@ -21,6 +21,7 @@ from mpp.commands.report import unfinished, verdict
 from mpp.training.checkpoint import Checkpoints
 from tests.support.downstream import EVALUATE, PRETRAIN, good, results, written
 from tests.support.forkserver import ForkServer
+from tests.support.study_results import study
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_the_command_of_the_page_evaluates_the_run_as_it_is(run: Path, tmp_path:
     assert mpp.report.main([str(copy)]) == 0
     name, command, *given = shlex.split(command_in((copy / "report.html").read_text(encoding="utf-8")))
     assert (name, command) == ("mpp", "evaluate")
-    assert "few_shot.shots=[1,5,10]" in given, "of 90 images of three classes, a tenth of them for the dev split"
+    assert given[-1] == "knn.k=[20,10]", "of 90 images, a tenth of them for the dev split"
     good(commands.run("mpp.evaluate", *given, "linear_probe=null"))
     assert mpp.report.main([str(copy)]) == 0
     assert '<pre class="command">' not in (copy / "report.html").read_text(encoding="utf-8")
@@ -175,7 +176,7 @@ def test_an_evaluation_s_own_folder_has_a_page_and_a_study_s_is_named(
     assert f"<td>{100 * found['controls']['raw_pixels']['knn']['default']['k']['5']:.1f}</td>" in text
     assert "Verdict: the encoder is " in text
     (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "results.json").write_text(json.dumps(study_results()))
+    (tmp_path / "study" / "results.json").write_text(json.dumps(study([])))
     assert mpp.report.main([str(tmp_path / "study")]) == 2
     assert f"is a study, whose page mpp gap has written: {tmp_path / 'study' / 'report.html'}" in capsys.readouterr().err
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from mpp.cli import guarded
 
 LEFT_OUT = """\
-{count} of {run} not shown on the card: of an earlier checkpoint, or at another size or pool.
-To measure what is pushed: mpp evaluate few_shot encoder={run} data.source=LABELLED"""
+{count} of {run} not shown on the card:
+of an earlier checkpoint, or at another size or pool. To measure what is pushed:
+mpp evaluate few_shot encoder={run} data.source=LABELLED"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def _push(options: argparse.Namespace) -> int:
         if staged.left_out:
             print(LEFT_OUT.format(count=counted(staged.left_out, "evaluation"), run=options.run))
         if options.folder:
-            print(f"{WRITTEN} in it lists these files for the next push into this folder; it is not pushed")
+            print(f"{WRITTEN} lists these files for the next push into {options.folder}; it is not pushed")
         if options.dry_run:
             where = f"it lies in {folder}" if options.folder else "give --folder to keep it"
             print(f"nothing was pushed; {where}")

@@ -123,7 +123,10 @@ def _embed(
     lock = FolderLock(folder, recipe.command)  # held until this returns
     table = open_table(recipe.data)
     embedding = open_(accelerator)
-    print("\n".join([f"{len(table):,} images of {table.name}", *classes_found(table, recipe.data), embedding.summary]))
+    found = [f"{note}; columns label and class" for note in classes_found(table, recipe.data)]
+    if recipe.command == "predict":
+        found = []  # it compares them with the classifier's at the end
+    print("\n".join([f"{len(table):,} images of {table.name}", *found, embedding.summary]))
     crops = EvaluationCrops(table, recipe.data.model_copy(update={"image_size": embedding.image_size}))
     values, damaged = _read(embedding.network, crops, batch_size, recipe.data, accelerator)
     files = write(folder, table, values)

@@ -12,8 +12,8 @@ from mpp.type_hints import listed
 CLEAR = 2.0
 """A difference of fewer standard errors is not clear."""
 ADVICE = (
-    "Pre-train for longer or on more images of this kind (mpp report RUN shows whether the objective was learnt), "
-    "evaluate all blocks (features.blocks=all), or fine-tune (mpp finetune): that needs less of frozen features."
+    "To try: a longer pre-training, more images of this kind (mpp report RUN shows whether the objective was learnt), "
+    "{blocks}or fine-tuning (mpp finetune), which does not depend on frozen features."
 )
 MORE_IMAGES = "More test images would make the differences clearer."
 
@@ -76,22 +76,29 @@ def score_verdict(results: dict[str, Any]) -> list[str]:
     images = f"{results['test_images']:,} test images"
     lines = [f"Points above {rival} at the chosen layer, ± standard error ({images}):"]
     lines += [f"  {each[0].evaluator}: {', '.join(map(str, each))}" for each in found]
-    return [*lines, *verdict_of(found, bool(results.get("controls")))]
+    return [*lines, *verdict_of(found, _advice(results))]
 
 
-def verdict_of(found: list[list[Comparison]], has_controls: bool) -> list[str]:
-    """The last sentences: where the encoder is above, where not, and what to try."""
-    by_standing: dict[int, list[str]] = {1: [], 0: [], -1: []}
-    for against in found:
-        by_standing[min(each.standing for each in against)].append(against[0].evaluator.split(",")[0])
-    above, unclear, below = by_standing.values()
-    both = "its controls and chance" if has_controls else "chance"
-    if not (unclear or below):
-        return [f"Verdict: the encoder is above {both}."]
-    parts = [f"above {both} by {listed(above, 'and')}"] if above else []
-    parts += [f"not clearly above {both} by {listed(unclear, 'and')}"] if unclear else []
-    parts += [f"below {'a control or chance' if has_controls else both} by {listed(below, 'and')}"] if below else []
-    return [f"Verdict: the encoder is {'; '.join(parts)}.", f"{ADVICE}{f' {MORE_IMAGES}' if unclear else ''}"]
+def verdict_of(found: list[list[Comparison]], advice: str) -> list[str]:
+    """The last sentences: what the encoder is clearly above, what not, and what to try."""
+    rivals = {"its controls": [each[0] for each in found if len(each) > 1], "chance": [each[-1] for each in found]}
+    rivals = {rival: against for rival, against in rivals.items() if against}
+    standings = {each.standing for against in rivals.values() for each in against}
+    if standings == {1}:
+        return [f"Verdict: the encoder is above {listed(rivals, 'and')}."]
+    parts = []
+    for standing, words in ((1, "above"), (0, "not clearly above"), (-1, "below")):
+        for rival, against in rivals.items():
+            names = [each.evaluator.split(",")[0] for each in against if each.standing == standing]
+            if names:
+                parts.append(f"{words} {rival}" + (f" by {listed(names, 'and')}" if len(names) < len(against) else ""))
+    return [f"Verdict: the encoder is {'; '.join(parts)}.", advice + f" {MORE_IMAGES}" * (0 in standings)]
+
+
+def _advice(results: dict[str, Any]) -> str:
+    """What to try with an encoder that is not clearly above."""
+    is_whole = results.get("recipe", {}).get("features", {}).get("blocks") == "all"
+    return ADVICE.format(blocks="" if is_whole else "all blocks (features.blocks=all), ")
 
 
 def filled(lines: list[str]) -> str:

@@ -215,7 +215,7 @@ def test_results_of_other_weights_are_not_those_of_the_card(run: Path, push: Pus
     said = arrived(push(tmp_path / "run", NAME, "--dry-run", "--folder", tmp_path / "out")).text
     assert f"1 evaluation of {tmp_path / 'run'} not shown on the card" in said
     assert f"mpp evaluate few_shot encoder={tmp_path / 'run'} data.source=LABELLED" in said
-    assert f"{WRITTEN} in it lists these files for the next push into this folder; it is not pushed" in said
+    assert f"{WRITTEN} lists these files for the next push into {tmp_path / 'out'}; it is not pushed" in said
     found = card((tmp_path / "out" / "README.md").read_bytes())
     assert not found.data.eval_results
     assert "An evaluation of other weights, such as an earlier checkpoint's" in found.text

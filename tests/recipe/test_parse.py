@@ -363,6 +363,8 @@ def test_mistakes_of_the_command_line_are_not_blamed_on_the_shipped_file() -> No
         ("photos", "epochs=8", "training.duration.epochs"),
         ("finetune", "lr=1e-3", "optimizer.lr"),
         ("gap", "finetuning.learning_rate=1e-3", "finetuning.optimizer.lr"),
+        ("photos", "optimizer.learning_rat=1e-3", "optimizer.lr"),
+        ("photos", "bath_size=8", "training.batch_size"),
     ],
 )
 def test_other_names_of_the_field_lead_to_the_setting(recipe_name: str, override: str, meant: str) -> None:

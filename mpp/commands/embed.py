@@ -204,7 +204,9 @@ def _known_labels(
     right = float(np.mean([guess == label for guess, label in zip(predicted, truth, strict=True)]))
     error = 100 * standard_error(right, len(truth))
     says = "the name of their folder says, taken for their class" if is_guessed else "their label says"
-    sentence = f"{right:.1%} of {counted(len(truth), 'image')} are classified as {says}; standard error {error:.1f} points"
+    sentence = (
+        f"{right:.1%} of {counted(len(truth), 'image')} are classified as {says}; standard error {error:.1f} points"
+    )
     numbers = pa.array([names.index(name) for name in truth], pa.int64())
     return {"label": numbers, "class": pa.array(truth)}, sentence
 

@@ -158,9 +158,7 @@ def _damaged(metrics: list[dict[str, Any]]) -> str:
     return f"{counted(len(there), 'image')} could not be decoded, replaced by neighbours: {', '.join(named)}{more}"
 
 
-def _facts(
-    state: Mapping[str, Any], metrics: list[dict[str, Any]], resumed: list[Resumption]
-) -> dict[str, str]:
+def _facts(state: Mapping[str, Any], metrics: list[dict[str, Any]], resumed: list[Resumption]) -> dict[str, str]:
     """What was run, on what, how fast; what it took comes last."""
     recipe, progress = state["recipe"], state["progress"]
     images = progress["step"] * recipe["training"]["batch_size"]

@@ -178,7 +178,9 @@ def test_an_evaluation_s_own_folder_has_a_page_and_a_study_s_is_named(
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "results.json").write_text(json.dumps(study([])))
     assert mpp.report.main([str(tmp_path / "study")]) == 2
-    assert f"is a study, whose page mpp gap has written: {tmp_path / 'study' / 'report.html'}" in capsys.readouterr().err
+    assert (
+        f"is a study, whose page mpp gap has written: {tmp_path / 'study' / 'report.html'}" in capsys.readouterr().err
+    )
 
 
 def test_a_run_that_early_stopping_has_ended_says_so(run: Path):

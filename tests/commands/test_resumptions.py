@@ -12,7 +12,9 @@ from mpp.commands.resumptions import FILE, Resumption, extensions, note_resumpti
 
 def lines(count: int, *started: int) -> list[dict[str, Any]]:
     """Metrics of so many steps; a process logs the time of its first step with its first line."""
-    return [{"step": step, **({"seconds_to_first_step": 1.0} if step in started else {})} for step in range(1, count + 1)]
+    return [
+        {"step": step, **({"seconds_to_first_step": 1.0} if step in started else {})} for step in range(1, count + 1)
+    ]
 
 
 @pytest.mark.parametrize(

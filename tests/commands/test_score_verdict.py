@@ -24,8 +24,11 @@ def results(
         }  # fmt: skip
 
     low, high = entries(default), entries(encoder)
-    controls = {name: {key: {"default": entry} for key, entry in entries(accuracy).items()}
-                for name, accuracy in (("raw_pixels", pixels), ("patch_colors", colours)) if accuracy is not None}
+    controls = {
+        name: {key: {"default": entry} for key, entry in entries(accuracy).items()}
+        for name, accuracy in (("raw_pixels", pixels), ("patch_colors", colours))
+        if accuracy is not None
+    }
     return {"scores": {name: {"default": low[name], "headline": high[name]} for name in high}, "controls": controls,
             "classes": 10, "test_images": test, "train_images": 5000}  # fmt: skip
 

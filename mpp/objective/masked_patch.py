@@ -15,9 +15,9 @@ from mpp.encoder.backbone import Backbone
 from mpp.encoder.encoder import Encoder
 from mpp.objective.base import Objective, Sample
 from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, Draw
-from mpp.objective.replacement import corrupt
 from mpp.objective.heads import make_head
 from mpp.objective.patches import patchify, take, unpatchify
+from mpp.objective.replacement import corrupt
 from mpp.objective.scores import Scores, total
 from mpp.objective.targets import MeanColor, PatchTarget, Target
 

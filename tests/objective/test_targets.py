@@ -211,7 +211,9 @@ def test_no_cells_are_refused():
 
 
 @pytest.mark.parametrize("patch", [4, 12, 16])
-@pytest.mark.parametrize("target", [mpp.MeanColor(), mpp.DownsizedPatch(cells=3), mpp.DownsizedPatch(), mpp.FullPatch()])
+@pytest.mark.parametrize(
+    "target", [mpp.MeanColor(), mpp.DownsizedPatch(cells=3), mpp.DownsizedPatch(), mpp.FullPatch()]
+)
 def test_labels_from_the_image_are_those_of_its_patches(patch, target):
     pixels = random_pixels(3, 4 * patch)
     positions = torch.stack([torch.randperm(16)[:5] for _ in range(3)])

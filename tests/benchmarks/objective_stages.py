@@ -19,8 +19,8 @@ import torch
 
 import mpp
 from mpp.commands.train_run import uses_fused_attention
-from mpp.objective.corruption import Draw
-from mpp.objective.replacement import corrupt
+from mpp.objective.corruption import MASK, SWAP, Draw
+from mpp.objective.replacement import corrupt, replaced
 from mpp.training.distributed import precision, start_processes
 from mpp.training.optimizer import make_optimizer
 
@@ -55,6 +55,14 @@ def main() -> None:
     stored = torch.randn(BATCH, layout.width, layout.num_patches, dtype=dtype, requires_grad=True)
     embeddings = stored.transpose(1, 2)
     corrupted = corrupt(embeddings, objective.mask_token, drawn)
+    rows = torch.arange(BATCH)[:, None] * layout.num_patches
+    sources = torch.where(drawn.kinds == SWAP, drawn.others, drawn.positions) + rows
+    given = (drawn.positions + rows).flatten(), sources.flatten(), (drawn.kinds == MASK).flatten()
+
+    def by_autograd() -> torch.Tensor:
+        token = objective.mask_token.to(embeddings.dtype)
+        return torch.empty_like(embeddings).copy_(replaced(embeddings, token, *given))
+
     tokens = torch.randn(BATCH, layout.num_prefix_tokens + layout.num_patches, layout.width, requires_grad=True)
     chosen = encoder.patch_tokens(tokens, drawn.positions)
     count = drawn.positions.shape[1]
@@ -63,8 +71,8 @@ def main() -> None:
     labels = objective.target.labels_at(pixels, drawn.positions, layout.patch_size)
 
     def gradient(output: torch.Tensor, *inputs: torch.Tensor) -> Callable[[], object]:
-        given = torch.randn_like(output)
-        return lambda: torch.autograd.grad(output, inputs, given, retain_graph=True)
+        weights = torch.randn_like(output)
+        return lambda: torch.autograd.grad(output, inputs, weights, retain_graph=True)
 
     def loss() -> None:
         torch.autograd.grad(objective.target.loss(logits, labels), logits)
@@ -88,9 +96,16 @@ def main() -> None:
         "corruption, backward": timed(gradient(corrupted, stored, objective.mask_token)),
         "the K tokens, forward and backward, over a slice": gathered - sliced,
     }  # fmt: skip
+    plain = {
+        "labels by way of the patches": timed(lambda: objective.target.labels(objective.patches(pixels, drawn[0]))),
+        "corruption by autograd's operators, in timm's layout, forward": timed(by_autograd),
+        "the same, backward": timed(gradient(by_autograd(), stored, objective.mask_token)),
+    }
     whole = timed(step, STEPS)
     for name, milliseconds in {**stages, "together": sum(stages.values())}.items():
         print(f"| {name} | {milliseconds:.2f} | {milliseconds / whole:.2%} |")
+    for name, milliseconds in plain.items():
+        print(f"| instead: {name} | {milliseconds:.2f} | {milliseconds / whole:.2%} |")
     print(f"| the loss, forward and backward, which the bare step has too | {timed(loss):.2f} | |")
     print(f"| the draws, in the loader | {timed(lambda: objective.draws()(samples)):.2f} | |")
     print(f"| the bare step | {whole:.1f} | |")

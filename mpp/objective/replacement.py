@@ -36,7 +36,7 @@ def replaced(embeddings: Tensor, token: Tensor, positions: Tensor, sources: Tens
 
 
 class _Replaced(torch.autograd.Function):
-    """`replaced` on processors, bit for bit, in a third of the time: no copy but one, no `where` over all values.
+    """`replaced` on processors, bit for bit, in half of the time or less: one copy, no `where` over all values.
 
     The token is one more row behind those of the images; in the backward pass that row takes the gradients that nobody
     needs. Sums have the terms and the order that autograd's own have.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from einops import rearrange
 from pydantic import Field
 
-from mpp.objective.patches import cell_edges, colour_classes, unpack
+from mpp.objective.patches import cell_edges, colour_classes, colour_classes_at, patchify, take, unpack
 from mpp.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class PatchTarget(Settings):
     def labels(self, patches: Tensor) -> Tensor:
         """The labels `(b, K, …)` of patches."""
         raise NotImplementedError
+
+    def labels_at(self, pixels: Tensor, positions: Tensor, patch_size: int) -> Tensor:
+        """`labels` of the patches at int64 `(b, K)` of uint8 pixels `(b, 3, h, w)`."""
+        return self.labels(take(patchify(pixels, patch_size), positions))
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each patch, float32 `(b, K)`."""
@@ -103,6 +107,12 @@ class _Colours(PatchTarget):
         """int64 `(b, K, cells²)`, cells row by row."""
         return colour_classes(patches, self.cells, self.bits)
 
+    def labels_at(self, pixels: Tensor, positions: Tensor, patch_size: int) -> Tensor:
+        """The same as `labels`; much faster where the cells are of equal size."""
+        if patch_size % self.cells:
+            return super().labels_at(pixels, positions, patch_size)
+        return colour_classes_at(pixels, positions, patch_size, self.cells, self.bits)
+
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy in nats, averaged over the cells of a patch: float32 `(b, K)`."""
         import torch.nn.functional as F
@@ -145,6 +155,10 @@ class MeanColor(_Colours):
     def labels(self, patches: Tensor) -> Tensor:
         """int64 `(b, K)`."""
         return super().labels(patches).squeeze(-1)
+
+    def labels_at(self, pixels: Tensor, positions: Tensor, patch_size: int) -> Tensor:
+        """int64 `(b, K)`."""
+        return super().labels_at(pixels, positions, patch_size).squeeze(-1)
 
 
 class DownsizedPatch(_Colours):

@@ -66,7 +66,7 @@ class MaskedPatchPrediction(Objective):
         "loss_mask": "masked {:.3f}",
         "accuracy": "acc {:.1%}",
         "psnr": "{:.1f} dB",
-        "histogram": "(histogram {:.3f})",
+        "histogram": "(frequencies {:.3f})",
         "neighbours": "(neighbours {:.3f})",
     }
     encoder: Encoder  # pyright: ignore[reportIncompatibleVariableOverride]  its patches are needed
@@ -172,7 +172,7 @@ class MaskedPatchPrediction(Objective):
         }
 
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
-        """Histogram and visible neighbours: see `baselines.py`."""
+        """Label frequencies and visible neighbours: see `baselines.py`."""
         return self.target.baselines(self._corrupted(train), self._corrupted(validation), self.encoder.patch_size)
 
     def _corrupted(self, sample: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -33,7 +33,7 @@ class PatchTarget(Settings):
     unit: ClassVar[str]
     """Of the loss."""
     words: ClassVar[dict[str, str]]
-    """What the metric and the histogram baseline mean, by their words on the terminal."""
+    """What the metric and the label frequencies mean, by their words on the terminal."""
 
     def outputs(self, patch_size: int) -> int:
         """Numbers predicted for a patch of `patch_size` pixels a side; a ValueError if the target does not fit it."""
@@ -88,7 +88,7 @@ class _Colours(PatchTarget):
     unit: ClassVar[str] = "nats"
     words: ClassVar[dict[str, str]] = {
         "acc": "share of corrupted patches whose colour class is right",
-        "histogram": "loss of predicting how often each colour occurs",
+        "frequencies": "loss of predicting how often each colour occurs",
     }
     if TYPE_CHECKING:  # a real attribute would be shadowed by the setting of `DownsizedPatch`
         cells: ClassVar[int]
@@ -196,7 +196,7 @@ class FullPatch(PatchTarget):
     unit: ClassVar[str] = "squared error"
     words: ClassVar[dict[str, str]] = {
         "dB": "PSNR of the predicted pixels",
-        "histogram": "loss of predicting the mean patch",
+        "frequencies": "loss of predicting the mean patch",
     }
 
     def outputs(self, patch_size: int) -> int:

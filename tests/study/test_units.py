@@ -230,7 +230,7 @@ def test_a_pilot_may_be_shorter_in_pre_training_and_in_a_total_budget(tmp_path: 
     of = {unit.arm: recipes_of(recipe, unit) for unit in pilot_units(recipe)}
     assert of["mean_color"].pretrain is not None
     assert of["mean_color"].pretrain.training.duration.steps == 6
-    lengths = {arm: {each.training.duration for each in recipes.finetune.values()} for arm, recipes in of.items()}
+    lengths = {arm: [each.training.duration for each in recipes.finetune.values()] for arm, recipes in of.items()}
     assert {each.steps for each in lengths["mean_color"]} == {12}
     assert {each.images for each in lengths["scratch"]} == {16 * 6 + 8 * 12}
     after = recipes_of(recipe, Unit("mean_color", 0)).pretrain

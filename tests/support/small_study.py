@@ -40,6 +40,7 @@ finetuning:
   validation: {{every: {{steps: 0}}}}
   checkpoint: {{every: {{steps: 4}}}}
 """
+Study = Callable[..., Command]
 ALONE = ("study.controls=false",)
 PILOT = "study.pilot={reserved: 0.2, lr: [1.0e-3, 3.0e-3], finetuning_lr: [1.0e-3, 1.0e-2]}"
 

@@ -422,7 +422,7 @@ def test_a_unit_that_fails_is_reported_with_the_end_of_its_log_when_the_others_a
     assert "Traceback" not in command.text
     log = tmp_path / "gap" / "random" / "seed-0" / "log.txt"
     message = command.text[command.text.index("error: ") :]
-    assert message.startswith(f"error: 1 of 2 units failed:\nrandom/seed-0 ended with exit code 2; the end of {log}:\n")
+    assert message.startswith(f"error: 1 unit failed:\nrandom/seed-0 ended with exit code 2; the end of {log}:\n")
     assert f"{tmp_path / 'gap/random/seed-0/evaluation'} cannot be written to" in message
     assert message.rstrip().endswith(log.read_text().rstrip().splitlines()[-1])
     assert list(finished(tmp_path / "gap")) == ["scratch/seed-0"]

@@ -34,7 +34,7 @@ def unit(arm: str, seed: int, **variant: Any) -> list[Row]:
     level = LEVEL[arm] + 0.01 * math.sin(7 * seed + len(arm)) - (0.05 if variant.get("images") else 0)
     if PRESETS[arm].objective is not None:
         masked = PRESETS[arm].role == "self-supervised"
-        numbers = {"images_seen": 192, "flops_per_image": 2e8 if variant.get("size") else 1e8, "flops": 192e8,
+        numbers = {"images_seen": 192 * (variant.get("length") or 1), "flops_per_image": 2e8 if variant.get("size") else 1e8, "flops": 192e8 * (variant.get("length") or 1),
                    "seconds": 30 + seed, "rows": variant.get("images") or 500, "baseline_histogram": 4.2}  # fmt: skip
         numbers |= {"baseline_neighbours": 3.2} if masked else {}
         for name, value in numbers.items():

@@ -65,7 +65,10 @@ class Forest:
         if self.inside:
             axes.set_yticks([])
             for at, row in enumerate(rows):
-                axes.text(0.01, at - 0.2, row, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5)
+                box = {"facecolor": BAND if at % 2 == 0 else "white", "edgecolor": "none", "pad": 1}
+                axes.text(
+                    0.01, at - 0.2, row, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5, bbox=box
+                )
         else:
             axes.set_yticks(range(len(rows)), [row.replace(", ", ",\n") for row in rows])
         axes.xaxis.set_major_formatter(lambda value, _: signed(value, "g"))

@@ -44,6 +44,11 @@ class Table(NamedTuple):
     columns: Sequence[str]
     groups: Sequence[tuple[str, Sequence[Line]]]
 
+    @property
+    def rows(self) -> int:
+        """How many it has, headings included."""
+        return sum(len(lines) + bool(heading) for heading, lines in self.groups)
+
 
 def class_of(cell: str) -> str:
     """The class of the style sheet of a cell."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import jinja2
 import yaml
 
 from mpp.files import write_text
-from mpp.study import claims
-from mpp.study.report import tables
+from mpp.study import claims, pilot
+from mpp.study.report import figures, tables
 from mpp.study.report.charts import looks_of
 from mpp.study.report.figures import Figures
+from mpp.study.report.pilot_tables import Pilot
 from mpp.study.results import Row, read, select
 from mpp.study.units import Variant
 
@@ -27,6 +30,7 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
     )  # fmt: skip
     arms, rows = results["arms"], read(results["rows"])
     looks = looks_of({name: arm["title"] for name, arm in arms.items()})
+    tried = pilot.read(results["pilot"])
     swapped = sorted({False, *(row.variant.swapped for row in rows)})
     text = environment.get_template("page.html.j2").render(
         results=results,
@@ -34,14 +38,29 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
         looks=looks,
         tables=tables,
         judged=claims,
+        axes=figures.AXES,
+        exploratory=partial(_exploratory, results["claims"]),
+        primary=[claim for claim in results["claims"] if claim["primary"]],
+        pilot=Pilot(results, tried),
+        total=tables.total_cost(rows, tried),
         directions=[Figures(looks, arms, rows, swapped=each) for each in swapped],
-        costs=tables.cost_table(rows, arms, "Images, operations and time, means over the seeds"),
+        costs=tables.cost_table(rows, arms, tried, "Images, operations and time, means over the seeds"),
         pictures=_pictures(results, folder),
         recipe=yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True),
     )
     path = folder / "report.html"
     write_text(path, f"{text.strip()}\n")
     return path
+
+
+def _exploratory(claims: Sequence[dict[str, Any]], direction: Figures) -> dict[str, list[dict[str, Any]]]:
+    """The exploratory claims of a direction by the axis of their variant, `none` or `crossed`."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for claim in claims:
+        if not claim["primary"] and claim["swapped"] == direction.swapped:
+            departs = figures.axes_of(Variant(**{name: claim[name] for name in Variant._fields}))
+            found["crossed" if len(departs) > 1 else departs[0] if departs else "none"].append(claim)
+    return found
 
 
 def _pictures(results: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:

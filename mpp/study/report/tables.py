@@ -9,8 +9,9 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from mpp.study.claims import OPEN, REVERSE, SHOWN, WITHHELD, signed, variant_title
-from mpp.study.report.figures import POOLS
-from mpp.study.results import Measure, Row, accuracies, measures, select
+from mpp.study.pilot import Tried
+from mpp.study.report.figures import POOLS, measure_of
+from mpp.study.results import Row, accuracies, measures, select
 from mpp.study.units import Variant
 
 Arms = Mapping[str, Mapping[str, str]]
@@ -23,6 +24,9 @@ COSTS = {
     "seconds": ("time", lambda seconds: str(timedelta(seconds=round(seconds)))),
 }
 """What training costs: a heading, and how it is written."""
+CHOSEN = " ✓"
+"""After an accuracy of the pilot, of what was chosen."""
+TRAININGS = ("pretrain", "finetune", "search")
 
 
 class Line(NamedTuple):
@@ -40,8 +44,18 @@ class Table(NamedTuple):
     columns: Sequence[str]
     groups: Sequence[tuple[str, Sequence[Line]]]
 
+    @property
+    def rows(self) -> int:
+        """How many it has, headings included."""
+        return sum(len(lines) + bool(heading) for heading, lines in self.groups)
 
-def _table(label: str, columns: Sequence[str], groups: Iterable[tuple[str, Sequence[Line]]]) -> Table | None:
+
+def class_of(cell: str) -> str:
+    """The class of the style sheet of a cell."""
+    return "chosen" if cell.endswith(CHOSEN) else VERDICTS.get(cell, "")
+
+
+def table_of(label: str, columns: Sequence[str], groups: Iterable[tuple[str, Sequence[Line]]]) -> Table | None:
     """A table of the groups that have lines; None if there are none."""
     kept = [(heading, lines) for heading, lines in groups if lines]
     return Table(label, columns, kept) if kept else None
@@ -61,7 +75,7 @@ def accuracy_table(rows: Sequence[Row], arms: Arms, label: str, layer: str = "ch
                 lines[about["role"] == "control"].append(line)
         heading = variant_title(variant) or "as in the recipe" if len(tables) > 1 else ""
         groups += [(heading, lines[False]), ("controls: nothing is learnt", lines[True])]
-    return _table(label, ["arm", "seeds", *(measure.title for measure in shown)], groups)
+    return table_of(label, ["arm", "seeds", *(measure.title for measure in shown)], groups)
 
 
 def accuracy(values: Sequence[float], seeds: int) -> str:
@@ -88,7 +102,7 @@ def layer_table(rows: Sequence[Row], arms: Arms) -> Table | None:
         if own:
             lines.append(Line(about["title"], cells, arm))
     columns = ["arm", *(name.replace("_", " ") for name in evaluators)]
-    return _table("Block and pooling that the dev split chose", columns, [("", lines)])
+    return table_of("Block and pooling that the dev split chose", columns, [("", lines)])
 
 
 def penalty_table(rows: Sequence[Row], arms: Arms) -> Table | None:
@@ -100,7 +114,7 @@ def penalty_table(rows: Sequence[Row], arms: Arms) -> Table | None:
         if cells != ["–", "–"]:
             lines.append(Line(about["title"], cells, arm))
     label = "C of the linear probe (the penalty is 1 / C)"
-    return _table(label, ["arm", "chosen layer", "last block"], [("", lines)])
+    return table_of(label, ["arm", "chosen layer", "last block"], [("", lines)])
 
 
 def _penalties(rows: Sequence[Row]) -> str:
@@ -121,52 +135,54 @@ def _counted(texts: Iterable[str]) -> str:
     return "; ".join(f"{text} (×{count})" if count > 1 else text for text, count in counts.items()) or "–"
 
 
+def primary_table(claims: Sequence[dict[str, Any]], arms: Arms, label: str) -> Table | None:
+    """The primary claims, with what the study could have shown."""
+    columns = ["claim", "difference, points", "95 % interval", "adjusted p", "could have shown, points", "seeds",
+               "verdict"]  # fmt: skip
+    return table_of(label, columns, [("", [_primary_line(claim, arms) for claim in claims])])
+
+
+def _primary_line(claim: dict[str, Any], arms: Arms) -> Line:
+    lower, higher = (arms[arm]["title"] for arm in claim["arms"])
+    able = claim["detectable"]
+    cells = [*_difference(claim), p_value(claim["adjusted_p"]), "–" if able is None else f"{100 * able:.1f}"]
+    title = f"{higher} − {lower}, {measure_of(claim).title}"
+    return Line(title, [*cells, f"{len(claim['seeds'])}", claim["verdict"]])
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to three decimals; a dash where there is none."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def claims_table(claims: Sequence[dict[str, Any]], arms: Arms, label: str) -> Table | None:
-    """Every claim with its interval, measure by measure."""
+    """Exploratory claims with their intervals, measure by measure."""
     groups: dict[str, list[Line]] = {}
     for claim in claims:
         last = ", last block" if claim["layer"] == "default" else ""
-        heading = Measure(claim["evaluator"], claim["setting"]).title + last
-        groups.setdefault(heading, []).append(_claim_line(claim, arms))
-    columns = ["comparison", "difference, points", "95 % interval", "seeds", "verdict"]
-    return _table(label, columns, [*groups.items()])
+        groups.setdefault(measure_of(claim).title + last, []).append(_claim_line(claim, arms))
+    columns = ["comparison", "difference, points", "95 % interval", "seeds"]
+    return table_of(label, columns, [*groups.items()])
 
 
 def _claim_line(claim: dict[str, Any], arms: Arms) -> Line:
-    names = [arms[arm]["title"] for arm in claim["arms"]]
-    variant = variant_title(Variant(claim["swapped"], claim["images"], claim["size"]))
+    lower, higher = (arms[arm]["title"] for arm in claim["arms"])
+    variant = variant_title(Variant(**{name: claim[name] for name in Variant._fields}))
     where = f" ({variant})" if variant else ""
-    last = [f"{len(claim['seeds'])}", claim["verdict"]]
-    if "mean" not in claim:
-        return Line(" < ".join(names) + where, ["–", "–", *last])
+    return Line(f"{higher} − {lower}{where}", [*_difference(claim), f"{len(claim['seeds'])}"])
+
+
+def _difference(claim: dict[str, Any]) -> tuple[str, str]:
+    """The mean and the interval in points; a dash where a single seed has none."""
     mean, *bounds = (None if claim[name] is None else signed(100 * claim[name]) for name in ("mean", "low", "high"))
-    interval = "–" if None in bounds else f"[{bounds[0]}, {bounds[1]}]"
-    return Line(f"{names[1]} − {names[0]}{where}", [mean or "", interval, *last])
+    return mean or "–", "–" if None in bounds else f"[{bounds[0]}, {bounds[1]}]"
 
 
-def headlines(claims: Iterable[dict[str, Any]], arms: Arms) -> list[list[dict[str, Any]]]:
-    """The headline claims by the arms that they compare: the gap first, then the gains, then the orders."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for claim in claims:
-        if claim["headline"]:
-            groups.setdefault(tuple(claim["arms"]), []).append(claim)
-    order = sorted(groups, key=lambda names: (len(names), arms[names[1]]["role"] != "supervised"))
-    return [groups[names] for names in order]
+def cost_table(rows: Sequence[Row], arms: Arms, tried: Sequence[Tried], label: str) -> Table | None:
+    """Images, floating-point operations and time of each arm, means over the seeds; searches count too.
 
-
-def verdicts_of(claims: Iterable[dict[str, Any]]) -> list[str]:
-    """The verdicts of the headline claims, each once."""
-    return list(dict.fromkeys(claim["verdict"] for claim in claims if claim["headline"]))
-
-
-def headline_measures(claims: Iterable[dict[str, Any]]) -> str:
-    """What the headline claims were measured by."""
-    names = dict.fromkeys(Measure(c["evaluator"], c["setting"]).title for c in claims if c["headline"])
-    return ", ".join(names)
-
-
-def cost_table(rows: Sequence[Row], arms: Arms, label: str) -> Table | None:
-    """Images, floating-point operations and time of each arm, means over the seeds; searches count too."""
+    The pilot of an arm is paid once: its columns are the sum of all that it tried.
+    """
     parts: list[tuple[str, str, float | None]] = [("pre-training", "pretrain", None)]
     for fraction in sorted({row.setting or 0.0 for row in select(rows, evaluator="finetune")}):
         parts.append((f"fine-tuning, {100 * fraction:g} %", "finetune", fraction))
@@ -184,7 +200,26 @@ def cost_table(rows: Sequence[Row], arms: Arms, label: str) -> Table | None:
                 for metric, (_, written) in COSTS.items():
                     found = select(own, evaluator=evaluator, setting=fraction, metric=metric)
                     cells.append(written(statistics.fmean(row.value for row in found)) if found else "–")
+            own_pilot = [each for each in tried if each.arm == arm and variant == Variant()]
+            if tried:
+                cells += costs_of(own_pilot) if own_pilot else ["–"] * len(COSTS)
             lines.append(Line(about["title"], cells, arm))
         groups.append((variant_title(variant), lines))
-    columns = ["arm", "seeds", *(f"{part}: {name}" for part, _, _ in parts for name, _ in COSTS.values())]
-    return _table(label, columns, groups)
+    names = [part for part, _, _ in parts] + ["pilot, in all"] * bool(tried)
+    columns = ["arm", "seeds", *(f"{part}: {name}" for part in names for name, _ in COSTS.values())]
+    return table_of(label, columns, groups)
+
+
+def costs_of(tried: Iterable[Tried]) -> list[str]:
+    """Images, operations and time of trainings, as text."""
+    found = list(tried)
+    return [written(sum(getattr(each, metric) for each in found)) for metric, (_, written) in COSTS.items()]
+
+
+def total_cost(rows: Sequence[Row], tried: Sequence[Tried]) -> dict[str, str]:
+    """What all training of the study cost, the pilot included, as text: images, FLOPs, time."""
+    found = {}
+    for metric, (name, written) in COSTS.items():
+        spent = [row.value for row in select(rows, metric=metric) if row.evaluator in TRAININGS]
+        found[name] = written(sum(spent) + sum(getattr(each, metric) for each in tried))
+    return found

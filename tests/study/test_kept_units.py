@@ -157,18 +157,28 @@ def test_kept_units_of_another_recipe_are_refused(
 def test_primary_claims_cannot_be_changed_once_there_are_results(again: Callable[..., Command], tmp_path: Path):
     words = ("study.primary", "were changed after there were results", "mean_color > random by finetune",
              "mean_color > random by knn", "rename the study")  # fmt: skip
-    refused(again(OTHER), *words)
-    refused(again(OTHER, "study.report_only=true"), *words)
     good(again())
     refused(again(OTHER), *words)
-    (tmp_path / "units" / "primary-gap.json").unlink()  # the study's folder knows them too
-    refused(again(OTHER), *words)
+    refused(again(OTHER, "study.report_only=true"), *words)
+    known = tmp_path / "units" / "primary-gap.json"
+    text = known.read_text()
+    known.unlink()
+    refused(again(OTHER), *words)  # the study's folder has them
+    known.write_text(text)
+    shutil.rmtree(tmp_path / "gap")
+    refused(again(OTHER), *words)  # and so has that of the kept units
     # Under another name they are the claims of another study; nothing is run of it here.
     renamed = again(
         OTHER, f"output_dir={tmp_path / 'other'}", f"study.keep={tmp_path / 'others'}", "study.minutes=1e-9"
     )
     assert renamed.code == 75, renamed.text
     assert json.loads((tmp_path / "other" / "primary.json").read_text())[0]["by"] == "knn"
+
+
+@pytest.mark.xfail(strict=True, reason="the refused claims are written to the folder that has none yet")
+def test_refused_claims_are_not_written_down(again: Callable[..., Command]):
+    refused(again(OTHER), "were changed after there were results")
+    good(again())
 
 
 @pytest.mark.xfail(strict=True, reason="results count only if they are of the units that the changed recipe runs")

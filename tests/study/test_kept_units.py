@@ -245,3 +245,18 @@ def test_a_study_killed_in_its_pilot_and_in_a_unit_ends_with_the_same_numbers(
             [each._replace(seconds=0.0) for each in read(unit(home, name)["tried"])] for home in (folder, kept.folder)
         )
         assert one == other
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a unit of the pilot whose loss does not stay finite fails, and with it the pilot"
+)
+def test_a_rate_of_the_grid_that_diverges_is_not_chosen(
+    commands: ForkServer, upstream: Path, tinted_images: Path, tmp_path: Path
+):
+    """As in the search of fine-tuning: the arm has the other rates."""
+    recipe = recipe_in(tmp_path, upstream, tinted_images)
+    grid = "study.pilot={finetuning_lr: [1.0e-3, 1.0e+30]}"
+    changes = (*SMALL, "study.arms=[random]", "study.axis_arms=[]", "study.primary=[]", "study.seeds=[0]", grid)
+    good(commands.run("mpp.gap", recipe, *changes))
+    chosen = yaml.safe_load((tmp_path / "gap" / "recipe.yaml").read_text())["study"]["choices"]
+    assert chosen["random"]["finetuning"]["0.5"]["lr"] == 1e-3

@@ -10,9 +10,7 @@ from tests.support.runs import journal
 from tests.support.small_study import ALONE, Study, finished, kill_all, until
 
 
-def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_can_resume(
-    study: Study, straight: tuple[Command, Path], tmp_path: Path
-):
+def test_time_that_is_up_in_the_middle_of_a_unit_stops_it_and_the_study_can_resume(study: Study, tmp_path: Path):
     long = ("study.arms=[mean_color]", "study.primary=[]", "study.seeds=[0]", *ALONE,
             "pretraining.training.duration.steps=9000")  # fmt: skip
     command = study(*long, "study.minutes=0.15")

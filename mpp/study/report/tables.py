@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mpp.study.claims import OPEN, REVERSE, SHOWN, WITHHELD, signed, variant_title
 from mpp.study.pilot import Tried
-from mpp.study.report.figures import POOLS, measure_of
+from mpp.study.report.figures import POOLS, axes_of, measure_of
 from mpp.study.results import Row, accuracies, measures, select
 from mpp.study.units import Variant
 
@@ -73,7 +73,8 @@ def accuracy_table(rows: Sequence[Row], arms: Arms, label: str, layer: str = "ch
             if most := max(map(len, found), default=0):
                 line = Line(about["title"], [f"{most}", *(accuracy(values, most) for values in found)], arm)
                 lines[about["role"] == "control"].append(line)
-        heading = variant_title(variant) or "as in the recipe" if len(tables) > 1 else ""
+        named = len(tables) > 1 or axes_of(variant)
+        heading = variant_title(variant) or "as in the recipe" if named else ""
         groups += [(heading, lines[False]), ("controls: nothing is learnt", lines[True])]
     return table_of(label, ["arm", "seeds", *(measure.title for measure in shown)], groups)
 

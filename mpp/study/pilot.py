@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpp.study.results import time_of
 from mpp.study.settings import Choice, PilotSettings, TuningChoice
 from mpp.study.units import Recipes, Unit
 from mpp.training.checkpoint import Checkpoints
@@ -32,7 +33,7 @@ class Tried(NamedTuple):
     """On the reserved images; None for pre-training."""
     images_seen: float = 0.0
     flops: float = 0.0
-    seconds: float = 0.0
+    core_seconds: float = 0.0
 
 
 def tried_by(unit: Unit, recipes: Recipes, home: Path) -> Iterator[Tried]:
@@ -44,16 +45,16 @@ def tried_by(unit: Unit, recipes: Recipes, home: Path) -> Iterator[Tried]:
         assert checkpoint is not None
         images = checkpoint.step * recipes.pretrain.training.batch_size
         state = checkpoint.state
-        yield own._replace(
-            images_seen=images, flops=images * state["flops_per_image"], seconds=state["progress"]["seconds"]
-        )
+        time = time_of(state["progress"]["seconds"])["core_seconds"]
+        yield own._replace(images_seen=images, flops=images * state["flops_per_image"], core_seconds=time)
     if recipes.evaluate is not None:
         scores = json.loads((home / "evaluation" / "results.json").read_text())["scores"]
         judge = next(name for name in JUDGES if name in scores)
         yield own._replace(stage="evaluate", accuracy=scores[judge]["headline"]["accuracy"])
     for tuning in recipes.finetune:
         results = json.loads((home / tuning.folder / "results.json").read_text())
-        cost = {name: float(results[name]) for name in ("images_seen", "flops", "seconds")}
+        cost = {name: float(results[name]) for name in ("images_seen", "flops")}
+        cost["core_seconds"] = time_of(results["seconds"])["core_seconds"]
         chosen = results["chosen"]
         yield own._replace(
             stage="finetune", fraction=tuning.fraction, tuning_lr=tuning.lr and chosen["lr"],

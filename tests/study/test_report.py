@@ -18,7 +18,7 @@ from PIL import Image
 from mpp.study.claims import EXPLORATORY, SHOWN, signed, variant_title
 from mpp.study.pilot import choices_of, ends_of
 from mpp.study.report.charts import COLORS, MARKERS, Lines, draw, looks_of
-from mpp.study.report.figures import AXES, Figures
+from mpp.study.report.figures import AXES, Figures, measure_of
 from mpp.study.report.page import write_page
 from mpp.study.report.tables import accuracy
 from mpp.study.results import Row, select
@@ -138,6 +138,11 @@ def lines_of(page: Page, first: str) -> list[list[str]]:
     return [line for table in page.tables if table[0][0] == first for line in table[1:] if len(line) > 1]
 
 
+def accuracies_of(page: Page) -> list[list[str]]:
+    """The table of accuracies, with its heading."""
+    return next(table for table in page.tables if table[0][:2] == ["arm", "seeds"])
+
+
 def test_every_claim_is_a_line_with_its_own_numbers(results: dict[str, Any], page: Page):
     lines = {"primary": lines_of(page, "claim"), "exploratory": lines_of(page, "comparison")}
     assert len(lines["primary"]) == sum(claim["primary"] for claim in results["claims"]) == 5
@@ -158,7 +163,9 @@ def test_every_claim_is_a_line_with_its_own_numbers(results: dict[str, Any], pag
 
 def has_arms(line: list[str], claim: dict[str, Any], results: dict[str, Any]) -> bool:
     lower, higher = (results["arms"][arm]["title"] for arm in claim["arms"])
-    return line[0].startswith(f"{higher} − {lower}")
+    if claim["primary"]:
+        return line[0] == f"{higher} − {lower}, {measure_of(claim).title}"
+    return line[0].startswith(f"{higher}: " if lower == higher else f"{higher} − {lower}")
 
 
 def test_what_is_exploratory_never_says_shown(results: dict[str, Any], page: Page, text: str):
@@ -195,7 +202,7 @@ def filled(source: str) -> int:
 
 
 def test_the_table_has_the_numbers_of_the_rows(page: Page):
-    header, *lines = page.tables[0]
+    header, *lines = accuracies_of(page)
     shown = {line[0].split(" ", 1)[1].strip(): dict(zip(header, line, strict=True)) for line in lines if len(line) > 1}
     assert header == ["arm", "seeds", "1-shot", "5-shot", "kNN", "linear probe", "fine-tuned, 10 % of labels"]
     for arm, title in (("mean_color", "MPP, mean colour"), ("raw_pixels", "raw pixels"), ("random", "random start")):
@@ -286,7 +293,7 @@ def test_names_cannot_become_markup(tmp_path: Path):
 def test_with_fewer_than_three_seeds_there_are_differences_without_verdicts(seeds: tuple[int, ...], tmp_path: Path):
     results = study([each for arm in ARMS for seed in seeds for each in unit(arm, seed)])
     page = written(results, tmp_path)
-    assert ("±" in "".join(cell for line in page.tables[0] for cell in line)) == (len(seeds) > 1)
+    assert ("±" in "".join(cell for line in accuracies_of(page) for cell in line)) == (len(seeds) > 1)
     assert ("There is one seed alone" in page.text) == (len(seeds) == 1)
     assert "With fewer than 3 seeds, there are differences and no verdicts." in page.text
     rows = lines_of(page, "claim")
@@ -453,7 +460,7 @@ def test_any_part_may_be_missing(left_out: dict[str, Any], title: str, tmp_path:
 def test_seeds_that_an_arm_lacks_are_noted(tmp_path: Path):
     rows = [each for seed in (0, 1, 2) for arm in ARMS for each in unit(arm, seed)]
     rows = [r for r in rows if (r.arm, r.seed, r.evaluator) != ("supervised", 2, "knn")]
-    header, *lines = written(study(rows), tmp_path).tables[0]
+    header, *lines = accuracies_of(written(study(rows), tmp_path))
     [line] = [line for line in lines if "supervised" in line[0]]
     assert line[header.index("kNN")].endswith(" (2 of 3 seeds)")
 

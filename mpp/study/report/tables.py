@@ -21,7 +21,7 @@ VERDICTS = {SHOWN: "yes", REVERSE: "reverse", OPEN: "open", WITHHELD: "open"}
 COSTS = {
     "images_seen": ("images", "{:,.0f}".format),
     "flops": ("FLOPs", "{:.1e}".format),
-    "seconds": ("time", lambda seconds: str(timedelta(seconds=round(seconds)))),
+    "core_seconds": ("core time", lambda seconds: str(timedelta(seconds=round(seconds)))),
 }
 """What training costs: a heading, and how it is written."""
 CHOSEN = " ✓"
@@ -170,7 +170,10 @@ def _claim_line(claim: dict[str, Any], arms: Arms) -> Line:
     lower, higher = (arms[arm]["title"] for arm in claim["arms"])
     variant = variant_title(Variant(**{name: claim[name] for name in Variant._fields}))
     where = f" ({variant})" if variant else ""
-    return Line(f"{higher} − {lower}{where}", [*_difference(claim), f"{len(claim['seeds'])}"])
+    title = f"{higher} − {lower}{where}"
+    if claim["arms"][0] == claim["arms"][1]:  # along an axis
+        title = f"{higher}: {variant} − as in the recipe"
+    return Line(title, [*_difference(claim), f"{len(claim['seeds'])}"])
 
 
 def _difference(claim: dict[str, Any]) -> tuple[str, str]:
@@ -180,7 +183,7 @@ def _difference(claim: dict[str, Any]) -> tuple[str, str]:
 
 
 def cost_table(rows: Sequence[Row], arms: Arms, tried: Sequence[Tried], label: str) -> Table | None:
-    """Images, floating-point operations and time of each arm, means over the seeds; searches count too.
+    """Images, floating-point operations and core time of each arm, means over the seeds; searches count too.
 
     The pilot of an arm is paid once: its columns are the sum of all that it tried.
     """
@@ -212,13 +215,13 @@ def cost_table(rows: Sequence[Row], arms: Arms, tried: Sequence[Tried], label: s
 
 
 def costs_of(tried: Iterable[Tried]) -> list[str]:
-    """Images, operations and time of trainings, as text."""
+    """Images, operations and core time of trainings, as text."""
     found = list(tried)
     return [written(sum(getattr(each, metric) for each in found)) for metric, (_, written) in COSTS.items()]
 
 
 def total_cost(rows: Sequence[Row], tried: Sequence[Tried]) -> dict[str, str]:
-    """What all training of the study cost, the pilot included, as text: images, FLOPs, time."""
+    """What all training of the study cost, the pilot included, as text, by the headings of `COSTS`."""
     found = {}
     for metric, (name, written) in COSTS.items():
         spent = [row.value for row in select(rows, metric=metric) if row.evaluator in TRAININGS]

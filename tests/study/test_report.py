@@ -144,21 +144,25 @@ def accuracies_of(page: Page) -> list[list[str]]:
 
 
 def test_every_claim_is_a_line_with_its_own_numbers(results: dict[str, Any], page: Page):
-    lines = {"primary": lines_of(page, "claim"), "exploratory": lines_of(page, "comparison")}
-    assert len(lines["primary"]) == sum(claim["primary"] for claim in results["claims"]) == 5
-    assert len(lines["primary"]) + len(lines["exploratory"]) == len(results["claims"])
+    primary, tables = lines_of(page, "claim"), [table for table in page.tables if table[0][0] == "comparison"]
+    assert len(primary) == sum(claim["primary"] for claim in results["claims"]) == 5
+    shown = [cell for table in tables for line in table[1:] for cell in line[2:] if cell != "–"]
+    assert len(shown) == len(results["claims"]) - len(primary)
     for claim in results["claims"]:
-        mean, low, high = (signed(100 * claim[name]) if claim[name] is not None else "" for name in
-                           ("mean", "low", "high"))  # fmt: skip
-        numbers = [mean, f"[{low}, {high}]" if low else "–"]
+        mean, low, high = (
+            None if claim[name] is None else signed(100 * claim[name]) for name in ("mean", "low", "high")
+        )
         if claim["primary"]:
             p, able = claim["adjusted_p"], f"{100 * claim['detectable']:.1f}"
-            numbers += ["< 0.001" if p < 0.001 else f"{p:.3f}", able, f"{len(claim['seeds'])}", claim["verdict"]]
-            [line] = [line for line in lines["primary"] if line[1:] == numbers and has_arms(line, claim, results)]
-            lines["primary"].remove(line)
+            numbers = [mean, f"[{low}, {high}]", "< 0.001" if p < 0.001 else f"{p:.3f}", able]
+            numbers += [f"{len(claim['seeds'])}", claim["verdict"]]
+            [line] = [line for line in primary if line[1:] == numbers and has_arms(line, claim, results)]
+            primary.remove(line)
         else:
-            numbers.append(f"{len(claim['seeds'])}")
-            assert any(line[1:] == numbers and has_arms(line, claim, results) for line in lines["exploratory"])
+            cells = [dict(zip(table[0], line, strict=True)) for table in tables for line in table[1:]
+                     if len(line) > 1 and has_arms(line, claim, results)]  # fmt: skip
+            number = f"{mean} [{low}, {high}]" if low else mean
+            assert number in [each.get(measure_of(claim).title) for each in cells]
 
 
 def has_arms(line: list[str], claim: dict[str, Any], results: dict[str, Any]) -> bool:
@@ -342,7 +346,7 @@ def test_curves_over_length_are_against_the_images_and_flops_of_each_length():
 
 def test_the_mean_of_an_axis_is_of_the_seeds_that_are_there():
     rows = [each for seed in (0, 1, 2) for each in unit("mean_color", seed)] + unit("mean_color", 1, length=0.5)
-    arms = study(rows)["arms"]
+    arms = study(rows, {"primary": []})["arms"]
     chart = Figures(looks_of({"mean_color": "m"}), arms, rows, swapped=False).by("length")
     assert chart is not None
     svg = base64.b64decode(chart.panels[0].source.partition(",")[2]).decode()

@@ -73,7 +73,13 @@ class Forest:
             for at, row in enumerate(rows):
                 box = {"facecolor": BAND if at % 2 == 0 else "white", "edgecolor": "none", "pad": 1}
                 axes.text(
-                    0.01, at - 0.44, _wrapped(row), transform=axes.get_yaxis_transform(), va="top", fontsize=10, bbox=box
+                    0.01,
+                    at - 0.44,
+                    _wrapped(row),
+                    transform=axes.get_yaxis_transform(),
+                    va="top",
+                    fontsize=10,
+                    bbox=box,
                 )
         else:
             axes.set_yticks(range(len(rows)), [row.replace(", ", ",\n") for row in rows])

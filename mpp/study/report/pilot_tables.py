@@ -92,7 +92,9 @@ class Pilot:
         if self.tried:
             count = sum(each.stage != "evaluate" for each in self.tried)
             lines.append(Line("all arms", [f"{count}", *costs_of(self.tried)]))
-        return table_of("What the pilot cost", ["arm", "trainings", *(name for name, _ in COSTS.values())], [("", lines)])
+        return table_of(
+            "What the pilot cost", ["arm", "trainings", *(name for name, _ in COSTS.values())], [("", lines)]
+        )
 
 
 def _rate(lr: float | None) -> str:

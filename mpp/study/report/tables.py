@@ -157,23 +157,37 @@ def p_value(p: float | None) -> str:
 
 
 def claims_table(claims: Sequence[dict[str, Any]], arms: Arms, label: str) -> Table | None:
-    """Exploratory claims with their intervals, measure by measure."""
-    groups: dict[str, list[Line]] = {}
+    """Exploratory claims: comparisons × measures, differences with their intervals in points."""
+    titles = list(dict.fromkeys(measure_of(claim)._replace(layer=None).title for claim in claims))
+    layers: dict[bool, dict[str, dict[str, dict[str, Any]]]] = {False: {}, True: {}}
     for claim in claims:
-        last = ", last block" if claim["layer"] == "default" else ""
-        groups.setdefault(measure_of(claim).title + last, []).append(_claim_line(claim, arms))
-    columns = ["comparison", "difference, points", "95 % interval", "seeds"]
-    return table_of(label, columns, [*groups.items()])
+        comparison = layers[claim["layer"] == "default"].setdefault(_comparison(claim, arms), {})
+        comparison[measure_of(claim).title] = claim
+    groups = []
+    for last, comparisons in layers.items():
+        lines = []
+        for title, found in comparisons.items():
+            most = max(len(claim["seeds"]) for claim in found.values())
+            cells = [_with_interval(found[each], most) if each in found else "–" for each in titles]
+            lines.append(Line(title, [f"{most}", *cells]))
+        groups.append(("last block" if last else "", lines))
+    return table_of(label, ["comparison", "seeds", *titles], groups)
 
 
-def _claim_line(claim: dict[str, Any], arms: Arms) -> Line:
+def _comparison(claim: dict[str, Any], arms: Arms) -> str:
+    """`supervised − MPP, mean colour (0.25 × the length)`; along an axis `supervised: 0.25 × the length − as in …`."""
     lower, higher = (arms[arm]["title"] for arm in claim["arms"])
     variant = variant_title(Variant(**{name: claim[name] for name in Variant._fields}))
-    where = f" ({variant})" if variant else ""
-    title = f"{higher} − {lower}{where}"
-    if claim["arms"][0] == claim["arms"][1]:  # along an axis
-        title = f"{higher}: {variant} − as in the recipe"
-    return Line(title, [*_difference(claim), f"{len(claim['seeds'])}"])
+    if claim["arms"][0] == claim["arms"][1]:
+        return f"{higher}: {variant} − as in the recipe"
+    return f"{higher} − {lower}" + (f" ({variant})" if variant else "")
+
+
+def _with_interval(claim: dict[str, Any], seeds: int) -> str:
+    """`+3.9 [+2.1, +5.7]`, with a note if seeds are missing."""
+    mean, interval = _difference(claim)
+    note = f" ({len(claim['seeds'])} of {seeds} seeds)" if len(claim["seeds"]) < seeds else ""
+    return (mean if interval == "–" else f"{mean} {interval}") + note
 
 
 def _difference(claim: dict[str, Any]) -> tuple[str, str]:

@@ -244,7 +244,8 @@ def test_a_probe_whose_grid_ended_or_that_did_not_converge_is_reported(page: Pag
 
 
 def test_every_part_is_there(text: str, page: Page):
-    for words in ("Primary claims", "Accuracies", "Exploratory comparisons", "Held-out loss", "By number of pre-training images",
+    for words in ("Primary claims", "Accuracies", "Exploratory comparisons", "Held-out loss",
+                  "By number of pre-training images",
                   "By size of the encoder", "Swapped direction", "The pilot", "Accuracy by depth", "Reconstructions",
                   "1 of 47 runs are missing", "swapped/supervised/seed-2", "kNN, class token",
                   "5-shot, mean of patches",
@@ -350,7 +351,7 @@ def test_the_mean_of_an_axis_is_of_the_seeds_that_are_there():
     chart = Figures(looks_of({"mean_color": "m"}), arms, rows, swapped=False).by("length")
     assert chart is not None
     svg = base64.b64decode(chart.panels[0].source.partition(",")[2]).decode()
-    assert len(re.findall(r"<use [^>]*style=\"fill: #0072b2", svg)) == 2, "a mark for each length"
+    assert len(re.findall(rf"<use [^>]*style=\"fill: {COLORS[0]}", svg)) == 2, "a mark for each length"
 
 
 def test_the_pilot_shows_all_it_tried_marks_its_choices_and_names_a_grid_s_end(results: dict[str, Any], page: Page):

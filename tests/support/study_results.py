@@ -34,8 +34,10 @@ def unit(arm: str, seed: int, **variant: Any) -> list[Row]:
     level = LEVEL[arm] + 0.01 * math.sin(7 * seed + len(arm)) - (0.05 if variant.get("images") else 0)
     if PRESETS[arm].objective is not None:
         masked = PRESETS[arm].role == "self-supervised"
-        numbers = {"images_seen": 192 * (variant.get("length") or 1), "flops_per_image": 2e8 if variant.get("size") else 1e8, "flops": 192e8 * (variant.get("length") or 1),
-                   "core_seconds": 30 + seed, "rows": variant.get("images") or 500, "baseline_histogram": 4.2}  # fmt: skip
+        length = variant.get("length") or 1
+        numbers = {"images_seen": 192 * length, "flops_per_image": 2e8 if variant.get("size") else 1e8,
+                   "flops": 192e8 * length, "core_seconds": 30 + seed, "rows": variant.get("images") or 500,
+                   "baseline_histogram": 4.2}  # fmt: skip
         numbers |= {"baseline_neighbours": 3.2} if masked else {}
         for name, value in numbers.items():
             add("pretrain", value, metric=name)

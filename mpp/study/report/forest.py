@@ -94,10 +94,12 @@ class Forest:
         return []
 
     def _limits(self) -> tuple[float, float]:
-        """0, every mean, and all intervals but those much wider than most."""
+        """0, every mean, and all intervals; of many rows not the ends of those that are much wider than most."""
         lows, means, highs = np.transpose([_points(each.claim) for each in self.differences])
         ends = np.maximum(abs(lows), abs(highs))
         most = max(1.5 * np.quantile(ends, 0.75), 1.3 * abs(means).max()) or 1.0
+        if self.inside:
+            most = np.inf
         low, high = max(min(0.0, lows.min()), -most), min(max(0.0, highs.max()), most)
         return low - 0.05 * (high - low), high + 0.05 * (high - low)
 

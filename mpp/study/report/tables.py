@@ -24,6 +24,8 @@ COSTS = {
     "core_seconds": ("core time", lambda seconds: str(timedelta(seconds=round(seconds)))),
 }
 """What training costs: a heading, and how it is written."""
+NAMES = {"few_shot": "few-shot", "knn": "kNN", "linear_probe": "linear probe"}
+"""Of evaluators."""
 CHOSEN = " ✓"
 """After an accuracy of the pilot, of what was chosen."""
 TRAININGS = ("pretrain", "finetune", "search")
@@ -102,7 +104,7 @@ def layer_table(rows: Sequence[Row], arms: Arms) -> Table | None:
         cells = [_counted(layer for (name, _), layer in own.items() if name == each) for each in evaluators]
         if own:
             lines.append(Line(about["title"], cells, arm))
-    columns = ["arm", *(name.replace("_", " ") for name in evaluators)]
+    columns = ["arm", *(NAMES.get(name, name) for name in evaluators)]
     return table_of("Block and pooling that the dev split chose", columns, [("", lines)])
 
 

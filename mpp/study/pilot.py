@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +106,19 @@ def ends_of(choice: Choice, pilot: PilotSettings) -> list[str]:
         if rate is not None and len(grid) > 1 and rate in (min(grid), max(grid)):
             found.append(f"{what}: {rate:g} is the {'smallest' if rate == min(grid) else 'largest'} rate of the grid")
     return found
+
+
+def summary_of(choices: Mapping[str, Choice], pilot: PilotSettings) -> str:
+    """What was chosen, a line for each arm, and the choices at an end of the grid."""
+    lines = ["the pilot chose"]
+    for arm, choice in choices.items():
+        parts = [f"pre-training at {choice.lr:g}"] if choice.lr is not None else []
+        for fraction, tuning in choice.finetuning.items():
+            chosen = [*([f"{tuning.lr:g}"] if tuning.lr else []), *([f"pool {tuning.pool}"] if tuning.pool else [])]
+            parts += [f"fine-tuning on {100 * float(fraction):g} % at {', '.join(chosen)}"] if chosen else []
+        lines.append(f"  {arm}: {'; '.join(parts) or 'nothing'}")
+        lines += [f"    {end}: a better one may lie beyond" for end in ends_of(choice, pilot)]
+    return "\n".join(lines)
 
 
 def read(rows: Iterable[Sequence[Any]]) -> list[Tried]:

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import mpp
+from mpp.recipe import GapRecipe, load_recipe
 from mpp.study.claims import EXPLORATORY, SHOWN, signed, variant_title
 from mpp.study.pilot import choices_of, ends_of
+from mpp.study.preflight import check_claims
 from mpp.study.report.charts import COLORS, MARKERS, Lines, draw, looks_of
 from mpp.study.report.figures import AXES, Figures, measure_of
 from mpp.study.report.page import write_page
 from mpp.study.report.tables import accuracy
 from mpp.study.results import Row, select
 from mpp.study.settings import PilotSettings
-from mpp.study.units import Variant
+from mpp.study.units import Variant, pilot_units, units_of
 from tests.support.study_results import row, study, tried, unit
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -483,3 +486,16 @@ def test_numbers_are_written_as_people_write_them():
     assert [signed(value) for value in (1.26, -0.34, 0.04, -0.04)] == ["+1.3", "−0.3", "0.0", "0.0"]
     assert [accuracy([0.45, 0.455], 2), accuracy([0.5], 1), accuracy([], 2)] == ["45.2 ± 0.4", "50.0", "–"]
     assert variant_title(Variant(True, 500, "wide")) == "swapped direction, 500 pre-training images, size wide"
+
+
+def test_the_recipe_of_the_page_about_studies_loads_and_its_claims_are_measured(tmp_path: Path):
+    text = (Path(mpp.__file__).parents[1] / "docs" / "pages" / "study.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    (tmp_path / "my_study.yaml").write_text(block)
+    recipe = load_recipe(tmp_path / "my_study.yaml")
+    assert isinstance(recipe, GapRecipe)
+    check_claims(recipe)
+    names = [str(unit) for unit in units_of(recipe)]
+    assert "quarter/seed-5" in names
+    assert "length-0.25/supervised/seed-0" in names
+    assert "pilot/quarter/lr-0.0015/seed-1000" in [str(unit) for unit in pilot_units(recipe)]

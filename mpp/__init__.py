@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mpp.encoder.create import create_encoder
     from mpp.encoder.export import save_encoder
     from mpp.encoder.load import load_encoder
+    from mpp.evaluation.attention import attention_distance, attention_rollout
     from mpp.evaluation.embed import features
     from mpp.evaluation.few_shot import few_shot
     from mpp.hub.load import load_objective
@@ -31,6 +32,8 @@ __all__ = [
     "FullPatch",
     "MaskedPatchPrediction",
     "MeanColor",
+    "attention_distance",
+    "attention_rollout",
     "compare",
     "create_encoder",
     "features",
@@ -51,6 +54,8 @@ _ROOMS = {
     "FullPatch": "mpp.objective.targets",
     "MaskedPatchPrediction": "mpp.objective.masked_patch",
     "MeanColor": "mpp.objective.targets",
+    "attention_distance": "mpp.evaluation.attention",
+    "attention_rollout": "mpp.evaluation.attention",
     "compare": "mpp.study.statistics",
     "create_encoder": "mpp.encoder.create",
     "features": "mpp.evaluation.embed",

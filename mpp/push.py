@@ -14,6 +14,11 @@ from pathlib import Path
 
 from mpp.cli import guarded
 
+LEFT_OUT = """\
+{count} of {run} not shown on the card:
+of an earlier checkpoint, or at another size or pool. To measure what is pushed:
+mpp evaluate few_shot encoder={run} data.source=LABELLED"""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m mpp.push RUN USER/NAME [options]`."""
@@ -38,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _push(options: argparse.Namespace) -> int:
     from mpp.commands.encoder_source import warn_if_unfinished
+    from mpp.data.inventory import counted
+    from mpp.hub.folder import WRITTEN
     from mpp.hub.push import Target, check_target, push
     from mpp.hub.stage import stage  # late: torch takes seconds
 
@@ -49,6 +56,10 @@ def _push(options: argparse.Namespace) -> int:
         staged = stage(options.run, folder, repo_id=options.repo_id, licence=options.license)
         for path in staged.files:
             print(f"{path.stat().st_size:>12,}  {path.name}")
+        if staged.left_out:
+            print(LEFT_OUT.format(count=counted(staged.left_out, "evaluation"), run=options.run))
+        if options.folder:
+            print(f"{WRITTEN} lists these files for the next push into {options.folder}; it is not pushed")
         if options.dry_run:
             where = f"it lies in {folder}" if options.folder else "give --folder to keep it"
             print(f"nothing was pushed; {where}")

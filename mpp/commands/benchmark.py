@@ -147,7 +147,8 @@ def _step_figures(
     ]
     undivided = seconds[len(seconds) - 1 if bare is None else -2]
     if streams > 1:
-        figures.append(Figure("  in one stream", batch_size / undivided, "{:.1f} images/s", f"instead of {streams}"))
+        remark = f"the training step takes it in {streams} parts, side by side (training.streams)"
+        figures.append(Figure("  undivided micro-batch", batch_size / undivided, "{:.1f} images/s", remark))
     if bare is not None:
         figures.append(Figure("bare timm step", batch_size / seconds[-1], "{:.1f} images/s"))
         figures.append(Figure("objective overhead", 100 * (undivided / seconds[-1] - 1), "{:+.1f} %"))

@@ -40,9 +40,17 @@ def classes_found(table: ImageTable, settings: DataSettings) -> Iterator[str]:
     if kind_of(Path(settings.source)) in PATH_TABLES:
         yield f"{counted(len(names), 'class', 'classes')} in {Path(settings.source).name}: {shown}"
         return
-    rows = {0, len(table) // 2, len(table) - 1}
-    if all(_folder_of(table.where(row).path) == names[table.labels[row]] for row in rows):
+    if has_class_folders(table, settings):
         yield f"{counted(len(names), 'folder')} taken as classes: {shown}"
+
+
+def has_class_folders(table: ImageTable, settings: DataSettings) -> bool:
+    """Whether the classes are guessed: they are the names of the folders that the images lie in, and in no column."""
+    names, labels = table.class_names, table.labels
+    if labels is None or not names or kind_of(Path(settings.source)) in PATH_TABLES:
+        return False
+    rows = {0, len(table) // 2, len(table) - 1}
+    return all(_folder_of(table.where(row).path) == names[labels[row]] for row in rows)
 
 
 def _folder_of(path: str | None) -> str | None:

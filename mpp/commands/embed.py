@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from mpp.commands.data_summary import classes_found
+from mpp.commands.data_summary import SHOWN, classes_found, has_class_folders
 from mpp.commands.encoder_source import warn_of_encoder
+from mpp.commands.score_verdict import filled, standard_error
 from mpp.commands.train_run import uses_fused_attention
 from mpp.data.inventory import counted
 from mpp.data.loader import EvaluationCrops, batches
@@ -60,7 +62,7 @@ def embed(recipe: EmbedRecipe) -> int:
         )
 
     def write(folder: Path, table: ImageTable, values: Array) -> tuple[str, ...]:
-        columns = {**_rows(table), "feature": _vectors(values)}
+        columns = {**_names(table, recipe.data), **_labels(table), "feature": _vectors(values)}
         _write(folder / "features.npy", values, folder / "features.parquet", columns)
         return "features.npy", "features.parquet"
 
@@ -88,18 +90,18 @@ def predict(recipe: PredictRecipe) -> int:
         readable = ~np.isnan(values[:, 0])
         best = np.nan_to_num(values).argmax(1)
         predicted = [names[label] if good else None for label, good in zip(best, readable, strict=True)]
+        known, sentence = _known_labels(table, recipe.data, names, predicted)
         columns = {
-            **_rows(table),
+            **_names(table, recipe.data),
+            **known,
             "predicted": pa.array(predicted),
             "probability": pa.array(values.max(1)),
             "probabilities": _vectors(values),
         }
         _write(folder / "probabilities.npy", values, folder / "predictions.parquet", columns)
         write_text(folder / "classes.txt", "".join(f"{name}\n" for name in names))
-        if table.labels is not None and table.class_names is not None and set(table.class_names) <= set(names):
-            truth = [table.class_names[label] for label in table.labels]
-            right = np.mean([guess == label for guess, label in zip(predicted, truth, strict=True)])
-            print(f"{right:.1%} of {len(truth):,} images are classified as their folder or label says")
+        if sentence:
+            print(filled([sentence]))
         return "probabilities.npy", "predictions.parquet", "classes.txt"
 
     return _embed(recipe, recipe.batch_size, open_classifier, write)
@@ -121,7 +123,10 @@ def _embed(
     lock = FolderLock(folder, recipe.command)  # held until this returns
     table = open_table(recipe.data)
     embedding = open_(accelerator)
-    print("\n".join([f"{len(table):,} images of {table.name}", *classes_found(table, recipe.data), embedding.summary]))
+    found = [f"{note}; columns label and class" for note in classes_found(table, recipe.data)]
+    if recipe.command == "predict":
+        found = []  # it compares them with the classifier's at the end
+    print("\n".join([f"{len(table):,} images of {table.name}", *found, embedding.summary]))
     crops = EvaluationCrops(table, recipe.data.model_copy(update={"image_size": embedding.image_size}))
     values, damaged = _read(embedding.network, crops, batch_size, recipe.data, accelerator)
     files = write(folder, table, values)
@@ -152,14 +157,58 @@ def _read(
     return values, len(damaged)
 
 
-def _rows(table: ImageTable) -> dict[str, pa.Array]:
-    """The name of each row, and its label and class where there are any."""
-    names = [location.path or str(location.row) for location in map(table.where, range(len(table)))]
-    columns = {"name": pa.array(names)}
-    if table.labels is not None and table.class_names is not None:
-        columns["label"] = pa.array(table.labels)
-        columns["class"] = pa.array([table.class_names[label] for label in table.labels])
-    return columns
+def _names(table: ImageTable, data: DataSettings) -> dict[str, pa.Array]:
+    """The name of each row: its path below the data source, or the number of a row without a path."""
+    folder = folder_of(data)
+    locations = map(table.where, range(len(table)))
+    return {"name": pa.array([_below(folder, each.path) if each.path else str(each.row) for each in locations])}
+
+
+def folder_of(data: DataSettings) -> Path:
+    """The folder that names are relative to: the source, or of a table `data.image_folder` or its own."""
+    source = Path(data.source).expanduser()
+    folder = Path(data.image_folder).expanduser() if data.image_folder else source
+    return Path(os.path.abspath(folder if folder.is_dir() else source.parent))  # noqa: PTH100  as `datasets` does
+
+
+def _below(folder: Path, path: str) -> str:
+    """A path below the folder, or in its archive; one that lies elsewhere is unchanged."""
+    path = os.path.normpath(path.removeprefix("zip://").split("::")[0])
+    return PurePath(path).relative_to(folder).as_posix() if PurePath(path).is_relative_to(folder) else path
+
+
+def _labels(table: ImageTable) -> dict[str, pa.Array]:
+    """The label and class of each row, where there are any."""
+    if table.labels is None or table.class_names is None:
+        return {}
+    return {"label": pa.array(table.labels), "class": pa.array([table.class_names[label] for label in table.labels])}
+
+
+def _known_labels(
+    table: ImageTable, data: DataSettings, names: list[str], predicted: list[str | None]
+) -> tuple[dict[str, pa.Array], str]:
+    """Label, in the classifier's numbers, and class of each row, with a sentence on the accuracy.
+
+    Classes that the classifier does not have are no ground truth, and left out: folders are named after anything.
+    """
+    if table.labels is None or table.class_names is None:
+        return {}, ""
+    is_guessed = has_class_folders(table, data)
+    if unknown := [name for name in table.class_names if name not in names]:
+        shown = ", ".join(unknown[:SHOWN]) + ", …" * (len(unknown) > SHOWN)
+        what = "folders" if is_guessed else "labels"
+        return {}, f"no accuracy: the {what} {shown} are no classes of the classifier ({', '.join(names[:SHOWN])}" + (
+            ", …)" if len(names) > SHOWN else ")"
+        )
+    truth = [table.class_names[label] for label in table.labels]
+    right = float(np.mean([guess == label for guess, label in zip(predicted, truth, strict=True)]))
+    error = 100 * standard_error(right, len(truth))
+    says = "the name of their folder says, taken for their class" if is_guessed else "their label says"
+    sentence = (
+        f"{right:.1%} of {counted(len(truth), 'image')} are classified as {says}; standard error {error:.1f} points"
+    )
+    numbers = pa.array([names.index(name) for name in truth], pa.int64())
+    return {"label": numbers, "class": pa.array(truth)}, sentence
 
 
 def _vectors(values: Array) -> pa.Array:

@@ -17,6 +17,7 @@ from mpp.commands.data_summary import print_data
 from mpp.commands.encoder_source import warn_of_encoder, with_own_size
 from mpp.commands.preflight import check_network
 from mpp.commands.score_table import score_table
+from mpp.commands.score_verdict import filled, score_verdict
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.damaged import TooManyDamagedError
 from mpp.data.label_subsets import dev_split, fraction_rows
@@ -72,7 +73,7 @@ def evaluate(recipe: EvaluateRecipe) -> int:
         warn_of_encoder(recipe.encoder, reader.encoder, accelerator)
     results = evaluate_reader(recipe, reader, splits, folder, accelerator, source_weights)
     if accelerator.is_main_process:
-        print(f"\n{score_table(results)}")
+        print(f"\n{score_table(results)}\n\n{filled(score_verdict(results))}")
         print(f"\nall of it: {folder / 'results.json'}")
     end_processes(accelerator)
     return 0

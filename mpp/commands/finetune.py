@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from mpp import randomness
+from mpp.commands.best_weights import best_weights, keep_only, save_weights
 from mpp.commands.data_summary import print_data
 from mpp.commands.encoder_source import warn_of_encoder, with_own_size
 from mpp.commands.preflight import check_training
@@ -25,6 +26,7 @@ from mpp.commands.resume import (
     refuse_changes,
     with_older_defaults,
 )
+from mpp.commands.score_verdict import standard_error
 from mpp.commands.search import Candidate, combinations, is_known_to_diverge, note_divergence, with_candidate
 from mpp.commands.train_run import TrainRun, on_each, replaced, uses_fused_attention
 from mpp.data.label_subsets import dev_split, fraction_rows
@@ -35,7 +37,7 @@ from mpp.data.table import Subset
 from mpp.encoder.export import export_classifier, save_encoder
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.evaluation.predictions import FILE, Classified, compact, key_of, write_predictions
-from mpp.files import replacing, write_text
+from mpp.files import write_text
 from mpp.objective.base import Objective
 from mpp.recipe import FinetuneRecipe
 from mpp.run_folder import FolderLock, move_aside
@@ -215,8 +217,8 @@ class _FineTuning:
                 stopping = EarlyStopping(
                     DEV_ACCURACY,
                     recipe.early_stopping.patience,
-                    keep=lambda step: _keep(objective, _best(folder, step)),
-                    settle=lambda step: _settle(folder, step),
+                    keep=lambda step: save_weights(objective, best_weights(folder, step)),
+                    settle=lambda step: keep_only(folder, step),
                 )
         run = TrainRun(
             recipe=recipe,
@@ -253,7 +255,7 @@ class _FineTuning:
     def test(self, run: TrainRun, progress: Progress, recipe: FinetuneRecipe, candidates: list[Candidate]) -> None:
         """Read the test split, once; write down results, encoder and classifier."""
         if run.early_stopping is not None:
-            run.objective.load_state_dict(load_file(_best(run.folder, progress.best_step)))
+            run.objective.load_state_dict(load_file(best_weights(run.folder, progress.best_step)))
         adopt_statistics(self.accelerator, run.objective)
         run.objective.eval()
         crops = EvaluationCrops(self.splits.validation, recipe.data)
@@ -318,31 +320,15 @@ class _FineTuning:
             print(text, flush=True)
 
 
-def _best(folder: Path, step: int) -> Path:
-    """The weights of a step that was the best on the dev split so far."""
-    return folder / f"best-{step:09d}.safetensors"
-
-
-def _settle(folder: Path, step: int) -> None:
-    for path in folder.glob("best-*.safetensors"):
-        if path != _best(folder, step):
-            path.unlink()
-
-
-def _keep(objective: torch.nn.Module, path: Path) -> None:
-    tensors = {name: value.detach().cpu().contiguous() for name, value in objective.state_dict().items()}
-    with replacing(path) as draft:
-        save_file(tensors, draft)
-
-
 def _sentence(results: dict[str, Any], folder: Path) -> str:
     """The results, for a person."""
-    dev = results["best_on_dev"]
+    dev, test = results["best_on_dev"], results["test"]
+    error = 100 * standard_error(test["accuracy"], test["images"])
     lines = [
         f"{results['steps']} steps, {results['images_seen']:,} images, {tqdm.format_interval(results['seconds'])}"
         + (", ended early" if results["ended_early"] else ""),
-        f"accuracy on the test split: {results['test']['accuracy']:.2%} of {results['test']['images']:,} images, "
-        f"loss {results['test']['loss']:.3f}",
+        f"accuracy on the test split: {test['accuracy']:.2%} of {test['images']:,} images (standard error "
+        f"{error:.{1 if error >= 1 else 2}f} points), loss {test['loss']:.3f}",
     ]
     if dev:
         lines.append(f"of the weights of step {dev['step']}, which are best on the dev split: {dev['accuracy']:.2%}")

@@ -220,4 +220,4 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
     )
 
 
-BASELINES = {"histogram": "histogram", "neighbours": "visible neighbours", "chance": "chance"}
+BASELINES = {"histogram": "label frequencies", "neighbours": "visible neighbours", "chance": "chance"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import statistics
 from collections.abc import Mapping
 from datetime import timedelta
@@ -13,7 +12,9 @@ from typing import Any
 import jinja2
 
 import mpp
-from mpp.commands.score_table import score_notes, score_rows
+from mpp.commands.evaluations import evaluate_command, evaluations_in, read, shown
+from mpp.commands.resumptions import Resumption, extensions, resumptions, stops
+from mpp.commands.score_verdict import standard_error
 from mpp.data.inventory import counted
 from mpp.files import write_text
 from mpp.recipe.yaml import in_block
@@ -51,30 +52,64 @@ def write_report(run: Path, path: Path) -> None:
     """
     metrics_path = run / "metrics.jsonl"
     if not metrics_path.is_file():
-        raise ValueError(f"{run} is no run: it has no metrics.jsonl; give the output_dir of mpp pretrain or finetune")
+        _write_other(run, path)
+        return
     checkpoint = Checkpoints(run / "checkpoints", 2).newest()
     if checkpoint is None:
         raise ValueError(f"{run} has no checkpoint yet; its first is written after checkpoint.every")
     state = checkpoint.state
     metrics = read_metrics(metrics_path)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    text = environment.get_template("report.html.j2").render(
+    evaluations, test = evaluations_in(run), read(run / "results.json")
+    command, is_whole = ("", False)
+    if test is None and not any(each["is_current"] for each in evaluations):
+        command, is_whole = evaluate_command(_as_given(run), state)
+    text = _template("report.html.j2").render(
         name=run.resolve().name,
         state={"unit": "", **state},
-        unfinished=_unfinished(state),
+        unfinished=unfinished(state),
         verdict=verdict(state, metrics),
-        facts=_facts(state, metrics),
+        facts=_facts(state, metrics, resumptions(run)),
         figures=_figures(state, metrics),
         pictures=_reconstructions(run, metrics),
         held_out=_held_out(state, metrics),
-        evaluations=_evaluations(run),
-        test=_read(run / "results.json"),
+        evaluations=evaluations,
+        command=command,
+        is_whole=is_whole,
+        test=test,
+        test_error=100 * standard_error(test["test"]["accuracy"], test["test"]["images"]) if test else 0.0,
         recipe=in_block(state["recipe"]),
     )
     write_text(path, f"{text.strip()}\n")
+
+
+def _write_other(folder: Path, path: Path) -> None:
+    """The page of an evaluation; a study writes its own.
+
+    Raises:
+        ValueError: for a folder of anything else, saying where the page is or which folder to give.
+    """
+    results = read(folder / "results.json") or {}
+    if "rows" in results:
+        raise ValueError(f"{folder} is a study, whose page mpp gap has written: {folder / 'report.html'}")
+    if "scores" not in results:
+        raise ValueError(
+            f"{folder} is no run: it has no metrics.jsonl; give the output_dir of mpp pretrain, finetune or evaluate"
+        )
+    text = _template("evaluation.html.j2").render(evaluation=shown(results), recipe=in_block(results["recipe"]))
+    write_text(path, f"{text.strip()}\n")
+
+
+def _template(name: str) -> jinja2.Template:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    ).get_template(name)  # fmt: skip
+
+
+def _as_given(run: Path) -> Path:
+    """The folder as a command names it: below the present folder without the folders above."""
+    whole = run.resolve()
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
 
 
 def verdict(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
@@ -100,19 +135,16 @@ def _amount(value: float) -> str:
     return f"{value:.2f}" if value >= FEWEST_DIGITS else f"{value:.2g}"
 
 
-def _unfinished(state: Mapping[str, Any]) -> str:
-    """Where a run is that has not ended; empty for one that has."""
+def unfinished(state: Mapping[str, Any]) -> str:
+    """Where a run is that has not reached its last step, or that it was stopped early; empty for any other."""
     step, steps = state["progress"]["step"], state["steps"]
-    if step >= steps or state["progress"].get("ended", False):
+    if step >= steps:
         return ""
+    if state["progress"].get("ended", False):
+        best = state["progress"].get("best_step", 0)
+        return (f"Early stopping has ended the run at step {step:,} of {steps:,}: the dev split had not improved since "
+                f"step {best:,}, whose weights are the result.")  # fmt: skip
     return f"The run is not finished: its last checkpoint is of step {step:,} of {steps:,}."
-
-
-def _resumed(metrics: list[dict[str, Any]]) -> str:
-    """Where a run was stopped and resumed: each process logs, with its first line, how long its first step took."""
-    first = [number for number, line in enumerate(metrics) if "seconds_to_first_step" in line][1:]
-    between = [f"{metrics[number - 1]['step']:,} and {metrics[number]['step']:,}" for number in first]
-    return f"{counted(len(first), 'stop')}; resumed between steps {listed(between, 'and between')}" if first else ""
 
 
 def _damaged(metrics: list[dict[str, Any]]) -> str:
@@ -126,7 +158,7 @@ def _damaged(metrics: list[dict[str, Any]]) -> str:
     return f"{counted(len(there), 'image')} could not be decoded, replaced by neighbours: {', '.join(named)}{more}"
 
 
-def _facts(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str, str]:
+def _facts(state: Mapping[str, Any], metrics: list[dict[str, Any]], resumed: list[Resumption]) -> dict[str, str]:
     """What was run, on what, how fast; what it took comes last."""
     recipe, progress = state["recipe"], state["progress"]
     images = progress["step"] * recipe["training"]["batch_size"]
@@ -145,7 +177,8 @@ def _facts(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[str,
         "Length": f"{progress['step']:,} of {counted(state['steps'], 'step')} of "
         f"{counted(recipe['training']['batch_size'], 'image')}: {counted(images, 'image')} seen, {images / rows:.1f} "
         "times each",
-        "Stops": _resumed(metrics),
+        "Extension": extensions(resumed),
+        "Stops": stops(resumed, metrics),
         "Damaged": _damaged(metrics),
         "Skipped": f"{counted(skipped, 'step')} whose loss or gradient was not finite" if skipped else "",
         "Time": f"{timedelta(seconds=round(progress['seconds']))} of training{speed}",
@@ -181,24 +214,6 @@ def _held_out(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[s
     name = f"validation/{state['headline'][0]}"
     last = next((line[name] for line in reversed(metrics) if line.get(name) is not None), None)
     return {} if last is None else {"this run": last, **state["baselines"]}
-
-
-def _evaluations(run: Path) -> list[dict[str, Any]]:
-    """Each evaluation of the run's encoder, with its scores as rows."""
-    found = [_read(path) for path in sorted(run.glob("evaluation/*/results.json"))]
-    return [
-        {"controls": {}, **results, "rows": score_rows(results), "notes": score_notes(results)}
-        for results in found
-        if results is not None
-    ]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """JSON, None where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _uri(content: bytes) -> str:

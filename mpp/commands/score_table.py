@@ -15,8 +15,6 @@ COLUMNS = 80
 """Letters of a line of the terminal."""
 MANY = 0.1
 """Share of the training images above which a vote of nearest neighbours nears a vote of all."""
-FEW = 1000
-"""Fewer test images leave an accuracy uncertain by more than three points."""
 
 
 def score_rows(results: dict[str, Any]) -> list[list[str]]:
@@ -44,10 +42,8 @@ def score_rows(results: dict[str, Any]) -> list[list[str]]:
 def score_notes(results: dict[str, Any]) -> list[str]:
     """Sentences on how far the scores can be trusted."""
     notes = []
-    images = results["test_images"]
-    if images < FEW:
-        points = 100 * half_width(0.5, images)
-        notes.append(f"{images} test images: an accuracy of 50 % is known to ±{points:.{points < 10:d}f} points (95 %)")
+    if "few_shot" in results["scores"]:
+        notes.append("few-shot: mean ± standard deviation over the draws of the labelled images")
     if any(_is_many(int(count), results) for count in results["scores"].get("knn", {}).get("default", {}).get("k", {})):
         notes.append(f"* more than a tenth of the {results['train_images']:,} training images: nearly a vote of all")
     probe = results["scores"].get("linear_probe", {})

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from mpp.commands.resume import identity_of
+from mpp.commands.resumptions import note_resumption
 from mpp.data.inventory import counted
 from mpp.data.loader import EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers, plan_batches
@@ -238,6 +239,7 @@ class TrainRun:
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         if not self.recipe.checkpoint.resume and (aside := move_aside(self.folder)):
             print(f"starting afresh: what was in {self.folder} lies in {aside} now")
+        note_resumption(self.folder, checkpoint, self.steps)
         if checkpoint is not None:
             self._set_shorter_run_aside(checkpoint.step)
         write_recipe(self.recipe, self.folder / "recipe.yaml")

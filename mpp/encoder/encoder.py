@@ -105,7 +105,8 @@ class Encoder(Backbone):
         if self._edit is None:
             return None
         edited = self._edit(output.flatten(1, -2)).view_as(output)  # from (b, N, d) or (b, rows, columns, d)
-        if output.is_contiguous():
+        joins = self.layout.num_prefix_tokens > 0 and hasattr(self.vit, "_pos_embed")  # which copies all rows
+        if output.is_contiguous() or joins:
             return edited
         # timm's embeddings are a transposed view, and kernels round by layout: it is kept for bitwise equality.
         return torch.empty_like(output).copy_(edited)

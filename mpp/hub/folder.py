@@ -42,6 +42,8 @@ class Staged:
     step: int
     kind: str
     """`Encoder` or `Classifier`."""
+    left_out: int = 0
+    """Evaluations of the run that are of other weights or settings, and not in the card."""
 
     @property
     def files(self) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
         else:
             facts = _pretrained(run, checkpoint, metrics, repo_id, licence, folder)
         write_card(facts, folder / "README.md")
+        staged = replace(staged, left_out=facts.others)
     finally:
         remember(staged)
     check_nothing_local(staged, run)

@@ -42,7 +42,7 @@ class SupervisedClassification(Objective):
     line: ClassVar[Mapping[str, str]] = {
         "loss": "loss {:.3f}",
         "accuracy": "acc {:.1%}",
-        "histogram": "(histogram {:.3f})",
+        "histogram": "(frequencies {:.3f})",
     }
 
     def __init__(
@@ -94,7 +94,7 @@ class SupervisedClassification(Objective):
         return {
             "loss": "cross-entropy of the classes, nats",
             "acc": "share of images whose class is right",
-            "histogram": "loss of predicting how often each class occurs",
+            "frequencies": "loss of predicting how often each class occurs",
         }
 
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:

@@ -81,21 +81,3 @@ class Corruption(Settings):
         others = randomness.below(other, max(num_patches - 1, 1))
         others = (others + (others >= positions).long()).clamp(max=num_patches - 1)  # in a single patch: itself, unused
         return Draw(positions, kinds, others)
-
-
-def corrupt(embeddings: Tensor, mask_token: Tensor, draw: Draw) -> Tensor:
-    """The embeddings `(b, N, d)` with the drawn positions replaced; a swap takes the *uncorrupted* embedding.
-
-    They are those before the position embedding; the learnable mask token `(d,)` is converted to their dtype.
-    """
-    import torch  # late: recipes are read without it
-
-    images, num_patches, width = embeddings.shape
-    rows = embeddings.reshape(-1, width)  # whole rows are moved: many times faster than element by element
-    first = torch.arange(images, device=embeddings.device)[:, None] * num_patches
-    swapped = draw.kinds == SWAP
-    sources = torch.where(swapped, draw.others, draw.positions) + first
-    taken = rows.index_select(0, sources.flatten())
-    masked = (draw.kinds == MASK).reshape(-1, 1)
-    replaced = torch.where(masked, mask_token.to(embeddings.dtype), taken)
-    return rows.index_copy(0, (draw.positions + first).flatten(), replaced).view_as(embeddings)

@@ -14,9 +14,10 @@ from mpp import randomness
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.encoder import Encoder
 from mpp.objective.base import Objective, Sample
-from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, Draw, corrupt
+from mpp.objective.corruption import KEEP, MASK, SWAP, Corruption, Draw
 from mpp.objective.heads import make_head
 from mpp.objective.patches import patchify, take, unpatchify
+from mpp.objective.replacement import corrupt
 from mpp.objective.scores import Scores, total
 from mpp.objective.targets import MeanColor, PatchTarget, Target
 
@@ -65,7 +66,7 @@ class MaskedPatchPrediction(Objective):
         "loss_mask": "masked {:.3f}",
         "accuracy": "acc {:.1%}",
         "psnr": "{:.1f} dB",
-        "histogram": "(histogram {:.3f})",
+        "histogram": "(frequencies {:.3f})",
         "neighbours": "(neighbours {:.3f})",
     }
     encoder: Encoder  # pyright: ignore[reportIncompatibleVariableOverride]  its patches are needed
@@ -128,7 +129,7 @@ class MaskedPatchPrediction(Objective):
         drawn = self._draw(samples) if draw is None else Draw(*draw.unbind())
         tokens = self.encoder(pixels, edit=partial(corrupt, mask_token=self.mask_token, draw=drawn))
         logits = self.target.shape(self.head(self.encoder.patch_tokens(tokens, drawn.positions)))
-        truth = self.target.labels(self.patches(pixels, drawn.positions))
+        truth = self.target.labels_at(pixels, drawn.positions, self.encoder.patch_size)
         return Prediction(self.target.loss(logits, truth), logits, truth, drawn.positions, drawn.kinds)
 
     def draws(self) -> Callable[[Tensor], Tensor]:
@@ -171,14 +172,14 @@ class MaskedPatchPrediction(Objective):
         }
 
     def baselines(self, train: Sample, validation: Sample) -> dict[str, float]:
-        """Histogram and visible neighbours: see `baselines.py`."""
+        """Label frequencies and visible neighbours: see `baselines.py`."""
         return self.target.baselines(self._corrupted(train), self._corrupted(validation), self.encoder.patch_size)
 
     def _corrupted(self, sample: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Pixels, corrupted positions and their labels, batch by batch."""
         for pixels, samples in sample.batches:
             positions = self._draw(samples).positions
-            yield pixels, positions, self.target.labels(self.patches(pixels, positions))
+            yield pixels, positions, self.target.labels_at(pixels, positions, self.encoder.patch_size)
 
     def picture(self, pixels: Tensor, samples: Tensor) -> dict[str, Tensor]:
         """Original, seen, predicted: each float32 `(b, 3, h, w)` in [0, 1].

@@ -63,6 +63,21 @@ def colour_classes(patches: Tensor, cells: int, bits: int) -> Tensor:
     return pack(bins_of_sums(sums, (sides[:, None] * sides)[..., None], bits), bits).flatten(2)
 
 
+def colour_classes_at(pixels: Tensor, positions: Tensor, patch_size: int, cells: int, bits: int) -> Tensor:
+    """`colour_classes` of the patches at int64 `(b, K)` of uint8 pixels `(b, 3, h, w)`: int64 `(b, K, cells²)`.
+
+    Cells have to be of equal size. Pixels are summed where they are: no patch is copied, which takes most of the time.
+    """
+    import torch  # late: recipes are read without it
+
+    side = patch_size // cells
+    assert side * cells == patch_size
+    sums = pixels.unflatten(2, (-1, side)).sum(3, dtype=torch.int32)
+    sums = sums.unflatten(3, (-1, side)).sum(4, dtype=torch.int32)
+    sums = rearrange(sums, "b c (h s) (w t) -> b (h w) (s t) c", s=cells, t=cells)
+    return pack(bins_of_sums(take(sums, positions), side**2, bits), bits)
+
+
 def bins_of_sums(sums: Tensor, pixels: Tensor | int, bits: int) -> Tensor:
     """Channel sums over so many pixels → bins, `(S · 2**bits) // (256 · n)`, in int64."""
     return (sums.long() << bits) // (256 * pixels)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from einops import rearrange
 from pydantic import Field
 
-from mpp.objective.patches import cell_edges, colour_classes, unpack
+from mpp.objective.patches import cell_edges, colour_classes, colour_classes_at, patchify, take, unpack
 from mpp.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class PatchTarget(Settings):
     unit: ClassVar[str]
     """Of the loss."""
     words: ClassVar[dict[str, str]]
-    """What the metric and the histogram baseline mean, by their words on the terminal."""
+    """What the metric and the label frequencies mean, by their words on the terminal."""
 
     def outputs(self, patch_size: int) -> int:
         """Numbers predicted for a patch of `patch_size` pixels a side; a ValueError if the target does not fit it."""
@@ -49,6 +49,10 @@ class PatchTarget(Settings):
     def labels(self, patches: Tensor) -> Tensor:
         """The labels `(b, K, …)` of patches."""
         raise NotImplementedError
+
+    def labels_at(self, pixels: Tensor, positions: Tensor, patch_size: int) -> Tensor:
+        """`labels` of the patches at int64 `(b, K)` of uint8 pixels `(b, 3, h, w)`."""
+        return self.labels(take(patchify(pixels, patch_size), positions))
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each patch, float32 `(b, K)`."""
@@ -84,7 +88,7 @@ class _Colours(PatchTarget):
     unit: ClassVar[str] = "nats"
     words: ClassVar[dict[str, str]] = {
         "acc": "share of corrupted patches whose colour class is right",
-        "histogram": "loss of predicting how often each colour occurs",
+        "frequencies": "loss of predicting how often each colour occurs",
     }
     if TYPE_CHECKING:  # a real attribute would be shadowed by the setting of `DownsizedPatch`
         cells: ClassVar[int]
@@ -102,6 +106,12 @@ class _Colours(PatchTarget):
     def labels(self, patches: Tensor) -> Tensor:
         """int64 `(b, K, cells²)`, cells row by row."""
         return colour_classes(patches, self.cells, self.bits)
+
+    def labels_at(self, pixels: Tensor, positions: Tensor, patch_size: int) -> Tensor:
+        """The same as `labels`; much faster where the cells are of equal size."""
+        if patch_size % self.cells:
+            return super().labels_at(pixels, positions, patch_size)
+        return colour_classes_at(pixels, positions, patch_size, self.cells, self.bits)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy in nats, averaged over the cells of a patch: float32 `(b, K)`."""
@@ -146,6 +156,10 @@ class MeanColor(_Colours):
         """int64 `(b, K)`."""
         return super().labels(patches).squeeze(-1)
 
+    def labels_at(self, pixels: Tensor, positions: Tensor, patch_size: int) -> Tensor:
+        """int64 `(b, K)`."""
+        return super().labels_at(pixels, positions, patch_size).squeeze(-1)
+
 
 class DownsizedPatch(_Colours):
     """The patch downsized to 4×4 cells: 16 colours, predicted in parallel."""
@@ -182,7 +196,7 @@ class FullPatch(PatchTarget):
     unit: ClassVar[str] = "squared error"
     words: ClassVar[dict[str, str]] = {
         "dB": "PSNR of the predicted pixels",
-        "histogram": "loss of predicting the mean patch",
+        "frequencies": "loss of predicting the mean patch",
     }
 
     def outputs(self, patch_size: int) -> int:

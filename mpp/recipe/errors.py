@@ -41,7 +41,7 @@ class Problem(NamedTuple):
         heading, complaint = f"{self.location}: {self.setting}", self.complaint
         if not self.setting:
             heading, complaint = wrapped(f"{heading}{complaint}", "", "    "), ""
-        notes = [("", complaint), ("found: ", self.found), ("allowed: ", self.allowed), ("", self.advice)]
+        notes = [("", complaint), ("found: ", self.found), ("", self.advice), ("allowed: ", self.allowed)]
         lines = [wrapped(text, f"    {label}", " " * (4 + (len(label) or 2))) for label, text in notes if text]
         return "\n".join([heading, *lines])
 

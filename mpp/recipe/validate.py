@@ -92,8 +92,20 @@ def _unknown_key(keys: Keys, model: type[BaseModel], document: Document) -> Prob
         advice = f"did you mean {(meant or elsewhere)[0]}?"
     else:
         match = nearest(key, siblings)
-        advice = f"did you mean {dotted((*above, match))}?" if match else ""
+        meant = dotted((*above, match)) if match else _elsewhere(key, above, list(paths))
+        advice = f"did you mean {meant}?" if meant else ""
     return document.problem(keys, "unknown key", allowed=", ".join(siblings), advice=advice)
+
+
+def _elsewhere(key: str, above: Keys, paths: list[str]) -> str:
+    """The setting of another section, or of another name of the field, that a mistyped key was probably meant to be."""
+    if (match := nearest(key, SYNONYMS)) is not None:
+        found = [path for path in paths if f".{path}".endswith(f".{SYNONYMS[match]}")]
+        found.sort(key=lambda path: not path.startswith(f"{dotted(above)}."))
+        return found[0] if found else ""
+    match = nearest(key, {path.rpartition(".")[2] for path in paths})
+    found = [path for path in paths if path.rpartition(".")[2] == match]
+    return found[0] if len(found) == 1 else ""
 
 
 def _advice(value: Any, setting: Setting) -> str:

@@ -114,11 +114,16 @@ def _identity(claim: Claim) -> tuple[Any, ...]:
 
 
 def _exploratory(rows: list[Row], arms: Arms, evidence: Evidence) -> Iterator[Claim]:
+    """Every arm with the others of its variant, and along each axis with itself as the study has it."""
     for variant in dict.fromkeys(row.variant for row in rows):
-        cells = accuracies(rows, variant)
+        cells, own = accuracies(rows, variant), Variant(variant.swapped)
         for layer in ("chosen", "default"):
             for measure in measures(cells, layer):
-                yield from _Comparisons(cells, measure, variant, arms, evidence).all()
+                here = _Comparisons(cells, measure, variant, arms, evidence)
+                yield from here.all()
+                if variant != own:
+                    for arm in here.of("self-supervised", "pretrained", "supervised"):
+                        yield from here.pair(arm, arm, accuracies(rows, own), own)
 
 
 @dataclass(frozen=True)
@@ -147,21 +152,27 @@ class _Comparisons:
         for other in (*self.of("control"), *learnt[1:]) if learnt else ():
             yield from self.pair(other, learnt[0])
 
-    def pair(self, lower: str, higher: str) -> Iterator[Claim]:
+    def pair(
+        self, lower: str, higher: str, cells: Cells | None = None, variant: Variant | None = None
+    ) -> Iterator[Claim]:
         """How much better one arm is than another; nothing where they have no seed in common.
 
-        A single seed has no interval: what takes several is None.
+        `cells` and `variant` are those of the lower one, if they are not the same. A single seed has no interval: what
+        takes several is None.
         """
-        one, other = (self.cells.get(arm, {}).get(self.measure, {}) for arm in (lower, higher))
+        before = self.variant if variant is None else variant
+        one, other = ((each or self.cells).get(arm, {}).get(self.measure, {})
+                      for each, arm in ((cells, lower), (None, higher)))  # fmt: skip
         seeds = sorted(one.keys() & other.keys())
         if not seeds:
             return
-        text = f"{self.arms[higher]['title']} against {self.arms[lower]['title']}: "
+        against = self.arms[lower]["title"] if before == self.variant else "as in the recipe"
+        text = f"{self.arms[higher]['title']} against {against}: "
         found: Claim = dict.fromkeys(Comparison._fields) | {"mean": other[seeds[0]] - one[seeds[0]]}
         if len(seeds) > 1:
             low, high = (
-                np.stack([self.evidence.of(arm, seed, self.variant, self.measure) for seed in seeds])
-                for arm in (lower, higher)
+                np.stack([self.evidence.of(arm, seed, each, self.measure) for seed in seeds])
+                for arm, each in ((lower, before), (higher, self.variant))
             )
             found = compare(low, high)._asdict()
             text += (

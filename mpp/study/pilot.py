@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpp.study.results import time_of
 from mpp.study.settings import Choice, PilotSettings, TuningChoice
 from mpp.study.units import Recipes, Unit
 from mpp.training.checkpoint import Checkpoints
@@ -32,7 +33,7 @@ class Tried(NamedTuple):
     """On the reserved images; None for pre-training."""
     images_seen: float = 0.0
     flops: float = 0.0
-    seconds: float = 0.0
+    core_seconds: float = 0.0
 
 
 def tried_by(unit: Unit, recipes: Recipes, home: Path) -> Iterator[Tried]:
@@ -44,16 +45,16 @@ def tried_by(unit: Unit, recipes: Recipes, home: Path) -> Iterator[Tried]:
         assert checkpoint is not None
         images = checkpoint.step * recipes.pretrain.training.batch_size
         state = checkpoint.state
-        yield own._replace(
-            images_seen=images, flops=images * state["flops_per_image"], seconds=state["progress"]["seconds"]
-        )
+        time = time_of(state["progress"]["seconds"])["core_seconds"]
+        yield own._replace(images_seen=images, flops=images * state["flops_per_image"], core_seconds=time)
     if recipes.evaluate is not None:
         scores = json.loads((home / "evaluation" / "results.json").read_text())["scores"]
         judge = next(name for name in JUDGES if name in scores)
         yield own._replace(stage="evaluate", accuracy=scores[judge]["headline"]["accuracy"])
     for tuning in recipes.finetune:
         results = json.loads((home / tuning.folder / "results.json").read_text())
-        cost = {name: float(results[name]) for name in ("images_seen", "flops", "seconds")}
+        cost = {name: float(results[name]) for name in ("images_seen", "flops")}
+        cost["core_seconds"] = time_of(results["seconds"])["core_seconds"]
         chosen = results["chosen"]
         yield own._replace(
             stage="finetune", fraction=tuning.fraction, tuning_lr=tuning.lr and chosen["lr"],
@@ -105,6 +106,19 @@ def ends_of(choice: Choice, pilot: PilotSettings) -> list[str]:
         if rate is not None and len(grid) > 1 and rate in (min(grid), max(grid)):
             found.append(f"{what}: {rate:g} is the {'smallest' if rate == min(grid) else 'largest'} rate of the grid")
     return found
+
+
+def summary_of(choices: Mapping[str, Choice], pilot: PilotSettings) -> str:
+    """What was chosen, a line for each arm, and the choices at an end of the grid."""
+    lines = ["the pilot chose"]
+    for arm, choice in choices.items():
+        parts = [f"pre-training at {choice.lr:g}"] if choice.lr is not None else []
+        for fraction, tuning in choice.finetuning.items():
+            chosen = [*([f"{tuning.lr:g}"] if tuning.lr else []), *([f"pool {tuning.pool}"] if tuning.pool else [])]
+            parts += [f"fine-tuning on {100 * float(fraction):g} % at {', '.join(chosen)}"] if chosen else []
+        lines.append(f"  {arm}: {'; '.join(parts) or 'nothing'}")
+        lines += [f"    {end}: a better one may lie beyond" for end in ends_of(choice, pilot)]
+    return "\n".join(lines)
 
 
 def read(rows: Iterable[Sequence[Any]]) -> list[Tried]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mpp.commands.search import Candidate
@@ -158,6 +159,12 @@ def unit_rows(unit: Unit, recipes: Recipes, home: Path) -> list[Row]:
     return [row for row in found if math.isfinite(row.value)]
 
 
+def time_of(seconds: float) -> dict[str, float]:
+    """The time that a training of this process took, and that of its cores (or its GPU) together."""
+    cores = 1 if torch.cuda.is_available() else torch.get_num_threads()
+    return {"seconds": seconds, "core_seconds": seconds * cores}
+
+
 def _numbers(own: Row, numbers: Mapping[str, float]) -> list[Row]:
     """A row for each metric."""
     return [own._replace(metric=name, value=float(value)) for name, value in numbers.items()]
@@ -169,7 +176,8 @@ def _pretraining(own: Row, recipe: PretrainRecipe, folder: Path) -> Iterator[Row
     state, images = checkpoint.state, checkpoint.step * recipe.training.batch_size
     flops = state["flops_per_image"]
     cost = {"images_seen": images, "flops_per_image": flops, "flops": images * flops}
-    yield from _numbers(own, {**cost, "seconds": state["progress"]["seconds"], "rows": state["data"]["rows"]})
+    seconds = state["progress"]["seconds"]
+    yield from _numbers(own, {**cost, **time_of(seconds), "rows": state["data"]["rows"]})
     yield from _numbers(own, {f"baseline_{name}": value for name, value in state["baselines"].items()})
     evaluations = _in_training(own, recipe.evaluation)
     for entry in read_metrics(folder / "metrics.jsonl"):
@@ -214,14 +222,15 @@ def _finetuning(own: Row, folder: Path) -> Iterator[Row]:
     """The numbers of a fine-tuning; the curve on the dev split is that of the search's chosen run."""
     results = json.loads((folder / "results.json").read_text())
     yield from _numbers(own, {"accuracy": results["test"]["accuracy"], "lr": results["chosen"]["lr"]})
-    yield from _numbers(own, {name: results[name] for name in ("train_images", "images_seen", "flops", "seconds")})
+    yield from _numbers(own, {name: results[name] for name in ("train_images", "images_seen", "flops")})
+    yield from _numbers(own, time_of(results["seconds"]))
     logs = {run.name: run / "metrics.jsonl" for run in sorted((folder / "search").glob("*/"))}
     runs = {name: read_metrics(log) if log.is_file() else [] for name, log in logs.items()}  # one may diverge at once
     if runs:
         images = sum(entries[-1]["samples"] for entries in runs.values() if entries)
         seconds = sum(max((e.get("seconds", 0.0) for e in entries), default=0.0) for entries in runs.values())
         flops = images * results["flops"] / max(results["images_seen"], 1)
-        cost = {"images_seen": images, "seconds": seconds, "runs": len(runs), "flops": flops}
+        cost = {"images_seen": images, **time_of(seconds), "runs": len(runs), "flops": flops}
         yield from _numbers(own._replace(evaluator="search"), cost)
         for entry in runs[str(Candidate(**results["chosen"]))]:
             if "validation/accuracy" in entry:

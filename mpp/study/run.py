@@ -114,6 +114,8 @@ def _pilot(recipe: GapRecipe, failed: list[str]) -> tuple[int, GapRecipe]:
     for arm, choice in given.items():
         if arm in chosen and chosen[arm] != choice:
             raise recipe.study.error(choices=f"{arm}: {choice!r} is not what its pilot chose: {chosen[arm]!r}")
+    assert recipe.study.pilot is not None
+    print(pilot.summary_of(chosen, recipe.study.pilot), flush=True)
     study = recipe.study.model_copy(update={"choices": {**given, **chosen}})
     return 0, recipe.model_copy(update={"study": study})
 

@@ -111,7 +111,7 @@ class ValidationSettings(Settings):
     images: int = Field(default=1000, ge=1)
     """Images of the held-out split that are used: a seeded choice."""
     baseline_images: int = Field(default=20000, ge=1)
-    """Training images on which the two baselines (colour histogram, visible neighbours) are counted."""
+    """Training images on which the two baselines (label frequencies, visible neighbours) are counted."""
 
 
 class AugmentationSettings(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +67,9 @@ def test_features_are_those_of_the_python_function_with_a_name_for_each(
     assert values.dtype == np.float32
     np.testing.assert_array_equal(np.stack(list(table["feature"])), values)
     assert list(table["class"]) == [Path(name).parent.name for name in table["name"]]
-    order = {str(path): number for number, path in enumerate(image_files(photos))}
+    order = {path.relative_to(photos).as_posix(): number for number, path in enumerate(map(Path, image_files(photos)))}
     assert [order[name] for name in table["name"]] == list(range(12)), "the order of the sorted paths"
-    known = [name for name in table["name"] if not name.endswith("04.png")]
+    known = [photos / name for name in table["name"] if not name.endswith("04.png")]
     expected = mpp.features(encoder, known, progress=False, device="cpu")
     np.testing.assert_allclose(values[~damaged], expected, rtol=1e-5, atol=1e-6)
 
@@ -78,8 +79,9 @@ def test_a_layer_and_a_pool_can_be_chosen_and_what_is_missing_is_named(
 ):
     given = (f"encoder={encoder}", f"data.source={photos}", f"output_dir={tmp_path}")
     good(commands.run("mpp.embed", *given, "features.block=1", "features.pool=both"))
-    names = [name for name in pd.read_parquet(tmp_path / "features.parquet")["name"] if not name.endswith("04.png")]
-    expected = mpp.features(encoder, names, layer=1, pool="both", progress=False, device="cpu")
+    names = pd.read_parquet(tmp_path / "features.parquet")["name"]
+    known = [photos / name for name in names if not name.endswith("04.png")]
+    expected = mpp.features(encoder, known, layer=1, pool="both", progress=False, device="cpu")
     values = np.load(tmp_path / "features.npy")
     np.testing.assert_allclose(values[~np.isnan(values[:, 0])], expected, rtol=1e-5, atol=1e-6)
     refused(commands.run("mpp.embed", *given[1:]), "encoder.source", "give encoder=RUN")
@@ -102,14 +104,64 @@ def test_predictions_are_those_of_timm_on_the_exported_classifier(
             assert np.isnan(row).all()
             continue
         with torch.no_grad():
-            expected = model(transform(Image.open(name).convert("RGB"))[None]).softmax(1)[0].numpy()
+            expected = model(transform(Image.open(photos / name).convert("RGB"))[None]).softmax(1)[0].numpy()
         np.testing.assert_allclose(row, expected, atol=0.02)  # timm resizes with PIL
         found.append(CLASSES[row.argmax()])
     known = table[~table["name"].str.endswith("04.png")]
     assert list(known["predicted"]) == found
     np.testing.assert_allclose(known["probability"], values[~np.isnan(values[:, 0])].max(1))
     right = np.mean(table["predicted"] == table["class"])
-    assert f"{right:.1%} of 12 images" in said
+    line = " ".join(said.split())
+    assert f"{right:.1%} of 12 images are classified as the name of their folder says, taken for their class;" in line
+
+
+def predicted(commands: ForkServer, classifier: Path, source: Path, out: Path, *more: str) -> tuple[pd.DataFrame, str]:
+    given = (f"encoder={classifier}", f"data.source={source}", "data.workers=0", f"output_dir={out}", *more)
+    said = good(commands.run("mpp.predict", *given)).text
+    return pd.read_parquet(out / "predictions.parquet"), " ".join(said.split())
+
+
+def test_folders_that_are_no_classes_give_neither_labels_nor_an_accuracy(
+    classifier: Path, photos: Path, tmp_path: Path, commands: ForkServer
+):
+    months = tmp_path / "months"
+    for number, path in enumerate(sorted(photos.glob("*/*.png"))):
+        month = months / f"2024-0{1 + number % 3}"
+        month.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, month / path.name)
+    table, said = predicted(commands, classifier, months, tmp_path / "out")
+    assert not {"label", "class"} & set(table.columns)
+    assert "are classified as" not in said
+    words = "no accuracy: the folders 2024-01, 2024-02, 2024-03 are no classes of the classifier (blue, green, red)"
+    assert words in said
+
+
+def test_labels_have_the_classifier_s_numbers_whichever_classes_are_there(
+    classifier: Path, photos: Path, tmp_path: Path, commands: ForkServer
+):
+    """Of a table of paths, whose names are relative to the images' folder."""
+    paths = sorted(path.relative_to(photos).as_posix() for path in photos.glob("[gr]*/*.png"))
+    (tmp_path / "lists").mkdir()
+    rows = [f"{path},{Path(path).parent}" for path in paths]
+    (tmp_path / "lists" / "some.csv").write_text("\n".join(["file,label", *rows]))
+    source, folder = tmp_path / "lists" / "some.csv", f"data.image_folder={photos}"
+    table, said = predicted(commands, classifier, source, tmp_path / "out", folder, "data.max_bad_share=1")
+    assert list(table["name"]) == paths
+    assert list(table["class"]) == [Path(path).parent.name for path in paths]
+    assert list(table["label"]) == [CLASSES.index(name) for name in table["class"]]
+    right = (table["predicted"] == table["class"]).mean()
+    assert f"{right:.1%} of 8 images are classified as their label says; standard error" in said
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_in_an_archive_are_those_in_it(
+    kind: str, encoder: Path, photos: Path, tmp_path: Path, commands: ForkServer
+):
+    archive = shutil.make_archive(str(tmp_path / "all"), kind, photos)
+    given = (f"encoder={encoder}", f"data.source={archive}", "data.workers=0", f"output_dir={tmp_path / 'out'}")
+    good(commands.run("mpp.embed", *given))
+    names = pd.read_parquet(tmp_path / "out" / "features.parquet")["name"]
+    assert set(names) == {path.relative_to(photos).as_posix() for path in photos.glob("*/*.png")}
 
 
 def test_an_encoder_is_no_classifier(encoder: Path, photos: Path, tmp_path, commands: ForkServer):

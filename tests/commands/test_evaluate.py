@@ -560,7 +560,8 @@ def test_the_page_s_table_of_labels_works_as_written_at_the_encoder_s_own_size(
     assert "3 classes in labels.csv: cat, dog, eel" in said
     assert f"{SIZE} px, patch" in said
     assert "warning: images of" not in said
-    assert "30 test images: an accuracy of 50 % is known to" in said
+    assert "± standard error (30 test images):" in " ".join(said.split())
+    assert "Verdict: the encoder is " in said
     found = results(tmp_path / "runs" / "mine" / "evaluation" / "labels.csv")
     assert found["image_size"] == found["made_for"] == SIZE
     changes = ("encoder=runs/mine", "data.source=photos", "data.image_size=32", "linear_probe.grid=[0.01]")

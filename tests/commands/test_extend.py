@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mpp.commands.resumptions import Resumption, resumptions
 from mpp.settings import Duration
 from mpp.training.optimizer import plan_schedule
 from mpp.training.settings import OptimizerSettings, TrainingSettings
@@ -39,10 +40,12 @@ def test_an_extended_run_is_the_one_that_was_as_long_from_the_start(schedule: tu
     assert [row["loss"] for row in journal(extended)] == [row["loss"] for row in journal(whole)]
     if schedule == WSD:
         assert "from step 14" in result.text
+        assert resumptions(extended) == [Resumption(14, 30)]
         assert weights(extended / "shorter_run") == end, "the decayed weights of the shorter run are kept"
         assert [progress(path) for path in checkpoints(extended)] == [progress(path) for path in checkpoints(whole)]
     else:
         assert "from step 20" in result.text
+        assert resumptions(extended) == [Resumption(20, 30)]
         assert not (extended / "shorter_run").exists()
     assert "is finished: 30 steps" in good(pretrain(RECIPE, long)).text
 

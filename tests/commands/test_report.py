@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ import pytest
 from PIL import Image
 
 import mpp.report
-from mpp.commands.report import verdict
+from mpp.commands.evaluations import evaluate_command
+from mpp.commands.report import unfinished, verdict
+from mpp.training.checkpoint import Checkpoints
 from tests.support.downstream import EVALUATE, PRETRAIN, good, results, written
 from tests.support.forkserver import ForkServer
+from tests.support.study_results import study
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +126,67 @@ def test_another_file_and_a_run_that_is_not_finished(run: Path, tmp_path: Path):
     assert "4 of 8 steps" in text
     assert "The run is not finished: its last checkpoint is of step 4 of 8." in text
     assert "What the features are worth was not measured yet" in text
-    assert "data.image_size=16" in text, "the settings that an evaluation needs"
+
+
+def command_in(page: str) -> str:
+    [command] = re.findall(r'<pre class="command">(.*?)</pre>', page, re.DOTALL)
+    return html.unescape(command)
+
+
+def test_the_command_of_the_page_evaluates_the_run_as_it_is(run: Path, tmp_path: Path, commands: ForkServer):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("evaluation"))
+    assert mpp.report.main([str(copy)]) == 0
+    name, command, *given = shlex.split(command_in((copy / "report.html").read_text(encoding="utf-8")))
+    assert (name, command) == ("mpp", "evaluate")
+    assert given[-1] == "knn.k=[20,10]", "of 90 images, a tenth of them for the dev split"
+    good(commands.run("mpp.evaluate", *given, "linear_probe=null"))
+    assert mpp.report.main([str(copy)]) == 0
+    assert '<pre class="command">' not in (copy / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_labels_the_command_has_a_placeholder(run: Path, tmp_path: Path):
+    state = Checkpoints(run / "checkpoints", 2).newest()
+    assert state is not None
+    moved = state.state | {"recipe": state.state["recipe"] | {"data": state.state["recipe"]["data"] | {
+        "source": str(tmp_path / "gone")}}}  # fmt: skip
+    assert evaluate_command(run, moved) == (f"mpp evaluate few_shot encoder={run} data.source=LABELLED", False)
+
+
+def test_an_evaluation_of_other_weights_is_shown_as_such(run: Path, tmp_path: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    [path] = copy.glob("evaluation/*/results.json")
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"source_weights": "0" * 64}))
+    assert mpp.report.main([str(copy)]) == 0
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    assert "Of other weights than the run's encoder has now" in text
+    assert command_in(text).startswith(f"mpp evaluate few_shot encoder={copy} data.source=")
+    assert f"<td>{100 * found['controls']['raw_pixels']['knn']['default']['k']['5']:.1f}</td>" in text, "its scores too"
+
+
+def test_an_evaluation_s_own_folder_has_a_page_and_a_study_s_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    [folder] = run.glob("evaluation/*")
+    page = tmp_path / "page.html"
+    assert mpp.report.main([str(folder), "--output", str(page)]) == 0
+    text, found = page.read_text(encoding="utf-8"), results(folder)
+    assert f"<td>{100 * found['controls']['raw_pixels']['knn']['default']['k']['5']:.1f}</td>" in text
+    assert "Verdict: the encoder is " in text
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "results.json").write_text(json.dumps(study([])))
+    assert mpp.report.main([str(tmp_path / "study")]) == 2
+    assert (
+        f"is a study, whose page mpp gap has written: {tmp_path / 'study' / 'report.html'}" in capsys.readouterr().err
+    )
+
+
+def test_a_run_that_early_stopping_has_ended_says_so(run: Path):
+    progress = {"step": 4, "ended": True, "best_step": 2}
+    assert "Early stopping has ended the run at step 4 of 8" in unfinished({"progress": progress, "steps": 8})
+    assert unfinished({"progress": progress | {"step": 8}, "steps": 8}) == ""
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import pytest
 
+from mpp.commands.resumptions import resumptions
 from tests.support.forkserver import Command, ForkServer, as_two, good, start_two
 from tests.support.runs import checkpoints, free_port
 
@@ -82,6 +83,11 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
     again = good(commands.run(*given, "data.workers=2"))
 
     assert steps_said(again)[0] > 16, "it went on from the last kill"
+    starts = [each.step for each in resumptions(broken)]
+    assert len(starts) == len(MOMENTS) + 1, "every start after a kill, for the page of the run"
+    assert starts == sorted(starts)
+    assert starts[-1] == steps_said(again)[0] - 1
+    assert resumptions(straight) == []
     assert fingerprint(broken) == fingerprint(straight)
     assert metrics(broken) == metrics(straight)
     [named] = [line for line in metrics(broken) if "damaged_images" in line]

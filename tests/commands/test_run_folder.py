@@ -54,7 +54,7 @@ def test_a_run_leaves_journal_recipe_checkpoints_encoder_and_pictures(finished):
     run, _, command = finished
     last = " ".join(command.text[command.text.index("\nfinished: ") :].split())
     assert re.match(r"finished: 120 steps, 960 images, [\d:]+, \d+ images/s loss on masked patches, held out: ", last)
-    assert re.search(r"to be compared with: histogram \d\.\d{3}, visible neighbours \d\.\d{3} ", last)
+    assert re.search(r"to be compared with: label frequencies \d\.\d{3}, visible neighbours \d\.\d{3} ", last)
     assert f"encoder: {run / 'encoder'} " in last
     assert f'next: timm.create_model("local-dir:{run / "encoder"}", pretrained=True)' in last
     assert {"metrics.jsonl", "recipe.yaml", "encoder", "checkpoints"} <= {p.name for p in run.iterdir()}

@@ -163,8 +163,10 @@ def test_the_gradient_is_that_of_the_mean_loss_by_finite_differences(classes, wi
 
 def test_a_choice_at_an_end_of_the_grid_is_told():
     dev = {0.1: 0.5, 1.0: 0.6, 10.0: 0.7}
-    assert [Probe(0.5, c, dev, converged=True, predicted=torch.empty(0)).grid_end for c in dev] == ["smallest", None, "largest"]
-    assert Probe(0.5, 0.1, {}, converged=True, predicted=torch.empty(0)).grid_end is None, "of a single C nothing is chosen"
+    found = [Probe(0.5, c, dev, converged=True, predicted=torch.empty(0)) for c in dev]
+    assert [probe.grid_end for probe in found] == ["smallest", None, "largest"]
+    single = Probe(0.5, 0.1, {}, converged=True, predicted=torch.empty(0))
+    assert single.grid_end is None, "of a single C nothing is chosen"
 
 
 def test_the_accuracy_is_that_of_scikit_learn_with_the_chosen_c():

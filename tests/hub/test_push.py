@@ -28,7 +28,7 @@ from tests.support.pushing import (
 def test_a_push_is_one_commit_of_the_listed_files(published: dict[str, bytes], hub: ModelHub):
     pushed = hub.repos[NAME].pushed
     assert [commit.message for commit in pushed] == ["Encoder of step 8"]
-    assert set(published) - {".gitattributes"} == FILES
+    assert set(published) - {".gitattributes"} == FILES, "and not the list of what was staged"
     assert pushed[0].large == {name for name in FILES if name.endswith((".safetensors", ".png"))}
     assert not hub.repos[NAME].private
     assert set(hub.repos[NAME].branches) == {"main"}

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from mpp.hub.folder import WRITTEN
 from tests.support.downstream import ENCODER, EVALUATE, PRETRAIN, good, tinted, written
 from tests.support.forkserver import ForkServer
 from tests.support.model_hub import WRITER, ModelHub
@@ -211,8 +212,13 @@ def test_results_of_other_weights_are_not_those_of_the_card(run: Path, push: Pus
     """The newest whole checkpoint is not the one that was evaluated."""
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000000008")
-    found = card(staged(push, tmp_path / "run", tmp_path / "out")["README.md"])
+    said = arrived(push(tmp_path / "run", NAME, "--dry-run", "--folder", tmp_path / "out")).text
+    assert f"1 evaluation of {tmp_path / 'run'} not shown on the card" in said
+    assert f"mpp evaluate few_shot encoder={tmp_path / 'run'} data.source=LABELLED" in said
+    assert f"{WRITTEN} lists these files for the next push into {tmp_path / 'out'}; it is not pushed" in said
+    found = card((tmp_path / "out" / "README.md").read_bytes())
     assert not found.data.eval_results
+    assert "An evaluation of other weights, such as an earlier checkpoint's" in found.text
 
 
 def test_the_card_says_how_its_results_were_measured(published: dict[str, bytes]):

@@ -7,6 +7,7 @@ import torch
 
 import mpp
 from mpp import randomness
+from mpp.objective.replacement import corrupt, replaced
 from tests.support.reference import embeddings, inputs_of, random_pixels, scramble, swap_sources, without_positions
 
 SIZE, PATCH, N, K = 32, 4, 64, 32
@@ -351,3 +352,26 @@ def test_the_gpu_draws_what_the_processor_draws():
     here, there = (corruption.draw(key, samples.to(device), 196) for device in ("cpu", "cuda"))
     for left, right in zip(here, there, strict=True):
         assert torch.equal(left, right.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_on_processors_the_faster_replacement_has_the_bits_of_autograds_own(dtype, transposed):
+    torch.manual_seed(0)
+    images, patches, width = 32, 16, 24
+    # Few patches and many swaps: some rows are taken by several others, whose gradients are summed in an order.
+    corruption = mpp.Corruption(fraction=0.75, mask=0.3, swap=0.6, keep=0.1)
+    draw = corruption.draw(randomness.key(0, "test"), torch.arange(images), patches)
+    first = torch.arange(images)[:, None] * patches
+    sources = torch.where(draw.kinds == 1, draw.others, draw.positions) + first
+    assert torch.bincount(sources[draw.kinds != 0]).max() > 2
+    rows = (draw.positions + first).flatten(), sources.flatten(), (draw.kinds == 0).flatten()
+    values = torch.randn(images, width, patches).transpose(1, 2) if transposed else torch.randn(images, patches, width)
+    weights = torch.randn(images, patches, width).to(dtype)
+    found = []
+    for fast in (True, False):
+        embeddings, token = values.to(dtype).requires_grad_(), torch.arange(width).to(dtype).requires_grad_()
+        out = corrupt(embeddings, token, draw) if fast else replaced(embeddings, token, *rows)
+        found.append((out, *torch.autograd.grad(out, (embeddings, token), weights)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

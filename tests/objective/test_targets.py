@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import mpp
+from mpp.objective.patches import patchify, take
 from tests.support.reference import (
     at,
     downsized_labels,
@@ -207,3 +208,15 @@ def test_more_cells_than_pixels_a_side_are_refused_with_both_numbers():
 def test_no_cells_are_refused():
     with pytest.raises(ValueError, match="0"):
         mpp.DownsizedPatch(cells=0)
+
+
+@pytest.mark.parametrize("patch", [4, 12, 16])
+@pytest.mark.parametrize(
+    "target", [mpp.MeanColor(), mpp.DownsizedPatch(cells=3), mpp.DownsizedPatch(), mpp.FullPatch()]
+)
+def test_labels_from_the_image_are_those_of_its_patches(patch, target):
+    pixels = random_pixels(3, 4 * patch)
+    positions = torch.stack([torch.randperm(16)[:5] for _ in range(3)])
+    for images in (pixels, pixels.contiguous(memory_format=torch.channels_last)):
+        expected = target.labels(take(patchify(images, patch), positions))
+        assert torch.equal(target.labels_at(images, positions, patch), expected)

@@ -59,7 +59,7 @@ def test_another_kind_keeps_the_mistakes_of_the_command_line(recipe: Path) -> No
         ["task.target.cells=3", "task.target.kind=pixels"],
     ):
         lines = block(wrong(GOOD, *overrides), "command line: task.target.cells")
-        assert lines == ["unknown key", "allowed: kind, bits, normalize", "cells belongs to kind: tiles"]
+        assert lines == ["unknown key", "cells belongs to kind: tiles", "allowed: kind, bits, normalize"]
 
 
 def test_the_order_of_overrides_does_not_matter(recipe: Path) -> None:

@@ -101,10 +101,10 @@ class Panel(Protocol):
         """The axis that neighbours share, `x` or `y`."""
         ...
 
-    def draw(self, axes: Axes, looks: Looks) -> None:
+    def draw(self, axes: Axes, looks: Looks, /) -> None:
         """Draw it."""
 
-    def arms(self, looks: Looks) -> Iterable[str]:
+    def arms(self, looks: Looks, /) -> Iterable[str]:
         """The arms that are drawn."""
         ...
 
@@ -112,7 +112,7 @@ class Panel(Protocol):
         """The name and the style of each horizontal line."""
         ...
 
-    def description(self, looks: Looks) -> str:
+    def description(self, looks: Looks, /) -> str:
         """What it shows in words."""
         ...
 
@@ -131,7 +131,7 @@ class Lines:
     levels: Mapping[str, float | None] = field(default_factory=dict)
     """One or two horizontal lines by name; None is left out."""
     log: bool = False
-    """A logarithmic x axis, with a tick for each x where they are few."""
+    """A logarithmic x axis, with a tick for each x where these are few and round."""
     categories: Sequence[str] = ()
     """Names of x = 0, 1, 2, …"""
     own_axis: bool = False
@@ -159,7 +159,7 @@ class Lines:
             return
         if self.log:
             axes.set_xscale("log")
-            if len(values) <= 5:
+            if len(values) <= 5 and all(len(EngFormatter(sep="")(value)) <= 5 for value in values):
                 axes.set_xticks(values)
             else:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))

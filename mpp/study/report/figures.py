@@ -219,8 +219,7 @@ def _category(variant: Variant, axis: str) -> str:
     """A value of an axis without numbers."""
     if axis == "corruption" and variant.corruption is not None:
         return f"{100 * variant.corruption:g} %"
-    own = {"size": "as in the recipe", "corruption": "the arm's own", "target": "the arm's own"}
-    return getattr(variant, axis) or own[axis]
+    return getattr(variant, axis) or "as in the recipe"
 
 
 def _samples(row: Row) -> float:

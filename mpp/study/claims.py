@@ -52,7 +52,8 @@ def primary_of(recipe: GapRecipe) -> list[ClaimSettings]:
     if recipe.finetuning.fractions:
         floor = roles.get("scratch", roles.get("random"))
         found += [ClaimSettings(higher=learnt, lower=floor, by="finetune")] if floor else []
-        found += [ClaimSettings(higher=roles["supervised"], lower=learnt, by="finetune")] * ("supervised" in roles)
+        above = roles.get("supervised")
+        found += [ClaimSettings(higher=above, lower=learnt, by="finetune")] if above else []
     if floor := roles.get("random"):
         asked = [name for name in ("knn", "linear_probe", "few_shot") if getattr(recipe.evaluation, name) is not None]
         found += [ClaimSettings(higher=learnt, lower=floor, by=name) for name in asked]  # pyright: ignore

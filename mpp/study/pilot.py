@@ -8,11 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpp.files import write_text
+from mpp.recipe import EvaluateRecipe, FinetuneRecipe, PretrainRecipe
 from mpp.study.results import time_of
 from mpp.study.settings import Choice, PilotSettings, TuningChoice
 from mpp.study.units import Recipes, Unit
 from mpp.training.checkpoint import Checkpoints
 
+DIVERGED = "diverged.json"
+"""In the folder of a training of the pilot whose loss did not stay finite: its recipe."""
+Stage = PretrainRecipe | EvaluateRecipe | FinetuneRecipe
 JUDGES = ("linear_probe", "knn", "few_shot")
 """Evaluators by whose accuracy a rate is chosen where nothing is fine-tuned, the first that is there."""
 
@@ -30,36 +35,54 @@ class Tried(NamedTuple):
     tuning_lr: float | None = None
     pool: str | None = None
     accuracy: float | None = None
-    """On the reserved images; None for pre-training."""
+    """On the reserved images; None for pre-training, and for what did not stay finite."""
     images_seen: float = 0.0
     flops: float = 0.0
     core_seconds: float = 0.0
 
 
+def note_divergence(stage: Stage) -> None:
+    """Remember that a training of the pilot did not stay finite: it would do so again."""
+    folder = Path(str(stage.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / DIVERGED, stage.model_dump_json() + "\n")
+
+
+def diverged(stage: Stage) -> bool:
+    """Whether a training of the pilot did not stay finite, or the pre-training that it starts from."""
+    places = [Path(str(stage.output_dir)), *([Path(stage.encoder.source)] if stage.encoder.source else [])]
+    return any((place / DIVERGED).is_file() for place in places)
+
+
 def tried_by(unit: Unit, recipes: Recipes, home: Path) -> Iterator[Tried]:
-    """What a finished unit of the pilot tried, from the files in its folder."""
+    """What a finished unit of the pilot tried, from the files in its folder; without accuracy what diverged."""
     assert unit.trial is not None
     own = Tried(unit.arm, "pretrain", unit.trial.lr)
     if recipes.pretrain is not None:
         checkpoint = Checkpoints(home / "pretrain" / "checkpoints", 2).newest(print)
-        assert checkpoint is not None
-        images = checkpoint.step * recipes.pretrain.training.batch_size
-        state = checkpoint.state
-        time = time_of(state["progress"]["seconds"])["core_seconds"]
-        yield own._replace(images_seen=images, flops=images * state["flops_per_image"], core_seconds=time)
+        if checkpoint is None:
+            assert diverged(recipes.pretrain)
+            yield own
+        else:
+            images, state = checkpoint.step * recipes.pretrain.training.batch_size, checkpoint.state
+            time = time_of(state["progress"]["seconds"])["core_seconds"]
+            yield own._replace(images_seen=images, flops=images * state["flops_per_image"], core_seconds=time)
     if recipes.evaluate is not None:
-        scores = json.loads((home / "evaluation" / "results.json").read_text())["scores"]
-        judge = next(name for name in JUDGES if name in scores)
-        yield own._replace(stage="evaluate", accuracy=scores[judge]["headline"]["accuracy"])
-    for tuning in recipes.finetune:
+        accuracy = None
+        if not diverged(recipes.evaluate):
+            scores = json.loads((home / "evaluation" / "results.json").read_text())["scores"]
+            judge = next(name for name in JUDGES if name in scores)
+            accuracy = scores[judge]["headline"]["accuracy"]
+        yield own._replace(stage="evaluate", accuracy=accuracy)
+    for tuning, recipe in recipes.finetune.items():
+        tried = own._replace(stage="finetune", fraction=tuning.fraction, tuning_lr=tuning.lr, pool=tuning.pool)
+        if diverged(recipe):
+            yield tried
+            continue
         results = json.loads((home / tuning.folder / "results.json").read_text())
         cost = {name: float(results[name]) for name in ("images_seen", "flops")}
-        cost["core_seconds"] = time_of(results["seconds"])["core_seconds"]
-        chosen = results["chosen"]
-        yield own._replace(
-            stage="finetune", fraction=tuning.fraction, tuning_lr=tuning.lr and chosen["lr"],
-            pool=tuning.pool and chosen["pool"], accuracy=results["test"]["accuracy"], **cost,
-        )  # fmt: skip
+        cost |= {"core_seconds": time_of(results["seconds"])["core_seconds"]}
+        yield tried._replace(accuracy=results["test"]["accuracy"], **cost)
 
 
 def choices_of(tried: Iterable[Tried]) -> dict[str, Choice]:

@@ -15,6 +15,7 @@ from mpp.commands.preflight import check_network, check_objective, check_optimiz
 from mpp.commands.resume import identity_of
 from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.sampler import Numbers
+from mpp.data.settings import DataSettings
 from mpp.data.splits import Splits, open_splits
 from mpp.data.table import ImageTable
 from mpp.encoder.probe import has_patches
@@ -24,8 +25,8 @@ from mpp.files import write_text
 from mpp.recipe import GapRecipe, same_data
 from mpp.settings import SettingError, together
 from mpp.study.claims import measure_of, primary_of
-from mpp.study.outcomes import Outcome
-from mpp.study.units import Unit, data_of, recipes_of
+from mpp.study.outcomes import OUTCOME, Outcome
+from mpp.study.units import PILOT, Unit, data_of, recipes_of
 
 PRIMARY = "primary"
 """The name of the file with the primary claims, as they were before the study ran."""
@@ -80,18 +81,38 @@ def check_data(recipe: GapRecipe, units: list[Unit], done: Mapping[Unit, Outcome
         assert labels is not None
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{downstream.source} has images of a single class; classification needs two")
+        if recipe.study.pilot is not None:
+            _check_reserved(rows, open_splits(_reserved(downstream), seed, labelled=True).validation)
         _check_evaluation(recipe, labels)
-        _check_same_images(recipe, done or {}, swapped=swapped)
+    check_same_images(recipe, done or {})
 
 
-def _check_same_images(recipe: GapRecipe, done: Mapping[Unit, Outcome], *, swapped: bool) -> None:
-    """Check that finished units, perhaps of another machine, are of the images that are there now."""
-    units = {unit: outcome for unit, outcome in done.items() if unit.variant.swapped == swapped and "images" in outcome}
-    if not units:
-        return
-    now = images_of(recipe, swapped=swapped)
+def _reserved(data: DataSettings) -> DataSettings:
+    return data.model_copy(update={"evaluate_on": "reserved"})
+
+
+def _check_reserved(rows: ImageTable, reserved: ImageTable) -> None:
+    """Check that nothing pre-trains on the images that the pilot is evaluated on."""
+    if rows.name.split(",")[0] == reserved.name.split(",")[0]:
+        shared = len(np.intersect1d(rows.source_rows, reserved.source_rows))
+        if shared:
+            raise ValueError(
+                f"{shared} of the {len(rows)} images to pre-train on ({rows.split}) are among the {len(reserved)} that "
+                "study.pilot.reserved takes for the pilot alone; use the same split upstream and downstream, or "
+                "disjoint ones"
+            )
+
+
+def check_same_images(recipe: GapRecipe, done: Mapping[Unit, Outcome]) -> None:
+    """Check that finished units, perhaps of another machine, are of the images that are there now.
+
+    Raises:
+        ValueError: for the first that is of others.
+    """
+    units = {unit: outcome for unit, outcome in done.items() if "images" in outcome}
+    now = {swapped: images_of(recipe, swapped=swapped) for swapped in {unit.variant.swapped for unit in units}}
     for unit, outcome in units.items():
-        for name, found in now.items():
+        for name, found in now[unit.variant.swapped].items():
             if outcome["images"][name] != found:
                 raise ValueError(
                     f"{unit} was run on other images: {name} had {outcome['images'][name]['rows']:,} rows then, "
@@ -121,27 +142,43 @@ def check_claims(recipe: GapRecipe) -> None:
             measure_of(claim, recipe.evaluation, recipe.finetuning.fractions)
 
 
-def freeze_claims(recipe: GapRecipe, *, has_results: bool) -> None:
-    """Write the primary claims down before the study runs; refuse others once there are results.
+class PrimaryClaims:
+    """The primary claims of a study as they were before it ran: in its folder, and beside the kept units."""
 
-    Raises:
-        ValueError: if the claims were changed after results were there.
-    """
-    text = json.dumps([claim.model_dump(mode="json") for claim in primary_of(recipe)], indent=1) + "\n"
-    folder = Path(recipe.output_dir)
-    paths = [folder / f"{PRIMARY}.json"]
-    if recipe.study.keep is not None:  # where several studies may keep their units
-        paths.append(Path(recipe.study.keep).expanduser() / f"{PRIMARY}-{folder.name}.json")
-    for path in paths:
-        before = path.read_text(encoding="utf-8") if path.is_file() else None
-        if has_results and before not in (None, text):
-            raise recipe.study.error(
-                primary=f"the primary claims were changed after there were results: {path} has {_listed(before)}, and "
-                f"the recipe {_listed(text)}; give the old ones back, or rename the study (another output_dir and keep)"
-            )
-        if before is None or not has_results:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, text)
+    def __init__(self, recipe: GapRecipe) -> None:
+        self._recipe, folder = recipe, Path(recipe.output_dir)
+        self._text = json.dumps([claim.model_dump(mode="json") for claim in primary_of(recipe)], indent=1) + "\n"
+        self._paths = [folder / f"{PRIMARY}.json"]
+        self._folders = [folder]
+        if recipe.study.keep is not None:  # where several studies may keep their units
+            kept = Path(recipe.study.keep).expanduser()
+            self._paths.append(kept / f"{PRIMARY}-{folder.name}.json")
+            self._folders.append(kept)
+
+    def check(self) -> None:
+        """Refuse other claims once there are results, of whichever units.
+
+        Raises:
+            SettingError: with both lists of claims.
+        """
+        found = (path.relative_to(folder) for folder in self._folders for path in folder.rglob(OUTCOME))
+        if not any(path.parts[0] != PILOT for path in found):
+            return
+        for path in self._paths:
+            before = path.read_text(encoding="utf-8") if path.is_file() else self._text
+            if before != self._text:
+                raise self._recipe.study.error(
+                    primary=f"the primary claims were changed after there were results: {path} has {_listed(before)}, "
+                    f"and the recipe {_listed(self._text)}; give the old ones back, or rename the study (another "
+                    "output_dir and keep)"
+                )
+
+    def write(self) -> None:
+        """Write the claims down."""
+        for path in self._paths:
+            if not path.is_file() or path.read_text(encoding="utf-8") != self._text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, self._text)
 
 
 def _listed(claims: str) -> str:

@@ -25,9 +25,10 @@ from mpp.run_folder import FolderLock
 from mpp.study import pilot, results
 from mpp.study.claims import EXPLAINED, answer_of, claims_of, note_of
 from mpp.study.outcomes import Outcome, Outcomes
-from mpp.study.preflight import check_claims, check_data, check_networks, freeze_claims, images_of
+from mpp.study.preflight import PrimaryClaims, check_claims, check_data, check_networks, check_same_images, images_of
 from mpp.study.processes import PATIENCE, run_all
 from mpp.study.units import Unit, pilot_units, recipes_of, unit_named, units_of
+from mpp.training.error_budget import NonFiniteError
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code
 
@@ -53,16 +54,20 @@ def study(recipe: GapRecipe) -> int:
     lock = FolderLock(folder, recipe.command)  # held until the process ends
     if recipe.study.scale != 1:
         print(f"study.scale: pre-training is {recipe.study.scale:g} times as long; fine-tuning keeps its length")
+    claims = PrimaryClaims(recipe)
+    claims.check()
     failed: list[str] = []
-    code, recipe = _pilot(recipe, failed)
+    code, recipe = _pilot(recipe, claims, failed)
     if code or failed:
         return _end(code, failed)
     outcomes, units = Outcomes(recipe), units_of(recipe)
     done = {unit: outcome for unit in units if (outcome := outcomes.read(unit))}  # raises for other settings
-    freeze_claims(recipe, has_results=bool(done))
-    if len(done) < len(units) and not recipe.study.report_only:
+    if len(done) == len(units) and not recipe.study.report_only:
+        check_same_images(recipe, done)
+    elif not recipe.study.report_only:
         check_networks(recipe, units)
         check_data(recipe, units, done)
+        claims.write()
         write_recipe(recipe, folder / "recipe.yaml")
         code = run_all(recipe, units, lambda unit: outcomes.home(unit) is not None, failed)
     done = {unit: outcome for unit in units if (outcome := outcomes.read(unit))}
@@ -83,7 +88,7 @@ def _end(code: int, failed: list[str]) -> int:
     return code
 
 
-def _pilot(recipe: GapRecipe, failed: list[str]) -> tuple[int, GapRecipe]:
+def _pilot(recipe: GapRecipe, claims: PrimaryClaims, failed: list[str]) -> tuple[int, GapRecipe]:
     """Run what is left of the pilot: 0 or the exit code of a stop, and the recipe with what the pilot chose."""
     outcomes, units, given = Outcomes(recipe), pilot_units(recipe), recipe.study.choices
     units = [unit for unit in units if unit.arm not in given or outcomes.home(unit) is not None]
@@ -101,7 +106,7 @@ def _pilot(recipe: GapRecipe, failed: list[str]) -> tuple[int, GapRecipe]:
         both = [*units, *units_of(recipe)]
         check_networks(bare, both)
         check_data(bare, both, done)
-        freeze_claims(recipe, has_results=False)
+        claims.write()
         write_recipe(bare, Path(recipe.output_dir) / "recipe.yaml")
         print(f"the pilot: {len(units)} units choose the learning rates of every arm", flush=True)
         code = run_all(bare, units, lambda unit: outcomes.home(unit) is not None, failed)
@@ -115,6 +120,9 @@ def _pilot(recipe: GapRecipe, failed: list[str]) -> tuple[int, GapRecipe]:
         if arm in chosen and chosen[arm] != choice:
             raise recipe.study.error(choices=f"{arm}: {choice!r} is not what its pilot chose: {chosen[arm]!r}")
     assert recipe.study.pilot is not None
+    for arm in dict.fromkeys(unit.arm for unit in units):
+        if arm not in chosen:
+            raise RuntimeError(f"no training of the pilot stayed finite for {arm}: try smaller rates in study.pilot")
     print(pilot.summary_of(chosen, recipe.study.pilot), flush=True)
     study = recipe.study.model_copy(update={"choices": {**given, **chosen}})
     return 0, recipe.model_copy(update={"study": study})
@@ -188,14 +196,22 @@ def _run_here(recipe: GapRecipe, units: list[Unit]) -> int:
             print(f"{unit}: done before")
             continue
         for stage in recipes_of(recipe, unit).named().values():
-            if code := COMMANDS[stage.command](stage, stop):
+            try:
+                code = 0 if unit.trial is not None and pilot.diverged(stage) else COMMANDS[stage.command](stage, stop)
+            except NonFiniteError as error:
+                if unit.trial is None:
+                    raise
+                print(f"{error}\nthe pilot does not choose this rate", flush=True)
+                pilot.note_divergence(stage)
+                code = 0
+            if code:
                 return code
             if (number := stop.asked()) is not None:
                 return exit_code(number)
         if unit.trial is None:
             predictions = results.unit_predictions(recipes_of(recipe, unit), home)
-            labels = predictions.pop(LABELS)
-            write_predictions(home / FILE, predictions, labels)
+            if predictions:  # from scratch without fine-tuning nothing is predicted
+                write_predictions(home / FILE, predictions, predictions.pop(LABELS))
         outcomes.write(unit, _outcome(recipe, unit))
         del lock
     return 0

@@ -11,7 +11,7 @@ from mpp.data.settings import DataSettings, LabelSettings, NetworkSizeSettings
 from mpp.encoder.settings import EncoderSettings
 from mpp.evaluation.settings import CONTROLS, FeatureSettings
 from mpp.objective.settings import ObjectiveSettings
-from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, differences
+from mpp.recipe import EvaluateRecipe, FinetuneRecipe, GapRecipe, PretrainRecipe, differences, same_data
 from mpp.settings import Duration
 from mpp.study.arms import Arm
 from mpp.study.settings import OtherEncoder, StudySettings
@@ -21,6 +21,8 @@ DECIDES_NOTHING = ("output_dir", "encoder.source", "data.workers", "data.cache",
                    "training.compile", "features.batch_size", "controls", "journal.", "checkpoint.",
                    "hub.")  # fmt: skip
 """Settings that may differ between a study and its resumption."""
+PILOT = "pilot"
+"""The folder of the pilot's units."""
 DRAWS = 1000
 """Seeds of few-shot draws that each seed of a study has: seed s draws with 1000·s + r."""
 
@@ -70,7 +72,7 @@ class Unit(NamedTuple):
     def __str__(self) -> str:
         parts = self.variant.path
         if self.trial is not None:
-            parts = ["pilot", *parts]
+            parts = [PILOT, *parts]
         rate = [f"lr-{self.trial.lr:g}"] if self.trial is not None and self.trial.lr is not None else []
         return "/".join([*parts, self.arm, *rate, f"seed-{self.seed}"])
 
@@ -203,6 +205,8 @@ def data_of(recipe: GapRecipe, *, swapped: bool) -> tuple[DataSettings, DataSett
     upstream, downstream = recipe.upstream, recipe.downstream
     if recipe.study.pilot is not None:
         downstream = _changed(downstream, reserved=recipe.study.pilot.reserved)
+        if same_data(upstream, downstream) and upstream.split == downstream.split:  # nothing pre-trains on them either
+            upstream = _changed(upstream, reserved=recipe.study.pilot.reserved)
     return (downstream, upstream) if swapped else (upstream, downstream)
 
 

@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 
-import mpp
 from mpp.study.progress import Seen, Stage, StudyProgress, seen, stages_of
 from mpp.study.units import Unit, units_of
-from tests.study.test_run import GAP
+from tests.support.small_study import gap_recipe
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Any:
-    text = GAP.replace("OUTPUT", str(tmp_path / "gap")).replace("UPSTREAM", "a").replace("SOURCE", "b")
-    (tmp_path / "gap.yaml").write_text(text)
-    return mpp.load_recipe(tmp_path / "gap.yaml", ["finetuning.search.lr=[1e-3,1e-2]"])
+    return gap_recipe(tmp_path, "finetuning.search.lr=[1e-3,1e-2]")
 
 
 def log(stage: Stage, step: int, **more: Any) -> None:

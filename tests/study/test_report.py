@@ -15,14 +15,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mpp.study.claims import answer_of, signed, variant_title
+import mpp
+from mpp.recipe import GapRecipe, load_recipe
+from mpp.study.claims import EXPLORATORY, SHOWN, signed, variant_title
+from mpp.study.pilot import choices_of, ends_of
+from mpp.study.preflight import check_claims
 from mpp.study.report.charts import COLORS, MARKERS, Lines, draw, looks_of
-from mpp.study.report.figures import Figures
+from mpp.study.report.figures import AXES, Figures, measure_of
 from mpp.study.report.page import write_page
 from mpp.study.report.tables import accuracy
 from mpp.study.results import Row, select
-from mpp.study.units import Variant
-from tests.support.study_results import row, study, unit
+from mpp.study.settings import PilotSettings
+from mpp.study.units import Variant, pilot_units, units_of
+from tests.support.study_results import row, study, tried, unit
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 ARMS = ("random", "scratch", "mean_color", "full_patch", "supervised")
@@ -33,9 +38,22 @@ def everything() -> list[Row]:
     for arm in ARMS:
         rows += [each for seed in (0, 1, 2) for each in unit(arm, seed)]
     for arm in ("mean_color", "supervised"):
-        for variant in ({"images": 100}, {"size": "wide"}, {"direction": "swapped"}):
+        for variant in ({"images": 100}, {"size": "wide"}, {"direction": "swapped"}, {"length": 0.25}, {"length": 0.5},
+                        {"length": 0.25, "images": 100}):  # fmt: skip
             rows += [each for seed in (0, 1) for each in unit(arm, seed, **variant)]
+    for variant in ({"corruption": 0.15}, {"target": "pixels"}):
+        rows += [each for seed in (0, 1, 2) for each in unit("mean_color", seed, **variant)]
     return rows
+
+
+PILOT = {"lr": [1e-3, 3e-3], "finetuning_lr": [1e-3, 3e-3, 1e-2], "pools": ["token", "avg"]}
+
+
+def piloted(rows: list[Row], *arms: str, **changes: Any) -> dict[str, Any]:
+    """The results of a study with a pilot of these arms."""
+    grid = tried(*arms)
+    choices = {arm: choice.model_dump() for arm, choice in choices_of(grid).items()}
+    return study(rows, {"pilot": PILOT, "choices": choices}, pilot=[list(each) for each in grid], **changes)
 
 
 class Page(HTMLParser):
@@ -84,7 +102,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    return study(everything(), unfinished=["swapped/supervised/seed-2"])
+    return piloted(everything(), *ARMS, unfinished=["swapped/supervised/seed-2"])
 
 
 @pytest.fixture(scope="module")
@@ -118,21 +136,80 @@ def test_the_page_refers_to_nothing_outside_itself(text: str, page: Page):
     assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
 
 
-def test_every_headline_claim_is_a_sentence_and_every_claim_a_row(results: dict[str, Any], page: Page):
-    shown = [claim for claim in results["claims"] if claim["headline"]]
-    assert len(shown) > 5
-    for claim in shown:
-        assert f"{claim['text']}: {claim['verdict']}." in page.text
-    rows = [line for table in page.tables if table[0][-1] == "verdict" for line in table[1:] if len(line) > 1]
-    assert len(rows) == len(results["claims"])
-    for claim in (claim for claim in results["claims"] if "mean" in claim):
-        points = [signed(100 * claim[name]) for name in ("mean", "low", "high") if claim[name] is not None]
-        interval = f"[{points[1]}, {points[2]}]" if points[1:] else "–"
-        assert any(line[1:3] == [points[0], interval] for line in rows)
+def lines_of(page: Page, first: str) -> list[list[str]]:
+    """The lines of all tables whose first column has this heading."""
+    return [line for table in page.tables if table[0][0] == first for line in table[1:] if len(line) > 1]
+
+
+def accuracies_of(page: Page) -> list[list[str]]:
+    """The table of accuracies, with its heading."""
+    return next(table for table in page.tables if table[0][:2] == ["arm", "seeds"])
+
+
+def test_every_claim_is_a_line_with_its_own_numbers(results: dict[str, Any], page: Page):
+    primary, tables = lines_of(page, "claim"), [table for table in page.tables if table[0][0] == "comparison"]
+    assert len(primary) == sum(claim["primary"] for claim in results["claims"]) == 5
+    shown = [cell for table in tables for line in table[1:] for cell in line[2:] if cell != "–"]
+    assert len(shown) == len(results["claims"]) - len(primary)
+    for claim in results["claims"]:
+        mean, low, high = (
+            None if claim[name] is None else signed(100 * claim[name]) for name in ("mean", "low", "high")
+        )
+        if claim["primary"]:
+            p, able = claim["adjusted_p"], f"{100 * claim['detectable']:.1f}"
+            numbers = [mean, f"[{low}, {high}]", "< 0.001" if p < 0.001 else f"{p:.3f}", able]
+            numbers += [f"{len(claim['seeds'])}", claim["verdict"]]
+            [line] = [line for line in primary if line[1:] == numbers and has_arms(line, claim, results)]
+            primary.remove(line)
+        else:
+            cells = [dict(zip(table[0], line, strict=True)) for table in tables for line in table[1:]
+                     if len(line) > 1 and has_arms(line, claim, results)]  # fmt: skip
+            number = f"{mean} [{low}, {high}]" if low else mean
+            assert number in [each.get(measure_of(claim).title) for each in cells]
+
+
+def has_arms(line: list[str], claim: dict[str, Any], results: dict[str, Any]) -> bool:
+    lower, higher = (results["arms"][arm]["title"] for arm in claim["arms"])
+    if claim["primary"]:
+        return line[0] == f"{higher} − {lower}, {measure_of(claim).title}"
+    return line[0].startswith(f"{higher}: " if lower == higher else f"{higher} − {lower}")
+
+
+def test_what_is_exploratory_never_says_shown(results: dict[str, Any], page: Page, text: str):
+    others = [claim for claim in results["claims"] if not claim["primary"]]
+    assert others
+    assert all(claim["verdict"] == EXPLORATORY for claim in others)
+    for line in lines_of(page, "comparison"):
+        assert SHOWN not in " ".join(line[1:])
+    sections = re.findall(r"<summary>[^<]*xploratory[^<]*</summary>(.*?)</details>", text, re.S)
+    assert len(sections) > 4
+    assert not any(re.search(r"\bshown\b", html.unescape(section)) for section in sections)
+
+
+def test_a_forest_is_filled_where_a_claim_is_shown_and_hollow_elsewhere():
+    rows = [each for seed in (0, 1, 2) for arm in ARMS for each in unit(arm, seed)]
+    found = study(rows)
+    figures = Figures(looks_of({n: a["title"] for n, a in found["arms"].items()}), found["arms"], rows, swapped=False)
+    claims = [claim for claim in found["claims"] if claim["primary"]]
+    forest = figures.primary(claims)
+    others = figures.forest([claim for claim in found["claims"] if not claim["primary"]])
+    assert forest is not None
+    assert others is not None
+    shown = sum(claim["verdict"].startswith(SHOWN) for claim in claims)
+    assert shown > 0
+    assert filled(forest.panels[0].source) == shown
+    assert sum(filled(panel.source) for panel in others.panels) == 0
+    assert all(claim["text"] in forest.panels[0].description for claim in claims)
+
+
+def filled(source: str) -> int:
+    """How many markers of an SVG are filled with a colour of an arm."""
+    svg = base64.b64decode(source.partition(",")[2]).decode()
+    return len(re.findall(rf'<use [^>]*style="fill: (?:{"|".join(COLORS)})', svg))
 
 
 def test_the_table_has_the_numbers_of_the_rows(page: Page):
-    header, *lines = page.tables[0]
+    header, *lines = accuracies_of(page)
     shown = {line[0].split(" ", 1)[1].strip(): dict(zip(header, line, strict=True)) for line in lines if len(line) > 1}
     assert header == ["arm", "seeds", "1-shot", "5-shot", "kNN", "linear probe", "fine-tuned, 10 % of labels"]
     for arm, title in (("mean_color", "MPP, mean colour"), ("raw_pixels", "raw pixels"), ("random", "random start")):
@@ -170,9 +247,10 @@ def test_a_probe_whose_grid_ended_or_that_did_not_converge_is_reported(page: Pag
 
 
 def test_every_part_is_there(text: str, page: Page):
-    for words in ("The answer", "Accuracies", "All claims", "Held-out loss", "By number of pre-training images",
-                  "By size of the model", "Swapped direction", "Accuracy by depth", "Reconstructions",
-                  "1 of 29 runs are missing", "swapped/supervised/seed-2", "kNN, class token",
+    for words in ("Primary claims", "Accuracies", "Exploratory comparisons", "Held-out loss",
+                  "By number of pre-training images",
+                  "By size of the encoder", "Swapped direction", "The pilot", "Accuracy by depth", "Reconstructions",
+                  "1 of 47 runs are missing", "swapped/supervised/seed-2", "kNN, class token",
                   "5-shot, mean of patches",
                   "visible neighbours", variant_title(Variant(images=100))):  # fmt: skip
         assert words in text, words
@@ -220,29 +298,108 @@ def test_names_cannot_become_markup(tmp_path: Path):
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-def test_with_fewer_than_three_seeds_differences_are_shown_without_verdicts(seeds: tuple[int, ...], tmp_path: Path):
+def test_with_fewer_than_three_seeds_there_are_differences_without_verdicts(seeds: tuple[int, ...], tmp_path: Path):
     results = study([each for arm in ARMS for seed in seeds for each in unit(arm, seed)])
     page = written(results, tmp_path)
-    assert ("±" in "".join(cell for line in page.tables[0] for cell in line)) == (len(seeds) > 1)
+    assert ("±" in "".join(cell for line in accuracies_of(page) for cell in line)) == (len(seeds) > 1)
     assert ("There is one seed alone" in page.text) == (len(seeds) == 1)
-    assert "With fewer than 3 seeds, differences are shown and verdicts withheld." in page.text
-    [table] = [table for table in page.tables if table[0][-1] == "verdict"]
-    rows = [line for line in table[1:] if len(line) > 1]
+    assert "With fewer than 3 seeds, there are differences and no verdicts." in page.text
+    rows = lines_of(page, "claim")
     assert {line[-1] for line in rows} == {"no verdict"}
+    assert {tuple(line[3:5]) for line in rows} == {("–", "–")}
     assert all(re.fullmatch(r"[+−]?\d+\.\d", line[1]) for line in rows)
     assert all((line[2] == "–") == (len(seeds) == 1) for line in rows)
-    assert not re.search(
-        "not resolved|in between", page.text.partition("How it was measured")[0].rpartition("hollow")[0]
-    )
+    assert "not resolved" not in page.text.partition("How it was measured")[0]
 
 
-def test_the_page_begins_with_the_answer_and_explains_its_words_there(page: Page, results: dict[str, Any]):
-    answer = answer_of(results["claims"], results["arms"])
-    title, rest = page.text.split(answer, 1)
-    assert len(title) < 100, "nothing but the title comes first"
-    assert ". " not in answer, "one sentence"
-    for words in ("Shown: the 95 % interval", "Not resolved: the interval contains 0", "An arm is one way"):
-        assert words in rest[:800]
+def test_the_page_begins_with_the_answer_and_explains_its_words(page: Page, results: dict[str, Any]):
+    assert len(results["answer"]) == 3
+    at = [page.text.index(sentence) for sentence in results["answer"]]
+    assert at == sorted(at)
+    assert at[0] < 100, "nothing but the title comes first"
+    rest = page.text[at[-1] : at[-1] + 2500]
+    for words in ("An arm is one way", "Primary claims", "could have shown", "Shown: p < 0.05, corrected"):
+        assert words in rest
+
+
+def test_an_axis_has_its_variants_and_the_study_s_own(page: Page, text: str):
+    for axis, title in AXES.items():
+        assert f">{title}</h2>" in text, axis
+    lengths = next(table for table in page.tables if any("0.25 × the length" in line for line in table))
+    assert [line[0] for line in lengths if len(line) == 1] == ["0.25 × the length", "0.5 × the length",
+                                                               "as in the recipe"]  # fmt: skip
+    assert any("0.25 × the length" in line[0] and "100 pre-training images" in line[0]
+               for table in page.tables for line in table if len(line) == 1)  # fmt: skip
+
+
+def test_curves_over_length_are_against_the_images_and_flops_of_each_length():
+    rows = everything()
+    arms = study(rows)["arms"]
+    figures = Figures(looks_of({n: a["title"] for n, a in arms.items()}), arms, rows, swapped=False)
+    for compute, xs in ((False, ["48", "96", "192"]), (True, ["4.8G", "9.6G", "19.2G"])):
+        chart = figures.by("length", compute=compute)
+        assert chart is not None
+        assert [panel.title for panel in chart.panels] == ["1-shot", "5-shot", "kNN", "linear probe",
+                                                           "fine-tuned, 10 % of labels"]  # fmt: skip
+        for panel in chart.panels:
+            assert ticks(panel.source, "x") == xs
+        assert "scratch, total budget" in chart.panels[-1].description
+        names = [key.description for key in chart.legend]
+        assert names == [*(arms[arm]["title"] for arm in ARMS), "chance"]
+
+
+def test_the_mean_of_an_axis_is_of_the_seeds_that_are_there():
+    rows = [each for seed in (0, 1, 2) for each in unit("mean_color", seed)] + unit("mean_color", 1, length=0.5)
+    arms = study(rows, {"primary": []})["arms"]
+    chart = Figures(looks_of({"mean_color": "m"}), arms, rows, swapped=False).by("length")
+    assert chart is not None
+    svg = base64.b64decode(chart.panels[0].source.partition(",")[2]).decode()
+    assert len(re.findall(rf"<use [^>]*style=\"fill: {COLORS[0]}", svg)) == 2, "a mark for each length"
+
+
+def test_the_pilot_shows_all_it_tried_marks_its_choices_and_names_a_grid_s_end(results: dict[str, Any], page: Page):
+    assert lines_of(page, "tried")
+    grid = tried(*ARMS)
+    cells = [cell for line in lines_of(page, "tried") for cell in line[1:]]
+    assert len([cell for cell in cells if cell != "–"]) == sum(each.accuracy is not None for each in grid)
+    best = {arm: max(each.accuracy or 0 for each in grid if each.arm == arm) for arm in ARMS}
+    assert sorted(cell for cell in cells if cell.endswith("✓")) == sorted(f"{100 * b:.1f} ✓" for b in best.values())
+    ends = [words for choice in choices_of(grid).values() for words in ends_of(choice, PilotSettings(**PILOT))]
+    assert ends
+    for words in ends:
+        assert words in page.text
+    total = next(line for table in page.tables if table[0][1] == "trainings" for line in table if line[0] == "all arms")
+    assert total[1:3] == [f"{sum(e.stage != 'evaluate' for e in grid)}", f"{sum(e.images_seen for e in grid):,.0f}"]
+
+
+def test_the_pilot_is_part_of_the_costs(page: Page, results: dict[str, Any]):
+    costs = next(table for table in page.tables if "pilot, in all: images" in table[0])
+    line = dict(zip(costs[0], next(each for each in costs if "MPP, mean colour" in each[0]), strict=True))
+    own = [each for each in tried(*ARMS) if each.arm == "mean_color"]
+    assert line["pilot, in all: images"] == f"{sum(each.images_seen for each in own):,.0f}"
+    spent = [r.value for r in everything() if r.metric == "images_seen"]
+    total = sum(spent) + sum(each.images_seen for each in tried(*ARMS))
+    assert f"the pilot included: {total:,.0f} images" in page.text
+
+
+def test_a_study_without_a_pilot_or_with_an_earlier_one_says_so(tmp_path: Path):
+    rows = [each for seed in (0, 1, 2) for arm in ("random", "mean_color") for each in unit(arm, seed)]
+    page = written(study(rows), tmp_path)
+    assert "There was no pilot" in page.text
+    assert "What the pilot chose" not in page.text
+    choices = {"mean_color": {"lr": 0.002, "finetuning": {"0.1": {"lr": 0.003}}}}
+    page = written(study(rows, {"choices": choices}), tmp_path)
+    assert "chosen by an earlier pilot" in page.text
+    assert ["● MPP, mean colour", "0.002", "0.003"] in lines_of(page, "arm")
+
+
+def test_arms_without_upstream_labels_alone_have_an_answer_of_two_sentences(tmp_path: Path):
+    rows = [each for seed in (0, 1, 2) for arm in ("scratch", "mean_color") for each in unit(arm, seed)]
+    results = study(rows)
+    page = written(results, tmp_path)
+    assert len(results["answer"]) == 2
+    assert all(sentence in page.text for sentence in results["answer"])
+    assert "supervised" not in page.text.partition("Primary claims")[0]
 
 
 def test_a_study_of_one_data_set_says_so_and_does_not_speak_of_labels(tmp_path: Path):
@@ -250,7 +407,7 @@ def test_a_study_of_one_data_set_says_so_and_does_not_speak_of_labels(tmp_path: 
     page = written(study(rows, one_data_set=True), tmp_path)
     assert "pre-training and evaluation use the same data set" in page.text
     assert "no arm is trained on upstream labels" in page.text
-    assert "supervised" not in page.text.partition("The answer in full")[0]
+    assert "supervised" not in page.text.partition("Primary claims")[0]
     assert "One data set:" not in written(study(rows), tmp_path).text
 
 
@@ -311,7 +468,7 @@ def test_any_part_may_be_missing(left_out: dict[str, Any], title: str, tmp_path:
 def test_seeds_that_an_arm_lacks_are_noted(tmp_path: Path):
     rows = [each for seed in (0, 1, 2) for arm in ARMS for each in unit(arm, seed)]
     rows = [r for r in rows if (r.arm, r.seed, r.evaluator) != ("supervised", 2, "knn")]
-    header, *lines = written(study(rows), tmp_path).tables[0]
+    header, *lines = accuracies_of(written(study(rows), tmp_path))
     [line] = [line for line in lines if "supervised" in line[0]]
     assert line[header.index("kNN")].endswith(" (2 of 3 seeds)")
 
@@ -329,3 +486,16 @@ def test_numbers_are_written_as_people_write_them():
     assert [signed(value) for value in (1.26, -0.34, 0.04, -0.04)] == ["+1.3", "−0.3", "0.0", "0.0"]
     assert [accuracy([0.45, 0.455], 2), accuracy([0.5], 1), accuracy([], 2)] == ["45.2 ± 0.4", "50.0", "–"]
     assert variant_title(Variant(True, 500, "wide")) == "swapped direction, 500 pre-training images, size wide"
+
+
+def test_the_recipe_of_the_page_about_studies_loads_and_its_claims_are_measured(tmp_path: Path):
+    text = (Path(mpp.__file__).parents[1] / "docs" / "pages" / "study.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    (tmp_path / "my_study.yaml").write_text(block)
+    recipe = load_recipe(tmp_path / "my_study.yaml")
+    assert isinstance(recipe, GapRecipe)
+    check_claims(recipe)
+    names = [str(unit) for unit in units_of(recipe)]
+    assert "quarter/seed-5" in names
+    assert "length-0.25/supervised/seed-0" in names
+    assert "pilot/quarter/lr-0.0015/seed-1000" in [str(unit) for unit in pilot_units(recipe)]

@@ -1,4 +1,4 @@
-"""Paired t intervals against SciPy's; comparisons by simulation; Holm by its definition."""
+"""Comparisons against a plain reference and by simulation; Holm's method by its definition."""
 
 import math
 
@@ -7,110 +7,109 @@ import pytest
 import torch
 from scipy import stats
 
-from mpp.study.statistics import compare, holm, paired
+import mpp
+from mpp.study.statistics import Comparison, compare, detectable, holm
 
 
-def pairs(n, seed):
-    """Accuracies of two arms that share most of their scatter, as the same seeds give."""
-    rng = np.random.default_rng(seed)
-    shared = 0.1 * rng.normal(size=n)
-    return 0.5 + shared + 0.02 * rng.normal(size=n), 0.53 + shared + 0.02 * rng.normal(size=n)
-
-
-@pytest.mark.parametrize("level", [0.5, 0.8, 0.9, 0.95, 0.99, 0.999])
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 7, 10, 30, 31, 32, 100, 1000])
-def test_the_interval_is_that_of_the_paired_t_test(n, level):
-    a, b = pairs(n, seed=n)
-    interval = paired(a, b, level=level)
-    expected = stats.ttest_rel(b, a).confidence_interval(level)
-    assert [type(v) for v in (interval.mean, interval.low, interval.high)] == [float] * 3
-    assert interval.mean == pytest.approx((b - a).mean(), rel=1e-12)
-    assert interval.low == pytest.approx(expected.low, rel=1e-8, abs=1e-12)
-    assert interval.high == pytest.approx(expected.high, rel=1e-8, abs=1e-12)
-
-
-def test_the_default_level_is_95_percent():
-    a, b = pairs(3, seed=0)
-    assert paired(a, b) == paired(a, b, level=0.95)
-    assert paired(a, b) != paired(a, b, level=0.9)
-
-
-def test_three_differences_by_hand():
-    # b − a = 1, 2, 3: mean 2, deviation 1, t(2; 0.975) = 4.302652729…
-    interval = paired([5.0, 5.0, 7.0], [6.0, 7.0, 10.0])
-    half = 4.302652729749464 / math.sqrt(3)
-    assert interval.mean == pytest.approx(2)
-    assert interval.low == pytest.approx(2 - half, rel=1e-9)
-    assert interval.high == pytest.approx(2 + half, rel=1e-9)
-
-
-def test_the_difference_is_the_second_minus_the_first():
-    a, b = pairs(5, seed=1)
-    forth, back = paired(a, b), paired(b, a)
-    assert (back.mean, back.low, back.high) == pytest.approx((-forth.mean, -forth.high, -forth.low))
-    assert paired([0.1, 0.2], [0.4, 0.6]).mean == pytest.approx(0.35)
-
-
-def test_what_a_pair_shares_does_not_widen_the_interval():
-    a, b = pairs(5, seed=2)
-    shared = np.array([0.0, 100, -50, 7, 3])
-    expected = paired(a, b)
-    interval = paired(a + shared, b + shared)
-    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-11)
-
-
-def test_equal_differences_give_an_interval_of_no_width():
-    interval = paired([1.0, 2.0, 4.0], [1.5, 2.5, 4.5])
-    assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
-
-
-def test_a_single_pair_gives_no_interval():
-    with pytest.raises(ValueError, match="1"):
-        paired([0.1], [0.2])
-
-
-def test_lists_arrays_and_tensors_give_the_same():
-    a, b = pairs(4, seed=3)
-    expected = paired(a, b)
-    assert paired(a.tolist(), b.tolist()) == expected
-    assert paired(tuple(a.tolist()), tuple(b.tolist())) == expected
-    assert paired(torch.from_numpy(a), torch.from_numpy(b)) == expected
-
-
-@pytest.mark.parametrize(
-    ("a", "b"), [([0.1], [0.2, 0.3, 0.4]), ([0.1, 0.2, 0.3], [0.4]), ([0.1, 0.2, 0.3], [0.4, 0.5])]
-)
-def test_what_does_not_pair_up_is_refused(a, b):
-    with pytest.raises(ValueError, match=rf"(?s)\b{len(a)}\b.*\b{len(b)}\b|\b{len(b)}\b.*\b{len(a)}\b"):
-        paired(a, b)
-
-
-# compare, holm
-
-
-def correctness(rng, n, images, *, seed_effect, image_effect, gain=0.03):
-    """Two arms' right and wrong predictions, bool `(n, images)`."""
-    difficulty = rng.normal(size=images) * 0.5
-    wins = gain + seed_effect * rng.normal(size=(n, 1)) + image_effect * rng.normal(size=(1, images))
+def correctness(rng, n, images):
+    """Two arms' right and wrong predictions of the same images, bool `(n, images)`."""
+    difficulty, skill = rng.normal(size=images), 0.1 * rng.normal(size=(n, 1))
     draws = rng.random((n, images))
-    base = 0.5 + 0.1 * np.tanh(difficulty)
-    return draws < base, draws < base + wins
+    return draws < stats.norm.cdf(difficulty + skill), draws < stats.norm.cdf(difficulty + 2 * skill + 0.1)
+
+
+def reference(lower, higher, level):
+    """The interval of the protocol, number by number: mean, low, high, p, df."""
+    n, m = len(lower), len(lower[0])
+    gaps = [[float(higher[s][i]) - float(lower[s][i]) for i in range(m)] for s in range(n)]
+    by_seed = [math.fsum(row) / m for row in gaps]
+    by_image = [math.fsum(row[i] for row in gaps) / n for i in range(m)]
+    mean = math.fsum(by_seed) / n
+    seeds = math.fsum((each - mean) ** 2 for each in by_seed) / (n - 1) / n
+    images = math.fsum((each - mean) ** 2 for each in by_image) / (m - 1) / m
+    df = (seeds + images) ** 2 / (seeds**2 / (n - 1) + images**2 / (m - 1))
+    error = math.sqrt(seeds + images)
+    low, high = stats.t.interval(level, df, loc=mean, scale=error)
+    return mean, low, high, 2 * stats.t.sf(abs(mean) / error, df), df
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize(("n", "images"), [(2, 20), (2, 50), (3, 200), (6, 37), (10, 200), (30, 5)])
+def test_a_comparison_is_that_of_the_protocol(n, images, level):
+    rng = np.random.default_rng(100 * n + images)
+    right = correctness(rng, n, images)
+    draws = [rng.integers(0, 4, size=(n, images)) / 3 for _ in range(2)]  # means over three few-shot draws
+    for lower, higher in (right, draws):
+        found = compare(lower, higher, level)
+        expected = reference(lower.tolist(), higher.tolist(), level)
+        assert (found.mean, found.low, found.high, found.p, found.df) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert {type(each) for each in found} == {float}
+    assert compare(*right) == compare(*right, level=0.95)
 
 
 @pytest.mark.parametrize("n", [3, 6, 10])
-@pytest.mark.parametrize("image_effect", [0.0, 0.25])
-def test_intervals_cover_the_truth_in_95_percent_of_studies(n, image_effect):
-    """Seeds and images are drawn anew in each study: the interval is about other seeds and other images."""
+@pytest.mark.parametrize(("seed_effect", "image_effect"), [(0.02, 0.0), (0.02, 0.25), (0.005, 0.25)])
+def test_intervals_cover_the_truth_in_95_percent_of_studies(n, seed_effect, image_effect):
+    """Seeds and images are drawn anew in each study: the interval is about other seeds and other images.
+
+    The differences are Gaussian and have almost no noise of a single seed on a single image. Such noise is in the
+    variance over the seeds and in that over the images, so that it is counted twice: see the next test.
+    """
     rng = np.random.default_rng(n)
-    studies, gain = 4000, 0.03
+    studies, images, gain = 4000, 200, 0.03
     covered = 0
     for _ in range(studies):
-        seeds, images = 0.02 * rng.normal(size=(n, 1)), image_effect * rng.normal(size=(1, 400))
-        noise = 0.05 * rng.normal(size=(n, 400))
-        lower = rng.normal(size=(n, 400))
-        found = compare(lower, lower + gain + seeds + images + noise)
+        effects = seed_effect * rng.normal(size=(n, 1)) + image_effect * rng.normal(size=(1, images))
+        found = compare(np.zeros((n, images)), gain + effects + 0.01 * rng.normal(size=(n, images)))
         covered += found.low <= gain <= found.high
     assert 0.93 <= covered / studies <= 0.97
+
+
+@pytest.mark.parametrize("n", [3, 6, 10])
+def test_of_right_and_wrong_alone_the_intervals_are_too_wide_and_never_too_narrow(n):
+    """Whether a seed is right on an image is noise of its own. With variance v of each difference, the variance of
+    the mean is v / nM; the variance over the seeds estimates it once, that over the images once more. So intervals of
+    such data are up to √2 as wide as they need be: what is shown is shown, and some differences are missed."""
+    rng = np.random.default_rng(n)
+    studies, images, gain = 1000, 200, 0.1
+    covered, errors, means = 0, [], []
+    for _ in range(studies):
+        lower, higher = rng.random((n, images)) < 0.5, rng.random((n, images)) < 0.5 + gain
+        found = compare(lower, higher)
+        covered += found.low <= gain <= found.high
+        errors.append(found.std_seeds**2 / n + found.std_images**2 / images)
+        means.append(found.mean)
+    assert covered / studies >= 0.97
+    assert np.mean(errors) / np.var(means) == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize("n", [6, 10])
+@pytest.mark.parametrize(("claims", "power"), [(1, 0.8), (5, 0.8), (5, 0.9)])
+def test_a_difference_of_the_detectable_size_is_shown_with_the_asked_probability(n, claims, power):
+    """The size follows from the true spread; studies with exactly this difference are simulated."""
+    seeds, images, count = 0.02, 0.2, 200
+    parts = seeds**2 / n, images**2 / count
+    df = sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (count - 1))
+    half = math.sqrt(sum(parts)) * stats.t.ppf(0.975, df)
+    size = detectable(Comparison(0.01, 0.01 - half, 0.01 + half, 0.5, seeds, images, df), claims, power)
+
+    rng, studies = np.random.default_rng(claims), 1500
+    shown = 0
+    for _ in range(studies):
+        gaps = size + seeds * rng.normal(size=(n, 1)) + images * rng.normal(size=(1, count))
+        found = compare(np.zeros((n, count)), gaps + np.zeros((n, count)))
+        shown += found.p < 0.05 / claims and found.mean > 0
+    assert shown / studies == pytest.approx(power, abs=0.035)
+
+
+def test_more_claims_more_power_and_more_spread_need_a_larger_difference():
+    rng = np.random.default_rng(3)
+    one, other = correctness(rng, 5, 300)
+    found = compare(one, other)
+    assert detectable(found) < detectable(found, claims=2) < detectable(found, claims=6)
+    assert detectable(found, power=0.5) < detectable(found) < detectable(found, power=0.95)
+    assert detectable(compare(3.0 * one, 3.0 * other)) == pytest.approx(3 * detectable(found))
+    assert detectable(compare(one, one)) == 0
 
 
 def test_it_is_the_formula_by_hand():
@@ -138,7 +137,7 @@ def test_with_many_images_that_do_not_matter_it_is_the_paired_t_test():
 
 def test_swapped_arms_give_the_mirrored_interval_and_equal_arms_nothing():
     rng = np.random.default_rng(1)
-    one, other = correctness(rng, 6, 200, seed_effect=0.02, image_effect=0.1)
+    one, other = correctness(rng, 6, 200)
     there, back = compare(one, other), compare(other, one)
     assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
     assert back.p == pytest.approx(there.p)
@@ -161,6 +160,7 @@ def test_holm_by_hand_and_by_its_definition():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
     assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.02, 0.02, 0.02]) == pytest.approx([0.06] * 3)
     rng = np.random.default_rng(0)
     for count in (1, 2, 6):
         values = rng.random(count) ** 3
@@ -172,5 +172,16 @@ def test_holm_by_hand_and_by_its_definition():
                     break
                 rejected.add(index)
             assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
+        for i, p in enumerate(values):  # and by the closed form: a maximum over the smaller ones
+            smaller = [min(1, (values >= q).sum() * q) for q in values if q <= p]
+            assert adjusted[i] == pytest.approx(max(smaller))
+
+
+@pytest.mark.parametrize("wrong", [[0.1, 1.2], [-0.1], [float("nan")]])
+def test_what_is_no_p_value_is_refused(wrong):
     with pytest.raises(ValueError, match="numbers in"):
-        holm([0.1, 1.2])
+        holm(wrong)
+
+
+def test_they_are_public():
+    assert (mpp.compare, mpp.holm) == (compare, holm)

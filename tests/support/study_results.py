@@ -34,8 +34,10 @@ def unit(arm: str, seed: int, **variant: Any) -> list[Row]:
     level = LEVEL[arm] + 0.01 * math.sin(7 * seed + len(arm)) - (0.05 if variant.get("images") else 0)
     if PRESETS[arm].objective is not None:
         masked = PRESETS[arm].role == "self-supervised"
-        numbers = {"images_seen": 192, "flops_per_image": 2e8 if variant.get("size") else 1e8, "flops": 192e8,
-                   "seconds": 30 + seed, "rows": variant.get("images") or 500, "baseline_histogram": 4.2}  # fmt: skip
+        length = variant.get("length") or 1
+        numbers = {"images_seen": 192 * length, "flops_per_image": 2e8 if variant.get("size") else 1e8,
+                   "flops": 192e8 * length, "core_seconds": 30 + seed, "rows": variant.get("images") or 500,
+                   "baseline_histogram": 4.2}  # fmt: skip
         numbers |= {"baseline_neighbours": 3.2} if masked else {}
         for name, value in numbers.items():
             add("pretrain", value, metric=name)
@@ -68,9 +70,9 @@ def unit(arm: str, seed: int, **variant: Any) -> list[Row]:
             for pool in ("token", "avg"):
                 add("knn", level + 0.01 * block, metric="dev_accuracy", block=block, pool=pool)
     if PRESETS[arm].role != "control":
-        for name, value in {"accuracy": level + 0.1, "images_seen": 640, "flops": 6.4e10, "seconds": 12}.items():
+        for name, value in {"accuracy": level + 0.1, "images_seen": 640, "flops": 6.4e10, "core_seconds": 12}.items():
             add("finetune", value, 0.1, metric=name)
-        for name, value in {"images_seen": 1280, "flops": 1.28e11, "seconds": 25}.items():
+        for name, value in {"images_seen": 1280, "flops": 1.28e11, "core_seconds": 25}.items():
             add("search", value, 0.1, metric=name)
         for step in (5, 10):
             add("finetune", level * step / 10, 0.1, metric="dev_accuracy", samples=64 * step)
@@ -101,6 +103,9 @@ def recipe_of(rows: Iterable[Row], **study: Any) -> GapRecipe:
     """A recipe of a study with the arms and seeds of these rows."""
     own = [each for each in rows if each.evaluator]
     arms = [name for name in about(own) if PRESETS[name].role != "control"]
+    if "supervised" not in arms and {"random", "scratch"} & {*arms} and "mean_color" in arms:
+        floor = "scratch" if "scratch" in arms else "random"
+        study = {"primary": [{"higher": "mean_color", "lower": floor, "by": "finetune"}]} | study
     return GapRecipe.model_validate({
         "command": "gap",
         "output_dir": "runs/gap",
@@ -121,7 +126,7 @@ def tried(*arms: str) -> list[Tried]:
         trained = PRESETS[arm].objective is not None
         for lr in (1e-3, 3e-3) if trained else (None,):
             if trained:
-                found.append(Tried(arm, "pretrain", lr, images_seen=192, flops=192e8, seconds=30))
+                found.append(Tried(arm, "pretrain", lr, images_seen=192, flops=192e8, core_seconds=30))
             for rate in (1e-3, 3e-3, 1e-2):
                 for pool in ("token", "avg"):
                     value = 0.3 + 20 * rate + 10 * (lr or 0) + 0.02 * (pool == "avg") - 4 * max(rate - 3e-3, 0) * 10

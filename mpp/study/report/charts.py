@@ -101,10 +101,10 @@ class Panel(Protocol):
         """The axis that neighbours share, `x` or `y`."""
         ...
 
-    def draw(self, axes: Axes, looks: Looks) -> None:
+    def draw(self, axes: Axes, looks: Looks, /) -> None:
         """Draw it."""
 
-    def arms(self, looks: Looks) -> Iterable[str]:
+    def arms(self, looks: Looks, /) -> Iterable[str]:
         """The arms that are drawn."""
         ...
 
@@ -112,7 +112,7 @@ class Panel(Protocol):
         """The name and the style of each horizontal line."""
         ...
 
-    def description(self, looks: Looks) -> str:
+    def description(self, looks: Looks, /) -> str:
         """What it shows in words."""
         ...
 
@@ -131,11 +131,13 @@ class Lines:
     levels: Mapping[str, float | None] = field(default_factory=dict)
     """One or two horizontal lines by name; None is left out."""
     log: bool = False
-    """A logarithmic x axis, with a tick for each x where they are few."""
+    """A logarithmic x axis, with a tick for each x where these are few and round."""
     categories: Sequence[str] = ()
     """Names of x = 0, 1, 2, …"""
     own_axis: bool = False
     """Its y is not that of its neighbours."""
+    uneven: bool = False
+    """A mean is of the seeds that are there, however many; else it is drawn where all seeds are."""
 
     height = 2.7  # inches
     shared = "y"
@@ -157,7 +159,7 @@ class Lines:
             return
         if self.log:
             axes.set_xscale("log")
-            if len(values) <= 5:
+            if len(values) <= 5 and all(len(EngFormatter(sep="")(value)) <= 5 for value in values):
                 axes.set_xticks(values)
             else:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
@@ -171,7 +173,7 @@ class Lines:
         return 0.14 * ([*self.curves].index(arm) - (len(self.curves) - 1) / 2) if self.categories else 0.0
 
     def _curve(self, axes: Axes, runs: Runs, look: Look, shift: float) -> None:
-        mean = [(x + shift, y) for x, y in _mean(runs)]
+        mean = [(x + shift, y) for x, y in _mean(runs, self.uneven)]
         for run in runs if len(runs) > 1 else ():
             if self.categories:
                 axes.plot([x + shift for x, _ in run], [y for _, y in run], ".", color=look.color, alpha=0.45)
@@ -193,7 +195,7 @@ class Lines:
         """The last points in words."""
         points = []
         for arm, runs in self.curves.items():
-            x, y = _mean(runs)[-1]
+            x, y = _mean(runs, self.uneven)[-1]
             where = self.categories[int(x)] if self.categories else f"{x:,.4g}"
             points.append(f"{looks[arm].label} {y:.3g} at {where}")
         points += [f"{looks[arm].label} {value:.3g} throughout" for arm, value in self.constants.items()]
@@ -254,10 +256,10 @@ def _svg(figure: Figure) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _mean(runs: Runs) -> list[tuple[float, float]]:
-    """The mean where all seeds have a point, or where any has if there is no such x."""
+def _mean(runs: Runs, uneven: bool) -> list[tuple[float, float]]:
+    """The mean where all seeds have a point, or where any has: if `uneven`, or if there is no such x."""
     found: dict[float, list[float]] = {}
     for x, y in itertools.chain(*runs):
         found.setdefault(x, []).append(y)
     complete = {x: values for x, values in found.items() if len(values) == len(runs)}
-    return [(x, float(np.mean(values))) for x, values in sorted((complete or found).items())]
+    return [(x, float(np.mean(values))) for x, values in sorted((found if uneven else complete or found).items())]

@@ -153,7 +153,8 @@ class Figures:
             others = [row for row in self.rows if row.arm not in {each.arm for each in rows} and self._learns(row.arm)]
         found = [row for row in downstream(rows) if row.layer != "default"]
         constant = [row for row in downstream(others) if row.layer != "default"]
-        panels = self._panels(found, label, x, _title, constant=constant, log=not names, categories=names)
+        panels = self._panels(found, label, x, _title, constant=constant, log=not names, categories=names,
+                              uneven=True)  # fmt: skip
         return draw([panel for panel in panels if _has_lines(panel) or names], self.looks)
 
     def _learns(self, arm: str) -> bool:
@@ -218,8 +219,7 @@ def _category(variant: Variant, axis: str) -> str:
     """A value of an axis without numbers."""
     if axis == "corruption" and variant.corruption is not None:
         return f"{100 * variant.corruption:g} %"
-    own = {"size": "as in the recipe", "corruption": "the arm's own", "target": "the arm's own"}
-    return getattr(variant, axis) or own[axis]
+    return getattr(variant, axis) or "as in the recipe"
 
 
 def _samples(row: Row) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -44,7 +45,12 @@ class Forest:
     def height(self) -> float:
         """Inches."""
         arms = {each.arm for each in self.differences}
-        return 0.7 + len(self.rows) * (0.55 if self.inside else max(0.16 * len(arms) + 0.1, 0.4))
+        return 0.7 + len(self.rows) * (0.3 + 0.17 * self._lines if self.inside else max(0.16 * len(arms) + 0.1, 0.4))
+
+    @property
+    def _lines(self) -> int:
+        """Of the longest name of a row that is above its interval."""
+        return max(_wrapped(row).count("\n") + 1 for row in self.rows)
 
     def draw(self, axes: Axes, looks: Looks) -> None:
         """Draw it."""
@@ -54,7 +60,7 @@ class Forest:
             axes.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
         axes.axvline(0, color=INK, linewidth=1, zorder=1)
         for each in self.differences:
-            at = rows.index(each.row) + (0.2 if self.inside else offsets[arms.index(each.arm)])
+            at = rows.index(each.row) + (0.32 if self.inside else offsets[arms.index(each.arm)])
             low, mean, high = _points(each.claim)
             face = looks[each.arm].color if each.claim["verdict"] in (SHOWN, REVERSE) else "white"
             axes.hlines(at, low, high, color=looks[each.arm].color, linewidth=1.7, zorder=2)
@@ -65,7 +71,16 @@ class Forest:
         if self.inside:
             axes.set_yticks([])
             for at, row in enumerate(rows):
-                axes.text(0.01, at - 0.2, row, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5)
+                box = {"facecolor": BAND if at % 2 == 0 else "white", "edgecolor": "none", "pad": 1}
+                axes.text(
+                    0.01,
+                    at - 0.44,
+                    _wrapped(row),
+                    transform=axes.get_yaxis_transform(),
+                    va="top",
+                    fontsize=10,
+                    bbox=box,
+                )
         else:
             axes.set_yticks(range(len(rows)), [row.replace(", ", ",\n") for row in rows])
         axes.xaxis.set_major_formatter(lambda value, _: signed(value, "g"))
@@ -79,16 +94,22 @@ class Forest:
         return []
 
     def _limits(self) -> tuple[float, float]:
-        """0, every mean, and all intervals but those much wider than most."""
+        """0, every mean, and all intervals; of many rows not the ends of those that are much wider than most."""
         lows, means, highs = np.transpose([_points(each.claim) for each in self.differences])
         ends = np.maximum(abs(lows), abs(highs))
         most = max(1.5 * np.quantile(ends, 0.75), 1.3 * abs(means).max()) or 1.0
+        if self.inside:
+            most = np.inf
         low, high = max(min(0.0, lows.min()), -most), min(max(0.0, highs.max()), most)
         return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
     def description(self, _: Looks) -> str:
         """The differences in words."""
         return "; ".join(each.claim["text"] for each in self.differences)
+
+
+def _wrapped(row: str) -> str:
+    return "\n".join(textwrap.fill(line, 46) for line in row.splitlines())
 
 
 def _points(claim: Mapping[str, Any]) -> tuple[float, float, float]:

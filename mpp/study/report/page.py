@@ -44,7 +44,7 @@ def write_page(results: dict[str, Any], folder: Path) -> Path:
         pilot=Pilot(results, tried),
         total=tables.total_cost(rows, tried),
         directions=[Figures(looks, arms, rows, swapped=each) for each in swapped],
-        costs=tables.cost_table(rows, arms, tried, "Images, operations and time, means over the seeds"),
+        costs=tables.cost_table(rows, arms, tried, "Images, operations and core time, means over the seeds"),
         pictures=_pictures(results, folder),
         recipe=yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpp.study.pilot import JUDGES, Tried, ends_of
 from mpp.study.report.figures import POOLS
-from mpp.study.report.tables import CHOSEN, COSTS, Arms, Line, Table, costs_of, table_of
+from mpp.study.report.tables import CHOSEN, COSTS, NAMES, Arms, Line, Table, costs_of, table_of
 from mpp.study.settings import Choice, PilotSettings
 
 
@@ -28,7 +28,7 @@ class Pilot:
     def judge(self) -> str:
         """The evaluator of frozen features by which rates are chosen where nothing is fine-tuned."""
         evaluation = "evaluate" in {each.stage for each in self.tried}
-        return " or ".join(name.replace("_", " ") for name in JUDGES) if evaluation else ""
+        return " or ".join(NAMES[name] for name in JUDGES) if evaluation else ""
 
     def ends(self) -> list[str]:
         """The chosen rates that are at an end of the grid, in words, with their arms."""
@@ -46,7 +46,8 @@ class Pilot:
         for arm, choice in self.choices.items():
             if arm not in self.arms:
                 continue
-            cells = [_rate(choice.lr)]
+            trained = self.arms[arm]["role"] in ("self-supervised", "supervised")
+            cells = [_rate(choice.lr) if trained else "–"]
             for fraction in fractions:
                 tuning = choice.finetuning.get(fraction)
                 pool = POOLS.get(tuning.pool or "", tuning.pool) if tuning is not None else None
@@ -59,17 +60,16 @@ class Pilot:
     def grid_table(self) -> Table | None:
         """Accuracy on the reserved images of everything that was tried, what was chosen marked."""
         scored = [each for each in self.tried if each.accuracy is not None]
-        rates = list(dict.fromkeys(each.tuning_lr for each in sorted(scored, key=lambda each: each.tuning_lr or 0.0)))
+        columns = dict.fromkeys(_column(each) for each in sorted(scored, key=lambda each: each.tuning_lr or 0.0))
         groups = []
         for arm, about in self.arms.items():
-            lines: dict[str, dict[float | None, str]] = {}
+            lines: dict[str, dict[str, str]] = {}
             for each in scored:
                 if each.arm == arm:
-                    lines.setdefault(_row(each), {})[each.tuning_lr] = self._accuracy(each)
-            found = [Line(row, [cells.get(rate, "–") for rate in rates], arm) for row, cells in lines.items()]
+                    lines.setdefault(_row(each), {})[_column(each)] = self._accuracy(each)
+            found = [Line(row, [cells.get(column, "–") for column in columns], arm) for row, cells in lines.items()]
             groups.append((about["title"], found))
-        columns = ["tried", *("accuracy" if rate is None else f"fine-tuning rate {rate:g}" for rate in rates)]
-        return table_of("Accuracy on the reserved images, per cent", columns, groups)
+        return table_of("Accuracy on the reserved images, per cent", ["tried", *columns], groups)
 
     def _accuracy(self, each: Tried) -> str:
         choice = self.choices.get(each.arm)
@@ -102,8 +102,14 @@ def _rate(lr: float | None) -> str:
 
 
 def _row(each: Tried) -> str:
-    """All of a try but the fine-tuning rate, which is its column."""
+    """The pre-training and the labels of a try."""
     parts = [f"pre-training rate {each.lr:g}"] if each.lr is not None else []
     parts += [f"{100 * each.fraction:g} % of labels"] if each.fraction is not None else []
+    return ", ".join(parts) or "frozen features"
+
+
+def _column(each: Tried) -> str:
+    """The fine-tuning of a try."""
+    parts = [f"rate {each.tuning_lr:g}"] if each.tuning_lr is not None else []
     parts += [POOLS.get(each.pool, each.pool)] if each.pool is not None else []
-    return ", ".join(parts) or "fine-tuned"
+    return "fine-tuned: " + ", ".join(parts) if parts else "accuracy"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mpp.study.claims import OPEN, REVERSE, SHOWN, WITHHELD, signed, variant_title
 from mpp.study.pilot import Tried
-from mpp.study.report.figures import POOLS, measure_of
+from mpp.study.report.figures import POOLS, axes_of, measure_of
 from mpp.study.results import Row, accuracies, measures, select
 from mpp.study.units import Variant
 
@@ -21,9 +21,11 @@ VERDICTS = {SHOWN: "yes", REVERSE: "reverse", OPEN: "open", WITHHELD: "open"}
 COSTS = {
     "images_seen": ("images", "{:,.0f}".format),
     "flops": ("FLOPs", "{:.1e}".format),
-    "seconds": ("time", lambda seconds: str(timedelta(seconds=round(seconds)))),
+    "core_seconds": ("core time", lambda seconds: str(timedelta(seconds=round(seconds)))),
 }
 """What training costs: a heading, and how it is written."""
+NAMES = {"few_shot": "few-shot", "knn": "kNN", "linear_probe": "linear probe"}
+"""Of evaluators."""
 CHOSEN = " ✓"
 """After an accuracy of the pilot, of what was chosen."""
 TRAININGS = ("pretrain", "finetune", "search")
@@ -43,6 +45,11 @@ class Table(NamedTuple):
     label: str
     columns: Sequence[str]
     groups: Sequence[tuple[str, Sequence[Line]]]
+
+    @property
+    def rows(self) -> int:
+        """How many it has, headings included."""
+        return sum(len(lines) + bool(heading) for heading, lines in self.groups)
 
 
 def class_of(cell: str) -> str:
@@ -68,7 +75,8 @@ def accuracy_table(rows: Sequence[Row], arms: Arms, label: str, layer: str = "ch
             if most := max(map(len, found), default=0):
                 line = Line(about["title"], [f"{most}", *(accuracy(values, most) for values in found)], arm)
                 lines[about["role"] == "control"].append(line)
-        heading = variant_title(variant) or "as in the recipe" if len(tables) > 1 else ""
+        named = len(tables) > 1 or axes_of(variant)
+        heading = variant_title(variant) or "as in the recipe" if named else ""
         groups += [(heading, lines[False]), ("controls: nothing is learnt", lines[True])]
     return table_of(label, ["arm", "seeds", *(measure.title for measure in shown)], groups)
 
@@ -96,7 +104,7 @@ def layer_table(rows: Sequence[Row], arms: Arms) -> Table | None:
         cells = [_counted(layer for (name, _), layer in own.items() if name == each) for each in evaluators]
         if own:
             lines.append(Line(about["title"], cells, arm))
-    columns = ["arm", *(name.replace("_", " ") for name in evaluators)]
+    columns = ["arm", *(NAMES.get(name, name) for name in evaluators)]
     return table_of("Block and pooling that the dev split chose", columns, [("", lines)])
 
 
@@ -151,20 +159,37 @@ def p_value(p: float | None) -> str:
 
 
 def claims_table(claims: Sequence[dict[str, Any]], arms: Arms, label: str) -> Table | None:
-    """Exploratory claims with their intervals, measure by measure."""
-    groups: dict[str, list[Line]] = {}
+    """Exploratory claims: comparisons × measures, differences with their intervals in points."""
+    titles = list(dict.fromkeys(measure_of(claim)._replace(layer=None).title for claim in claims))
+    layers: dict[bool, dict[str, dict[str, dict[str, Any]]]] = {False: {}, True: {}}
     for claim in claims:
-        last = ", last block" if claim["layer"] == "default" else ""
-        groups.setdefault(measure_of(claim).title + last, []).append(_claim_line(claim, arms))
-    columns = ["comparison", "difference, points", "95 % interval", "seeds"]
-    return table_of(label, columns, [*groups.items()])
+        comparison = layers[claim["layer"] == "default"].setdefault(_comparison(claim, arms), {})
+        comparison[measure_of(claim).title] = claim
+    groups = []
+    for last, comparisons in layers.items():
+        lines = []
+        for title, found in comparisons.items():
+            most = max(len(claim["seeds"]) for claim in found.values())
+            cells = [_with_interval(found[each], most) if each in found else "–" for each in titles]
+            lines.append(Line(title, [f"{most}", *cells]))
+        groups.append(("last block" if last else "", lines))
+    return table_of(label, ["comparison", "seeds", *titles], groups)
 
 
-def _claim_line(claim: dict[str, Any], arms: Arms) -> Line:
+def _comparison(claim: dict[str, Any], arms: Arms) -> str:
+    """`supervised − MPP, mean colour (0.25 × the length)`; along an axis `supervised: 0.25 × the length − as in …`."""
     lower, higher = (arms[arm]["title"] for arm in claim["arms"])
     variant = variant_title(Variant(**{name: claim[name] for name in Variant._fields}))
-    where = f" ({variant})" if variant else ""
-    return Line(f"{higher} − {lower}{where}", [*_difference(claim), f"{len(claim['seeds'])}"])
+    if claim["arms"][0] == claim["arms"][1]:
+        return f"{higher}: {variant} − as in the recipe"
+    return f"{higher} − {lower}" + (f" ({variant})" if variant else "")
+
+
+def _with_interval(claim: dict[str, Any], seeds: int) -> str:
+    """`+3.9 [+2.1, +5.7]`, with a note if seeds are missing."""
+    mean, interval = _difference(claim)
+    note = f" ({len(claim['seeds'])} of {seeds} seeds)" if len(claim["seeds"]) < seeds else ""
+    return (mean if interval == "–" else f"{mean} {interval}") + note
 
 
 def _difference(claim: dict[str, Any]) -> tuple[str, str]:
@@ -174,7 +199,7 @@ def _difference(claim: dict[str, Any]) -> tuple[str, str]:
 
 
 def cost_table(rows: Sequence[Row], arms: Arms, tried: Sequence[Tried], label: str) -> Table | None:
-    """Images, floating-point operations and time of each arm, means over the seeds; searches count too.
+    """Images, floating-point operations and core time of each arm, means over the seeds; searches count too.
 
     The pilot of an arm is paid once: its columns are the sum of all that it tried.
     """
@@ -206,13 +231,13 @@ def cost_table(rows: Sequence[Row], arms: Arms, tried: Sequence[Tried], label: s
 
 
 def costs_of(tried: Iterable[Tried]) -> list[str]:
-    """Images, operations and time of trainings, as text."""
+    """Images, operations and core time of trainings, as text."""
     found = list(tried)
     return [written(sum(getattr(each, metric) for each in found)) for metric, (_, written) in COSTS.items()]
 
 
 def total_cost(rows: Sequence[Row], tried: Sequence[Tried]) -> dict[str, str]:
-    """What all training of the study cost, the pilot included, as text: images, FLOPs, time."""
+    """What all training of the study cost, the pilot included, as text, by the headings of `COSTS`."""
     found = {}
     for metric, (name, written) in COSTS.items():
         spent = [row.value for row in select(rows, metric=metric) if row.evaluator in TRAININGS]

@@ -38,6 +38,12 @@ EVALUATE = (
 )  # fmt: skip
 FINETUNE = (*TRAIN, *FEW_LABELS, "encoder.pool=token")
 STUDY = (
+    "upstream.source=embedded:a", "upstream.classes=null", "upstream.crop_scale=[0.3, 1.0]",
+    "downstream.source=embedded:b", "downstream.classes=null", "downstream.crop_scale=[0.3, 1.0]",
+    "pretraining.optimizer.warmup={steps: 10}", "pretraining.validation.every={steps: 25}",
+    "pretraining.checkpoint.every={steps: 50}", "pretraining.evaluation.every={steps: 25}",
+    "finetuning.optimizer.warmup={steps: 10}", "finetuning.validation.every={steps: 20}",
+    "finetuning.checkpoint.every={steps: 40}",
     "upstream.image_size=32", "downstream.image_size=32", "upstream.workers=0", "downstream.workers=0",
     "upstream.cache=false", "encoder.arguments.embed_dim=48", "encoder.arguments.depth=2",
     "encoder.arguments.num_heads=3", "encoder.pool=token", "study.arms=[random, scratch, mean_color, supervised]",

@@ -2,9 +2,10 @@
 
 The density of the shapes' radii falls as r⁻³, which gives the edges, occlusions and scale invariance of natural images
 (Lee, Mumford & Huang, "Occlusion Models for Natural Images", 2001; as pre-training data: Baradad et al., "Learning to
-See by Looking at Noise", 2021). The label is the shape of the large leaf on top. Its colour, size, position and texture
-do not depend on the label, and shapes of the same radius have the same area: neither mean colour nor contrast gives the
-label away.
+See by Looking at Noise", 2021). The label of variants a and b is the shape of the large leaf on top. Its colour, size,
+position and texture do not depend on the label, and shapes of the same radius have the same area: neither mean colour
+nor contrast gives the label away. Variant c is for quick trials, and easier: the top leaf covers half of the image, and
+the label is its pattern, whose mean and contrast are those of all other patterns, while its phase, tilt and scale vary.
 
 Only integers, the draws of `mpp.randomness` and elementwise + − × ÷ √, floor and comparisons in float64 are used, which
 IEEE 754 defines to the last bit. Sine, logarithm, sums over floats and matrix products differ between machines.
@@ -13,14 +14,13 @@ IEEE 754 defines to the last bit. Sine, logarithm, sums over floats and matrix p
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mpp import randomness
+from mpp.data.leaf_forms import DISC, VARIANTS
 
-Booleans = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -29,105 +29,16 @@ SIZE = 64
 
 LEAVES = 160  # below the top one: leaf 0 is the ground, leaf LEAVES + 1 the top
 LARGEST = 40.0  # radius in pixels; the smallest differs from scene to scene
-TOP = 13.0, 17.5  # radii of the top leaf: an eighth to a quarter of the image
-JITTER = 7.0  # how far the top leaf's centre lies from the image's, at most, in x and in y
 WINDOWS = 8, 12, 18, 28, 44, SIZE  # a leaf is painted in the smallest of these squares that holds it
 BLUR = 0.12  # share of a pixel's light that each neighbour gets
 TILE = 256  # period of the noise texture
 
 
-class Shape(NamedTuple):
-    """The outline of a leaf: in its own coordinates `inside(x, y)`, its area and its largest radius `reach`."""
-
-    name: str
-    area: float
-    reach: float
-    inside: Callable[[Floats, Floats], Booleans]
-
-
-DISC = 3.141592653589793
-TALL = 0.8660254037844386  # √3 / 2, the sine of 60°
-PENTAGON = ((0.0, 1.0), (0.9510565162951535, 0.3090169943749474), (0.5877852522924731, -0.8090169943749475),
-            (-0.5877852522924731, -0.8090169943749475), (-0.9510565162951535, 0.3090169943749474))  # fmt: skip
-
-
-def _disc(x: Floats, y: Floats, square: float) -> Booleans:
-    return x * x + y * y < square
-
-
-def _box(x: Floats, y: Floats, width: float, height: float) -> Booleans:
-    return (np.abs(x) < width) & (np.abs(y) < height)
-
-
-def _triangle(x: Floats, y: Floats) -> Booleans:
-    return (y > -0.5) & (TALL * np.abs(x) + 0.5 * y < 0.5)
-
-
-def _heart(x: Floats, y: Floats) -> Booleans:
-    y = y + 0.15
-    return _disc(np.abs(x) - 0.52, y - 0.45, 0.36) | ((y < 0.2) & (0.75 * np.abs(x) - 0.66 * y < 0.693))
-
-
-def _star(x: Floats, y: Floats) -> Booleans:
-    # A pentagram lies in at least four of five half-planes. Its tips lie at distance 1.
-    return np.stack([a * x + b * y > -0.30901699437494745 for a, b in PENTAGON]).sum(axis=0, dtype=np.int8) >= 4
-
-
-SHAPES = {
-    "a": (
-        Shape("disc", DISC, 1.0, lambda x, y: _disc(x, y, 1.0)),
-        Shape("ring", 2.1049, 1.0, lambda x, y: _disc(x, y, 1.0) & ~_disc(x, y, 0.33)),
-        Shape("half disc", 1.5708, 1.09, lambda x, y: _disc(x, y + 0.42, 1.0) & (y > -0.42)),
-        Shape("crescent", 1.4819, 1.17, lambda x, y: _disc(x - 0.25, y, 1.0) & ~_disc(x - 0.8, y, 0.72)),
-        Shape("heart", 3.0247, 1.22, _heart),
-        Shape("drop", 2.3904, 1.31, lambda x, y: _disc(x, y + 0.5, 0.64) | ((y > -0.2) & (np.abs(x) + 0.6 * y < 0.62))),
-        Shape("triangle", 1.299, 1.0, _triangle),
-        Shape("square", 4.0, 1.4143, lambda x, y: _box(x, y, 1.0, 1.0)),
-        Shape("cross", 2.2044, 1.06, lambda x, y: _box(x, y, 1.0, 0.33) | _box(x, y, 0.33, 1.0)),
-        Shape("star", 1.1226, 1.0, _star),
-    ),
-    "b": (
-        Shape("ellipse", DISC, 1.5, lambda x, y: _disc(x, 2.25 * y, 2.25)),
-        Shape("frame", 2.56, 1.4143, lambda x, y: _box(x, y, 1.0, 1.0) & ~_box(x, y, 0.6, 0.6)),
-        Shape("hexagon", 2.598, 1.0, lambda x, y: (np.abs(y) < TALL) & (TALL * np.abs(x) + 0.5 * np.abs(y) < TALL)),
-        Shape("six-pointed star", 1.732, 1.0, lambda x, y: _triangle(x, y) | _triangle(x, -y)),
-        Shape("clover", 3.5614, 1.25, lambda x, y: _disc(np.abs(x) - 0.5, np.abs(y) - 0.5, 0.29)),
-        Shape("arrow", 1.4091, 1.04, lambda x, y: _box(x, y + 0.5, 0.25, 0.5) | ((y > 0) & (1.1 * np.abs(x) + y < 1))),
-        Shape("corner", 1.56, 1.14, lambda x, y: _box(x, y, 0.8, 0.8) & (np.minimum(x, y) < -0.2)),
-        Shape("bow tie", 2.2222, 1.5, lambda x, y: (np.abs(x) < 1.0) & (0.9 * np.abs(y) < np.abs(x))),
-        Shape("bar", 1.2, 1.05, lambda x, y: _box(x, y, 1.0, 0.3)),
-        Shape("pie", 2.356, 1.0, lambda x, y: _disc(x, y, 1.0) & (np.abs(y) > x)),
-    ),
-}  # fmt: skip
-VARIANTS = tuple(SHAPES)
-
-
-def _wave(t: Floats) -> Floats:
-    """A triangle wave of period 1 between −1 and 1."""
-    return 4.0 * np.abs(t - np.floor(t) - 0.5) - 1.0
-
-
-# The pattern over a leaf's noise: a function of the coordinates along the texture's axes, in periods, and of the noise.
-PATTERNS: dict[str, tuple[Callable[[Floats, Floats, Floats], Floats], ...]] = {
-    "a": (
-        lambda u, v, noise: noise,
-        lambda u, v, noise: np.clip(2.0 * _wave(u + 0.5 * noise), -1.0, 1.0),  # wavy stripes
-        lambda u, v, noise: np.clip(2.0 * (_wave(u) + _wave(v)) - 1.4, -1.0, 1.0),  # dots
-    ),
-    "b": (
-        lambda u, v, noise: noise,
-        lambda u, v, noise: np.clip(6.0 * _wave(u) * _wave(v), -1.0, 1.0),  # checks
-        lambda u, v, noise: np.maximum(1.0 - 8.0 * np.abs(noise), -1.0),  # veins
-    ),
-}
-STRETCH = {"a": 1.0, "b": 3.0}  # frequency of the noise along the second axis over that along the first
-
-
 def class_names(variant: str) -> tuple[str, ...]:
-    """The shapes of a variant; a label is an index into them."""
-    if variant not in SHAPES:
-        raise ValueError(f"embedded data has no variant {variant!r}; it has {' and '.join(map(repr, VARIANTS))}")
-    return tuple(shape.name for shape in SHAPES[variant])
+    """The shapes or patterns of a variant; a label is an index into them."""
+    if variant not in VARIANTS:
+        raise ValueError(f"embedded data has no variant {variant!r}; it has {', '.join(map(repr, VARIANTS))}")
+    return VARIANTS[variant].classes
 
 
 def scenes(variant: str, samples: Integers) -> tuple[Pixels, Integers]:
@@ -185,10 +96,13 @@ class Leaves(NamedTuple):
     pattern: Integers  # which of the variant's patterns lies over it
     relief: Floats  # contrast of the pattern
     pitch: Floats  # its frequency, in periods per pixel
+    ahead: Floats  # its shift along u, in periods
+    aside: Floats  # and along v
 
 
 def _leaves(variant: str, samples: Integers, labels: Integers) -> Leaves:
     shared = [randomness.unit(word) for i in range(5) for word in _draw(variant, "scene", samples, i)]
+    kinds = VARIANTS[variant]
     number = np.arange(LEAVES + 2)
     top = number == LEAVES + 1
     direction, *groups = (_draw(variant, "leaf", samples, number + i * (LEAVES + 2)) for i in range(5))
@@ -197,10 +111,12 @@ def _leaves(variant: str, samples: Integers, labels: Integers) -> Leaves:
     size, x, y, light, apart, yellow, red, hue, slope, grain, fineness, relief, pitch = map(randomness.unit, words[:13])
     kind, start, pattern = words[13:16]
     # P(radius > r) falls as r⁻², whose inverse is a root.
-    smallest = 1.6 + 4.0 * shared[0] * shared[0]  # some scenes are cluttered, some are not
+    smallest = kinds.smallest + 4.0 * shared[0] * shared[0]  # some scenes are cluttered, some are not
     narrow, wide = 1.0 / (smallest * smallest), 1.0 / (LARGEST * LARGEST)
-    radius = np.where(top, TOP[0] + (TOP[1] - TOP[0]) * size, 1.0 / np.sqrt(narrow - (narrow - wide) * size))
-    spread = np.where(top, JITTER, 0.5 * SIZE + 8.0)
+    radius = np.where(
+        top, kinds.top[0] + (kinds.top[1] - kinds.top[0]) * size, 1.0 / np.sqrt(narrow - (narrow - wide) * size)
+    )
+    spread = np.where(top, kinds.jitter, 0.5 * SIZE + 8.0)
     # The top leaf is a little darker or lighter than most of the scene, whichever has room.
     middle, contrast = 0.21 + 0.54 * shared[1], 0.15 + 0.75 * shared[2]
     darker = 3.0 * (middle - 0.3) > light
@@ -212,12 +128,25 @@ def _leaves(variant: str, samples: Integers, labels: Integers) -> Leaves:
         np.where(hue < 0.45, a, np.where(hue < 0.8, b, c))
         for a, b, c in ([_peaked(*shared[i : i + 2]) for i in range(start, start + 6, 2)] for start in (8, 14))
     )
-    chroma = 3.6 * light * (1.0 - light)
+    chroma = kinds.chroma * light * (1.0 - light)
     tint_yellow, tint_red = _peaked(*shared[4:6]), _peaked(*shared[6:8])
     yellow = chroma * (0.04 + 0.4 * tint_yellow + 0.5 * hue_yellow + 0.2 * _peaked(yellow, hue))
     red = 0.47 * yellow + chroma * (0.25 * tint_red + 0.32 * hue_red + 0.15 * _peaked(red, hue))
+    grain, relief, pitch = 0.15 + 0.7 * grain * grain, 0.4 * relief * relief, 0.06 + 0.2 * pitch
+    shape, form = randomness.below(kind, len(kinds.shapes)), randomness.below(pattern, len(kinds.patterns))
+    ahead = aside = np.zeros_like(pitch)
+    if kinds.by_pattern:
+        # The top leaf's pattern is the clearest, upright but for a tilt. Its dots may be dark or bright.
+        sin = np.where(top, 0.35 * sin, sin)
+        cos = np.where(top, np.sqrt(1.0 - sin * sin), cos)
+        grain, relief = np.where(top, 0.2, 0.5) * grain, np.where(top, 0.4 + 0.5 * relief, 0.5 * relief)
+        pitch = np.where(top, 0.03 + 0.15 * pitch, pitch)
+        ahead, aside = (start >> 8 & 0xFF) / 256.0 - 0.5, (start & 0xFF) / 256.0 - 0.5
+        relief, form = np.where(pattern & 1 == 1, relief, -relief), np.where(top, labels, form)
+    else:
+        shape = np.where(top, labels, shape)
     return Leaves(
-        shape=np.where(top, labels, randomness.below(kind, len(SHAPES[variant]))),
+        shape=shape,
         radius=radius,
         x=0.5 * (SIZE - 1) + spread * _signed(x),
         y=0.5 * (SIZE - 1) + spread * _signed(y),
@@ -227,19 +156,21 @@ def _leaves(variant: str, samples: Integers, labels: Integers) -> Leaves:
         yellow=yellow,
         red=red,
         slope=0.3 * _signed(slope) / np.maximum(radius, 6.0),
-        grain=0.15 + 0.7 * grain * grain,
+        grain=grain,
         fineness=0.15 + 0.85 * fineness,
         start=randomness.below(start, TILE * TILE),
-        pattern=randomness.below(pattern, len(PATTERNS[variant])),
-        relief=0.4 * relief * relief,
-        pitch=0.06 + 0.2 * pitch,
+        pattern=form,
+        relief=relief,
+        pitch=pitch,
+        ahead=ahead,
+        aside=aside,
     )
 
 
 def _paint(variant: str, leaves: Leaves) -> Integers:
     """The leaf that is seen at each pixel: int64 `(n, 64, 64)`, an index along the leaves' second axis."""
     seen = np.zeros(len(leaves.radius) * SIZE * SIZE, np.int64)
-    shapes = SHAPES[variant]
+    shapes = VARIANTS[variant].shapes
     unit = np.array([np.sqrt(DISC / shape.area) for shape in shapes])[leaves.shape] * leaves.radius
     width = 2.0 * unit * np.array([shape.reach for shape in shapes])[leaves.shape] + 2.0
     window_of = np.minimum(np.searchsorted(WINDOWS, width), len(WINDOWS) - 1)
@@ -284,7 +215,7 @@ def _shade(variant: str, samples: Integers, leaves: Leaves, seen: Integers) -> P
     right, down = column - leaf.x, row - leaf.y
     u, v = leaf.cos * right + leaf.sin * down, leaf.cos * down - leaf.sin * right
 
-    a, b = u * leaf.fineness, v * leaf.fineness * STRETCH[variant]
+    a, b = u * leaf.fineness, v * leaf.fineness * VARIANTS[variant].stretch
     j, i = np.floor(a), np.floor(b)
     a, b = a - j, b - i
     cell = leaf.start + TILE * i.astype(np.int64) + j.astype(np.int64)
@@ -292,9 +223,11 @@ def _shade(variant: str, samples: Integers, leaves: Leaves, seen: Integers) -> P
     here, beside, below, across = (np.take(tile, cell + step & tile.size - 1) for step in (0, 1, TILE, TILE + 1))
     noise = (1.0 - b) * ((1.0 - a) * here + a * beside) + b * ((1.0 - a) * below + a * across)
     texture = leaf.grain * noise
-    for kind, pattern in enumerate(PATTERNS[variant]):
+    for kind, pattern in enumerate(VARIANTS[variant].patterns):
         at = leaf.pattern == kind
-        texture[at] += leaf.relief[at] * pattern(u[at] * leaf.pitch[at], v[at] * leaf.pitch[at], noise[at])
+        texture[at] += leaf.relief[at] * pattern.normalized(
+            u[at] * leaf.pitch[at] + leaf.ahead[at], v[at] * leaf.pitch[at] + leaf.aside[at], noise[at]
+        )
 
     lamp = _signed(randomness.unit(lamp_x)) * (column - 31.5) + _signed(randomness.unit(lamp_y)) * (row - 31.5)
     bright = np.maximum(1.0 + leaf.slope * u + 0.006 * lamp + texture, 0.1)

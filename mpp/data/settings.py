@@ -20,9 +20,9 @@ class DataSettings(Settings):
     """Where images come from and how they become pixels."""
 
     source: str = "embedded"
-    """`embedded` or `embedded:b` (drawn by this package); a folder of images; a zip or tar archive of one; a CSV or
-    Parquet table with a column of paths to images, relative to `image_folder`; a folder of `Dataset.save_to_disk`; a
-    Parquet or webdataset file or folder; or the id of a data set on the Hugging Face Hub."""
+    """`embedded`, `embedded:b` or `embedded:c` (drawn by this package); a folder of images; a zip or tar archive of
+    one; a CSV or Parquet table with a column of paths to images, relative to `image_folder`; a folder of
+    `Dataset.save_to_disk`; a Parquet or webdataset file or folder; or the id of a data set on the Hugging Face Hub."""
 
     image_folder: str | None = None
     """The folder that the paths of a CSV or Parquet table are relative to; null takes the table's own folder."""

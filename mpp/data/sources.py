@@ -142,7 +142,7 @@ def _opening(settings: DataSettings) -> Iterator[None]:
         reason = reason_of(cause if isinstance(cause, Exception) else error).rstrip(".")
         raise ValueError(
             f"data.source {settings.source!r} cannot be opened: {reason}. "
-            "It can be embedded or embedded:b, a folder of images, a .csv, .parquet, .zip or .tar file, a folder of "
-            "such files, a folder of Dataset.save_to_disk, or the id of a data set on the Hugging Face Hub (which "
-            "needs a network)"
+            "It can be embedded, embedded:b or embedded:c, a folder of images, a .csv, .parquet, .zip or .tar file, a "
+            "folder of such files, a folder of Dataset.save_to_disk, or the id of a data set on the Hugging Face Hub "
+            "(which needs a network)"
         ) from error

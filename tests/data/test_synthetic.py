@@ -1,9 +1,10 @@
-"""The embedded images: the same pixels everywhere, statistics of photographs, nothing to be had from mean colour."""
+"""The embedded images: the same pixels everywhere, statistics of photographs, no labels from mean colour or pixels."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpp.data import dead_leaves, synthetic
+from mpp.data import dead_leaves, leaf_forms, synthetic
 from mpp.data.decode import decode
 from tests.support.forkserver import ForkServer, good
 
@@ -23,6 +24,7 @@ Array = np.ndarray[Any, Any]
 PIXELS = {
     "a": "78e3e8cd98da1443825a3f96d3f633fae5748badc8d5739a1f1b5a2f7136de2a",
     "b": "77d9a03f8d3926d3d4b2fd5e42b2b2fba5cc2f866935fbf71813c8e53eaee270",
+    "c": "e1141c7c44e8d328311934b88c998e762413a83d93c69bfb59fe3018445e8807",
 }
 
 
@@ -90,11 +92,12 @@ def test_an_image_depends_on_its_number_alone(variant: str) -> None:
 
 
 def test_variants_differ_in_shapes_and_pixels() -> None:
-    assert not set(dead_leaves.class_names("a")) & set(dead_leaves.class_names("b"))
-    assert min(len(dead_leaves.class_names(variant)) for variant in dead_leaves.VARIANTS) >= 8
-    assert not np.array_equal(scene("a", 0)[0], scene("b", 0)[0])
-    with pytest.raises(ValueError, match="no variant 'c'; it has 'a' and 'b'"):
-        dead_leaves.class_names("c")
+    for one, other in itertools.combinations(dead_leaves.VARIANTS, 2):
+        assert not set(dead_leaves.class_names(one)) & set(dead_leaves.class_names(other))
+        assert not np.array_equal(scene(one, 0)[0], scene(other, 0)[0])
+    assert {len(dead_leaves.class_names(variant)) for variant in dead_leaves.VARIANTS} == {10}
+    with pytest.raises(ValueError, match="no variant 'd'; it has 'a', 'b', 'c'"):
+        dead_leaves.class_names("d")
 
 
 def test_splits_share_no_image_and_hold_each_label_equally_often(
@@ -109,10 +112,8 @@ def test_splits_share_no_image_and_hold_each_label_equally_often(
     assert len(np.unique(train_labels.reshape(-1, classes), axis=0)) > 250  # the order is drawn, block by block
 
 
-@pytest.mark.parametrize(
-    "shape", [shape for shapes in dead_leaves.SHAPES.values() for shape in shapes], ids=lambda s: s.name
-)
-def test_shapes_state_their_area_and_reach(shape: dead_leaves.Shape) -> None:
+@pytest.mark.parametrize("shape", [shape for v in "ab" for shape in leaf_forms.SHAPES[v]], ids=lambda s: s.name)
+def test_shapes_state_their_area_and_reach(shape: leaf_forms.Shape) -> None:
     across = (np.arange(1600) + 0.5) / 500 - 1.6
     x, y = across[None], across[:, None]
     inside = shape.inside(x, y)
@@ -128,17 +129,22 @@ def test_small_windows_paint_what_large_ones_do(variant: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("variant", dead_leaves.VARIANTS)
-def test_the_label_is_the_shape_on_top(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_label_is_the_shape_or_pattern_on_top(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing covers the top leaf: of its area no more is missing than juts out of the image."""
     painted = []
     shade = dead_leaves._shade
     monkeypatch.setattr(dead_leaves, "_shade", lambda *args: (painted.append(args), shade(*args))[1])
     _, labels = dead_leaves.scenes(variant, np.arange(50))
     _, _, leaves, seen = painted[0]
-    np.testing.assert_array_equal(leaves.shape[:, -1], labels)
-    visible = (seen == dead_leaves.LEAVES + 1).sum((1, 2)) / (np.pi * leaves.radius[:, -1] ** 2)
-    assert visible.min() > 0.8
-    assert np.median(visible) == pytest.approx(1.0, abs=0.02)
+    kind = leaves.pattern if variant == "c" else leaves.shape
+    np.testing.assert_array_equal(kind[:, -1], labels)
+    on_top = (seen == dead_leaves.LEAVES + 1).sum((1, 2))
+    if variant == "c":  # which juts out more often
+        assert on_top.min() / dead_leaves.SIZE**2 > 0.4
+    else:
+        visible = on_top / (np.pi * leaves.radius[:, -1] ** 2)
+        assert visible.min() > 0.8
+        assert np.median(visible) == pytest.approx(1.0, abs=0.02)
     assert np.mean(seen > 0) > 0.8  # hardly any ground is left
 
 
@@ -158,7 +164,30 @@ def test_mean_colour_does_not_give_the_label_away(sample: tuple[str, Array, Arra
             assert fitted.score(features[1], test_labels) < chance + 0.05
 
 
+def test_pixels_hardly_give_the_label_away(sample: tuple[str, Array, Array, Array, Array]) -> None:
+    """Nor do the nearest neighbours among the images at 32 pixels, which find what looks alike at the same place."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    variant, train, train_labels, test, test_labels = sample
+    small = [images.reshape(-1, 32, 2, 32, 2, 3).mean((2, 4)).reshape(len(images), -1) for images in (train, test)]
+    chance = 1 / len(dead_leaves.class_names(variant))
+    fitted = KNeighborsClassifier(20).fit(small[0], train_labels)
+    assert fitted.score(small[1], test_labels) < chance + 0.15
+
+
+@pytest.mark.parametrize("pattern", leaf_forms.PATTERNS["c"], ids=lambda pattern: pattern.name)
+def test_patterns_that_are_labels_have_the_same_mean_and_contrast(pattern: leaf_forms.Pattern) -> None:
+    across = (np.arange(600) + 0.5) / 50 - 6  # twelve periods
+    u, v = np.meshgrid(across, across)
+    noise = dead_leaves._noise("c")[np.arange(600)[:, None] % dead_leaves.TILE, np.arange(600) % dead_leaves.TILE]
+    values = pattern.normalized(u, v, noise)
+    assert values.mean() == pytest.approx(0, abs=0.03)
+    assert values.std() == pytest.approx(1, abs=0.03)
+
+
 def test_statistics_are_those_of_photographs(sample: tuple[str, Array, Array, Array, Array]) -> None:
+    if sample[0] == "c":
+        pytest.skip("embedded:c is made to be easy, its textures are coarser")
     # CIFAR-10 has 4.22 nats and (at 32 pixels) a slope of −3.14, Imagenette at 64 pixels 4.21 nats and −2.71.
     measured = statistics(sample[1][:2000])
     assert 4.0 < measured["entropy"] < 4.4

@@ -76,10 +76,10 @@ def test_the_scale_is_that_of_pre_training_alone():
     lengths = [
         (each.training.duration.steps, each.optimizer.warmup.steps) for each in (before.pretrain, after.pretrain)
     ]
-    assert lengths == [(50, 10), (25, 5)]
+    assert lengths == [(800, 50), (400, 25)]
     assert not differ(before.finetune["0.1"], after.finetune["0.1"])
     scratch = recipes_of(short, Unit("scratch", 0)).finetune["0.1"]
-    assert scratch.training.duration.images == 128 * (25 + 40)
+    assert scratch.training.duration.images == 64 * (400 + 100)
 
 
 def test_the_swapped_direction_exchanges_the_data():

@@ -125,7 +125,6 @@ def test_a_study_that_is_refused_writes_nothing(here: Callable[..., str], tmp_pa
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="there is no option --report-only, which the help of study.report_only names")
 def test_the_report_alone_is_an_option(here: Callable[..., str]):
     assert "no unit of this study is finished" in here("--report-only")
 

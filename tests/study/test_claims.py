@@ -29,6 +29,7 @@ from mpp.study.claims import (
     signed,
 )
 from mpp.study.results import Evidence, Measure, Row, accuracies, measures
+from mpp.study.statistics import compare
 from mpp.study.units import Unit, Variant
 from tests.support.small_study import gap_recipe
 from tests.support.study_results import about, row
@@ -174,7 +175,28 @@ def test_exploratory_claims_have_an_interval_and_never_a_verdict(tmp_path: Path)
     twin = by_arms(others, "random", "mean_color", evaluator="knn", images=30)
     assert "(30 pre-training images)" in twin["text"]
     expected = {("random", "mean_color"), ("scratch", "mean_color"), ("mean_color", "supervised")}
-    assert {tuple(claim["arms"]) for claim in claims} == expected
+    assert {tuple(claim["arms"]) for claim in claims if claim["images"] is None} == expected
+    along = {("mean_color", "mean_color"), ("supervised", "supervised")}
+    assert {tuple(claim["arms"]) for claim in claims if claim["images"] == 30} == expected | along
+
+
+def test_along_an_axis_an_arm_is_compared_with_itself_as_in_the_recipe(recipe: Any):
+    made = Made({"mean_color": {TUNED: [0.9] * SEEDS}}).add({"mean_color": {TUNED: [0.4] * SEEDS}}, Variant(images=30))
+    [claim] = made.claims(recipe)
+    right = [
+        np.stack([
+            (made.predictions[unit][TUNED] == made.predictions[unit][LABELS]).double().numpy()
+            for unit in (Unit("mean_color", seed, variant) for seed in range(SEEDS))
+        ])
+        for variant in (Variant(), Variant(images=30))
+    ]  # fmt: skip
+    expected = compare(*right)
+    assert [claim[name] for name in ("mean", "low", "high", "p")] == [
+        expected.mean, expected.low, expected.high, expected.p,
+    ]  # fmt: skip
+    assert claim["mean"] < 0
+    assert (claim["images"], claim["arms"], claim["verdict"]) == (30, ["mean_color", "mean_color"], EXPLORATORY)
+    assert "(30 pre-training images): MPP, mean colour against as in the recipe: −" in claim["text"]
 
 
 def test_intervals_can_be_computed_again_from_the_files_of_predictions_alone(recipe: Any, tmp_path: Path):

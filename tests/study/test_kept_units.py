@@ -239,7 +239,8 @@ def test_a_study_killed_in_its_pilot_and_in_a_unit_ends_with_the_same_numbers(
         assert ours.read_bytes() == theirs.read_bytes()
     for name in TRIED:
         one, other = (
-            [each._replace(seconds=0.0) for each in read(unit(home, name)["tried"])] for home in (folder, kept.folder)
+            [each._replace(core_seconds=0.0) for each in read(unit(home, name)["tried"])]
+            for home in (folder, kept.folder)
         )
         assert one == other
 

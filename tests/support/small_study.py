@@ -58,9 +58,7 @@ def unit(folder: Path, name: str) -> dict[str, Any]:
 
 def rows(folder: Path, name: str) -> list[Row]:
     """The numbers of a unit, without what a clock says."""
-    return [
-        row for row in read(unit(folder, name)["rows"]) if row.metric != "seconds" and "per_second" not in row.metric
-    ]
+    return [row for row in read(unit(folder, name)["rows"]) if "second" not in row.metric]
 
 
 def value(folder: Path, name: str, **where: Any) -> float:

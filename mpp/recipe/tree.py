@@ -279,6 +279,11 @@ class GapRecipe(Settings):
             if own:
                 message = f"pilot.lr is the same grid for all arms, and {', '.join(own)} has an optimizer.lr of its own"
                 yield "study.pilot", f"{message}; leave that out"
+            if not tuned.fractions and not pilot.lr:
+                message = (
+                    "finetuning.fractions is empty, so the pilot has nothing to choose: give it lr, or leave it out"
+                )
+                yield "study.pilot", message
             if down.reserved:
                 yield "downstream.reserved", "leave it out: study.pilot.reserved decides it"
         micro_batch_size = tuned.training.micro_batch_size or tuned.training.batch_size

@@ -85,24 +85,28 @@ def measure_of(claim: ClaimSettings, evaluation: EvaluationPart, fractions: Sequ
 def claims_of(rows: list[Row], arms: Arms, evidence: Evidence, recipe: GapRecipe) -> list[Claim]:
     """The primary claims, corrected for their number, then every other comparison, variant by variant."""
     cells = accuracies(rows, Variant())
-    primary: list[Claim] = []
-    for claim in primary_of(recipe):
+    primary, named = list[Claim](), primary_of(recipe)
+    for claim in named:
         measure = measure_of(claim, recipe.evaluation, recipe.finetuning.fractions)
         found = _Comparisons(cells, measure, Variant(), arms, evidence).pair(claim.lower, claim.higher)
         primary += [each | {"primary": True} for each in found]
-    correct(primary)
+    correct(primary, len(named))
     told = {_identity(claim) for claim in primary}
     others = [claim for claim in _exploratory(rows, arms, evidence) if _identity(claim) not in told]
     return [*primary, *others]
 
 
-def correct(primary: list[Claim]) -> None:
-    """Adjust the p-values of primary claims, and give their verdicts, where there are enough seeds."""
+def correct(primary: list[Claim], named: int) -> None:
+    """Adjust the p-values of primary claims, and give their verdicts, where there are enough seeds.
+
+    They are corrected for all that were `named`: those that cannot be judged yet count as not shown.
+    """
     judged = [claim for claim in primary if claim["p"] is not None and len(claim["seeds"]) >= ENOUGH]
-    for claim, p in zip(judged, holm([claim["p"] for claim in judged]), strict=True):
+    unknown = [1.0] * (named - len(judged))
+    for claim, p in zip(judged, holm([*(claim["p"] for claim in judged), *unknown]), strict=False):
         verdict = OPEN if p >= LEVEL else SHOWN if claim["mean"] > 0 else REVERSE
         claim |= {"adjusted_p": p, "verdict": verdict}
-        claim["detectable"] = detectable(Comparison(**{n: claim[n] for n in Comparison._fields}), len(judged))
+        claim["detectable"] = detectable(Comparison(**{n: claim[n] for n in Comparison._fields}), named)
     for claim in primary:
         claim.setdefault("adjusted_p", None)
         claim.setdefault("detectable", None)

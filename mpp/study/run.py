@@ -17,6 +17,7 @@ from typing import Any
 from mpp.commands.evaluate import evaluate, is_evaluated
 from mpp.commands.finetune import finetune
 from mpp.commands.pretrain import pretrain
+from mpp.data.inventory import counted
 from mpp.evaluation.predictions import FILE, LABELS, write_predictions
 from mpp.extras import require
 from mpp.files import write_text
@@ -108,7 +109,7 @@ def _pilot(recipe: GapRecipe, claims: PrimaryClaims, failed: list[str]) -> tuple
         check_data(bare, both, done)
         claims.write()
         write_recipe(bare, Path(recipe.output_dir) / "recipe.yaml")
-        print(f"the pilot: {len(units)} units choose the learning rates of every arm", flush=True)
+        print(f"the pilot chooses the rates of every arm ({counted(len(units), 'unit')})", flush=True)
         code = run_all(bare, units, lambda unit: outcomes.home(unit) is not None, failed)
         done = {unit: outcome for unit in units if (outcome := outcomes.read(unit))}
     if code or failed or len(done) < len(units):

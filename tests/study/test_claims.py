@@ -278,7 +278,7 @@ def test_a_p_value_that_is_small_by_itself_is_not_after_the_correction():
         return {"p": p, "seeds": [0, 1, 2], "verdict": EXPLORATORY, **numbers}
 
     claims = [claim(0.03), claim(0.2), claim(0.9), claim(0.001, -0.02)]
-    correct(claims)
+    correct(claims, len(claims))
     assert [each["verdict"] for each in claims] == [OPEN, OPEN, OPEN, REVERSE]
     assert [each["adjusted_p"] for each in claims] == pytest.approx([0.09, 0.4, 0.9, 0.004])
     alone = [claim(0.03)]

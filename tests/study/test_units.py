@@ -119,12 +119,13 @@ def test_arms_start_from_the_same_weights(tmp_path: Path):
 
 def test_an_arm_s_optimizer_is_checked_with_the_study_s_settings():
     own = "study.arms={mine: {objective: {kind: masked_patch}, optimizer: {name: adam}}}"
-    recipe = load("gap.yaml", own, "study.axis_arms=[]", "pretraining.optimizer.weight_decay=0")
+    alone = ("study.axis_arms=[]", "study.primary=[]")
+    recipe = load("gap.yaml", own, *alone, "pretraining.optimizer.weight_decay=0")
     found = recipes_of(recipe, Unit("mine", 0)).pretrain
     assert found is not None
     assert (found.optimizer.name, found.optimizer.weight_decay) == ("adam", 0)
     with pytest.raises(ValueError, match=r"study\.arms[\s\S]*mine: [\s\S]*adam with weight_decay 0\.05"):
-        load("gap.yaml", own, "study.axis_arms=[]")
+        load("gap.yaml", own, *alone)
 
 
 def names(recipe: Any) -> list[str]:

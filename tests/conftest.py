@@ -41,7 +41,8 @@ HERE = Path(__file__).parent
 TOGETHER = {"commands/test_same_command_again.py": "runs", "commands/test_run_folder.py": "runs", "hub/": "hub"}
 """Files and rooms whose tests share what takes long to make: one process runs them. All others go by file."""
 LONGEST = ("commands/test_same_command_again.py", "commands/test_run_folder.py", "hub/", "study/test_run.py",
-           "study/test_kept_units.py", "training/", "commands/test_resume.py", "commands/finetune/", "commands/test_bad_input.py")  # fmt: skip
+           "study/test_kept_units.py", "training/", "commands/test_resume.py", "commands/finetune/",
+           "commands/test_bad_input.py")  # fmt: skip
 """Begun first, so that no core waits for them at the end; the order of the others is that of their names."""
 
 

@@ -280,6 +280,7 @@ class _FineTuning:
             else f"{recipe.encoder.source or recipe.encoder.name} from scratch",
             "source_weights": self.source_weights,
             "data": recipe.data.source,
+            "class_names": self.classes,
             "test": {**seen, "images": len(crops.images)},
             "best_on_dev": {"accuracy": progress.best, "step": progress.best_step} if run.early_stopping else None,
             "chosen": {"lr": recipe.optimizer.lr, "pool": recipe.encoder.pool},

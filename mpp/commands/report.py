@@ -65,7 +65,7 @@ def write_report(run: Path, path: Path) -> None:
     evaluations, test = evaluations_in(run), read(run / "results.json")
     command, is_whole = ("", False)
     if test is None and not any(each["is_current"] for each in evaluations):
-        command, is_whole = evaluate_command(_as_given(run), state)
+        command, is_whole = evaluate_command(_as_given(run), state, evaluations[0] if evaluations else None)
     classified = classifier_test(run, test) if test else None
     text = _template("report.html.j2").render(
         name=run.resolve().name,
@@ -83,9 +83,17 @@ def write_report(run: Path, path: Path) -> None:
         test=test,
         classified=classified,
         test_error=100 * standard_error(test["test"]["accuracy"], test["test"]["images"]) if test else 0.0,
-        recipe=in_block(state["recipe"]),
+        recipe=in_block(_with_meaning(state["recipe"])),
     )
     write_text(path, f"{text.strip()}\n")
+
+
+def _with_meaning(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without `encoder.pretrained` where there is no source: it decides nothing there, and misleads."""
+    encoder = dict(recipe["encoder"])
+    if encoder.get("source") is None:
+        encoder.pop("pretrained", None)
+    return {**recipe, "encoder": encoder}
 
 
 def _write_other(folder: Path, path: Path) -> None:

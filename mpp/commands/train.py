@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +13,18 @@ from accelerate.state import AcceleratorState
 
 from mpp.commands.finetune import finetune
 from mpp.commands.pretrain import pretrain
+from mpp.commands.report import verdict
+from mpp.commands.score_verdict import standard_error
+from mpp.data.inventory import counted
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.load import load_encoder
 from mpp.recipe import FinetuneRecipe, PretrainRecipe, load_recipe, write_recipe
 from mpp.settings import Settings
 from mpp.training.metrics_log import read_metrics
+
+
+INSTEAD = {"evaluate": "mpp.scores(…) evaluates", "predict": "mpp.classify(…) predicts", "embed": "mpp.features(…)"}
+"""What does from Python what a command does."""
 
 
 class Trained(NamedTuple):
@@ -28,6 +36,25 @@ class Trained(NamedTuple):
     """The lines of `metrics.jsonl`."""
     folder: Path
     """The run's folder."""
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """After a fine-tuning `accuracy` and `loss` on the test split, and its number of `images`; None after others."""
+        path = self.folder / "results.json"
+        return json.loads(path.read_text(encoding="utf-8"))["test"] if path.is_file() else None
+
+    def __repr__(self) -> str:
+        steps = counted(self.metrics[-1]["step"], "step") if self.metrics else "no steps"
+        return f"run in {self.folder}: {steps}\n  {self._result()}\n  {self.encoder.summary}"
+
+    def _result(self) -> str:
+        """The last validation against its baselines, or the accuracy on the test split."""
+        if test := self.test:
+            error = 100 * standard_error(test["accuracy"], test["images"])
+            return (f"test split: accuracy {test['accuracy']:.2%} of {counted(test['images'], 'image')} (standard error "
+                    f"{error:.1f} points), loss {test['loss']:.3f}")  # fmt: skip
+        newest = max(self.folder.glob("checkpoints/*/state.json"))
+        return verdict(json.loads(newest.read_text(encoding="utf-8")), self.metrics) or "nothing was validated"
 
 
 def train(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> Trained:
@@ -42,9 +69,10 @@ def train(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> Train
         RuntimeError: if the run could not continue.
         KeyboardInterrupt: if it was interrupted; its state is saved, and the same call resumes it.
     """
-    loaded = _loaded(recipe, list(overrides))
+    loaded = loaded_recipe(recipe, list(overrides))
     if not isinstance(loaded, PretrainRecipe | FinetuneRecipe):
-        raise ValueError(f"this recipe is for mpp {loaded.command}, which trains nothing")
+        instead = INSTEAD.get(loaded.command, f"give it to the command mpp {loaded.command}")
+        raise ValueError(f"this recipe is for mpp {loaded.command}, which trains no encoder: {instead}")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run here may have had another precision
     try:
@@ -58,7 +86,8 @@ def train(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> Train
     return Trained(load_encoder(folder), read_metrics(folder / "metrics.jsonl"), folder)
 
 
-def _loaded(recipe: str | Path | Settings, overrides: list[str]) -> Any:
+def loaded_recipe(recipe: str | Path | Settings, overrides: list[str]) -> Any:
+    """A recipe of any command with its overrides, whichever way it is given."""
     if not isinstance(recipe, Settings):
         return load_recipe(recipe, overrides)
     if not overrides:

@@ -65,6 +65,8 @@ def run_command(
         if "=" in path and not Path(path).exists() and name in shipped_recipes():
             path, overrides = name, [path, *overrides]
         document, recipe = open_recipe(path, overrides, reads or name)
+        if not quiet and os.environ.get("RANK", "0") == "0":
+            print(*document.notes, sep="\n", end="\n" if document.notes else "", flush=True)
         try:
             if reads is None:
                 check_output_dir(recipe)

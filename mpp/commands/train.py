@@ -18,7 +18,7 @@ from mpp.commands.score_verdict import standard_error
 from mpp.data.inventory import counted
 from mpp.encoder.backbone import Backbone
 from mpp.encoder.load import load_encoder
-from mpp.recipe import FinetuneRecipe, PretrainRecipe, load_recipe, write_recipe
+from mpp.recipe import FinetuneRecipe, PretrainRecipe, open_recipe, write_recipe
 from mpp.settings import Settings
 from mpp.training.metrics_log import read_metrics
 
@@ -58,7 +58,7 @@ class Trained(NamedTuple):
 
 
 def train(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> Trained:
-    """Run a recipe of `mpp.pretrain` or `mpp.finetune` in this process, or resume it.
+    """Run a recipe of `mpp pretrain` or `mpp finetune` in this process, or resume it.
 
     Args:
         recipe: a file, the name of a recipe that ships with the package, or what `load_recipe` gives.
@@ -89,9 +89,16 @@ def train(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> Train
 def loaded_recipe(recipe: str | Path | Settings, overrides: list[str]) -> Any:
     """A recipe of any command with its overrides, whichever way it is given."""
     if not isinstance(recipe, Settings):
-        return load_recipe(recipe, overrides)
+        return _open(recipe, overrides)
     if not overrides:
         return recipe
     with TemporaryDirectory() as folder:
         write_recipe(recipe, Path(folder) / "recipe.yaml")
-        return load_recipe(Path(folder) / "recipe.yaml", overrides)
+        return _open(Path(folder) / "recipe.yaml", overrides)
+
+
+def _open(path: str | Path, overrides: list[str]) -> Any:
+    document, recipe = open_recipe(path, overrides, None)
+    for note in document.notes:
+        print(note)
+    return recipe

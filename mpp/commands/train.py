@@ -22,7 +22,6 @@ from mpp.recipe import FinetuneRecipe, PretrainRecipe, open_recipe, write_recipe
 from mpp.settings import Settings
 from mpp.training.metrics_log import read_metrics
 
-
 INSTEAD = {"evaluate": "mpp.scores(…) evaluates", "predict": "mpp.classify(…) predicts", "embed": "mpp.features(…)"}
 """What does from Python what a command does."""
 
@@ -39,7 +38,7 @@ class Trained(NamedTuple):
 
     @property
     def test(self) -> dict[str, Any] | None:
-        """After a fine-tuning `accuracy` and `loss` on the test split, and its number of `images`; None after others."""
+        """After a fine-tuning `accuracy` and `loss` on the test split, and its number of `images`; else None."""
         path = self.folder / "results.json"
         return json.loads(path.read_text(encoding="utf-8"))["test"] if path.is_file() else None
 
@@ -51,8 +50,8 @@ class Trained(NamedTuple):
         """The last validation against its baselines, or the accuracy on the test split."""
         if test := self.test:
             error = 100 * standard_error(test["accuracy"], test["images"])
-            return (f"test split: accuracy {test['accuracy']:.2%} of {counted(test['images'], 'image')} (standard error "
-                    f"{error:.1f} points), loss {test['loss']:.3f}")  # fmt: skip
+            return (f"test split: accuracy {test['accuracy']:.2%} of {counted(test['images'], 'image')} (standard "
+                    f"error {error:.1f} points), loss {test['loss']:.3f}")  # fmt: skip
         newest = max(self.folder.glob("checkpoints/*/state.json"))
         return verdict(json.loads(newest.read_text(encoding="utf-8")), self.metrics) or "nothing was validated"
 

@@ -77,10 +77,11 @@ def curves(metrics: Metrics, names: Mapping[str, str], title: str) -> Figure | N
     return figure if any(found) else None
 
 
-def draw_loss(folder: Path, baselines: Mapping[str, float], objective: Objective) -> None:
+def draw_loss(folder: Path, baselines: Mapping[str, float], objective: Objective, held_out: str = "held out") -> None:
     """Draw `loss.png` into a run's folder anew, from its `metrics.jsonl`."""
     title = with_unit(objective.headline_title, objective.unit)
-    figure = loss_curve(read_metrics(folder / "metrics.jsonl"), baselines, headline=objective.headline, title=title)
+    metrics, headline = read_metrics(folder / "metrics.jsonl"), objective.headline
+    figure = loss_curve(metrics, baselines, headline=headline, title=title, held_out=held_out)
     save(figure, folder / FILE)
 
 

@@ -153,7 +153,7 @@ def test_an_evaluation_from_python_is_that_of_the_command(tinted_images: Path, t
 
 def test_a_recipe_that_trains_nothing_and_one_that_is_not_there_are_refused(tinted_images: Path, tmp_path: Path):
     recipe = written(tmp_path / "evaluate.yaml", EVALUATE, tinted_images)
-    with pytest.raises(ValueError, match="this recipe is for mpp evaluate, which trains no encoder: mpp.scores"):
+    with pytest.raises(ValueError, match=r"this recipe is for mpp evaluate, which trains no encoder: mpp\.scores"):
         mpp.train(recipe)
     with pytest.raises(ValueError, match="nowhere"):
         mpp.train("nowhere.yaml")

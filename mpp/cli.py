@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import sys
 import textwrap
 import warnings
@@ -130,6 +131,12 @@ def _options(arguments: list[str], name: str) -> tuple[list[str], int, bool]:
     except argparse.ArgumentError as error:
         raise ValueError(error) from error
     if unknown := [argument for argument in rest if argument.startswith("-")]:
+        name_given = unknown[0].lstrip("-").partition("=")[0]
+        if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+|output_dir|encoder|seed", name_given):
+            _, equals, value = unknown[0].partition("=")
+            following = rest[rest.index(unknown[0]) + 1 :]
+            value = value if equals else following[0] if following else "…"
+            raise ValueError(f"unknown option {unknown[0]}: settings have no dashes; write {name_given}={value}")
         there = "--processes N, " * (name in TRAINING) + "--quiet and --help"
         raise ValueError(f"unknown option {unknown[0]}; there are {there}")
     if options.processes < 1:

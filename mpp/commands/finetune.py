@@ -108,7 +108,7 @@ def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dic
         before = FinetuneRecipe.model_validate(with_older_defaults(results["recipe"]))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is of another version of this package; choose another output_dir") from error
-    refuse_changes(before, recipe, f"{folder} holds a finished run of another recipe")
+    refuse_changes(before, recipe, f"{folder} holds another run, which is finished")
     check_same_weights(results.get("source_weights"), recipe, folder)
     return results
 

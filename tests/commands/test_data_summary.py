@@ -49,14 +49,14 @@ def test_a_run_that_is_older_than_the_setting_goes_on_without_a_background(trans
     shutil.rmtree(checkpoints(old)[-1])
     older_by(old, "background")
     another = pretrain("mean_color.yaml", arguments(old, transparent, *SHORT, "data.background=black"))
-    refused(another, "data.background: None then, 'black' now")
+    refused(another, "data.background=null then, black now")
     again = good(pretrain("mean_color.yaml", arguments(old, transparent, *SHORT)))
     assert "from step 2" in again.text
     assert "this run started with data.background=null and keeps it" in again.text
     assert weights(old) == finished
     done = good(pretrain("mean_color.yaml", arguments(old, transparent, *SHORT)))
     assert f"{old} is finished" in done.text
-    refused(pretrain("mean_color.yaml", arguments(white, transparent, *SHORT, "data.bits=12")), "data.bits: 16 then")
+    refused(pretrain("mean_color.yaml", arguments(white, transparent, *SHORT, "data.bits=12")), "data.bits=16 then")
 
 
 def test_folders_that_are_taken_as_classes_are_named_wherever_labels_are_used(images: Path, tmp_path: Path):

@@ -57,8 +57,7 @@ def loss_curve(
     axes.margins(y=0.12)
     if baselines:  # the label below a level needs room above the numbers of the horizontal axis
         low, high = axes.get_ylim()
-        lowest = min(value for name, value in baselines.items() if value < highest or len(baselines) == 1)
-        axes.set_ylim(min(low, lowest - LABEL * (high - low)), high)
+        axes.set_ylim(min(low, min(baselines.values()) - LABEL * (high - low)), high)
     return figure
 
 

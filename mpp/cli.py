@@ -12,6 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,13 @@ def _format_warning(
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
+def _mismatch() -> str:
+    """What to do where torchvision cannot find its own operators."""
+    torch, torchvision = (version(name) for name in ("torch", "torchvision"))
+    return (f"torch {torch} and torchvision {torchvision} are not of one build: install both from one index, in one "
+            "command")  # fmt: skip
+
+
 def _report(error: Exception, code: int) -> int:
     if os.environ.get(TRACEBACK):
         raise error
@@ -176,6 +184,8 @@ def _report(error: Exception, code: int) -> int:
             f"{error.filename or 'a file'} could not be written: {error.strerror}. Earlier checkpoints are intact: "
             "make room, or raise the limit, and give the same command again"
         )
+    if "torchvision::" in str(error):
+        error = RuntimeError(_mismatch())
     # All processes find the same mistake of the user: one of them reports it.
     shared = code == MISTAKE and os.environ.get("RANK", "0") != "0"
     if not getattr(error, "reported_elsewhere", shared):

@@ -127,7 +127,7 @@ def test_the_label_of_a_baseline_stays_above_the_numbers_of_the_axis():
     numbers = [label.get_window_extent() for label in axes.get_xticklabels()]
     assert len(boxes) == 2
     assert not any(box.overlaps(number) for box in boxes for number in numbers)
-    loss_curve(metrics, {"histogram": 4.0, "chance": 4.0}, headline="loss_mask", title="loss")  # equal, as of few images
+    loss_curve(metrics, {"histogram": 4.0, "chance": 4.0}, headline="loss_mask", title="loss")
 
 
 def test_the_loss_is_drawn_in_the_run_s_folder(run: Path):

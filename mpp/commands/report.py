@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -23,6 +23,9 @@ from mpp.training.checkpoint import Checkpoints
 from mpp.training.curves import curves, loss_curve, png, with_unit
 from mpp.training.metrics_log import read_metrics
 from mpp.type_hints import listed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HELD_OUT, DEV = "held out", "dev split"
 """What the validation images of a pre-training and those of a fine-tuning are called."""
@@ -215,7 +218,8 @@ def _figures(
     headline, title = state["headline"]
     title, held_out = with_unit(title, state.get("unit", "")), validated_on(state)
     levels = state["baselines"] if classified is None else {"chance": classified.chance_loss}
-    found = [("Loss", loss_curve(metrics, levels, headline=headline, title=title, held_out=held_out))]
+    loss = loss_curve(metrics, levels, headline=headline, title=title, held_out=held_out)
+    found: list[tuple[str, Figure | None]] = [("Loss", loss)]
     for name, values, axis in CURVES:
         labels = {value: held_out if label == HELD_OUT else label for value, label in values.items()}
         is_of_patches = name == "Accuracy" and headline != "loss"

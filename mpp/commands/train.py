@@ -76,6 +76,8 @@ def train(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> Train
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run here may have had another precision
     try:
         code = pretrain(loaded) if isinstance(loaded, PretrainRecipe) else finetune(loaded)
+    except KeyboardInterrupt as error:  # before the first step, where a signal does not wait for one to end
+        raise KeyboardInterrupt(f"interrupted; the same call continues with the run in {loaded.output_dir}") from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -64,9 +64,7 @@ def digest_of_export(run: Path) -> str | None:
     return next((sha256(path) for name in WEIGHTS if (path := run / "encoder" / name).is_file()), None)
 
 
-def evaluate_command(
-    run: Path, state: dict[str, Any], earlier: Mapping[str, Any] | None = None
-) -> tuple[str, bool]:
+def evaluate_command(run: Path, state: dict[str, Any], earlier: Mapping[str, Any] | None = None) -> tuple[str, bool]:
     """The command that evaluates a run, and whether it works as it is: on the run's own data, if that has labels.
 
     A data set on the Hub is not asked for its labels; it can be if the objective needed them. `earlier` are the results

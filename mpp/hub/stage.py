@@ -27,9 +27,7 @@ LINES = 500
 """Journal lines that are kept, evenly spread."""
 
 
-def stage(
-    run: Path, folder: Path, *, repo_id: str, licence: str | None, reconstructions: bool | None = None
-) -> Staged:
+def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None, reconstructions: bool | None = None) -> Staged:
     """Write everything that is to be pushed about a run into `folder`.
 
     Args:

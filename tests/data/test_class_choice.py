@@ -227,6 +227,4 @@ def test_a_run_that_is_older_than_these_settings_is_resumed(animals: Path, tmp_p
     good(pretrain("mean_color.yaml", arguments(run, animals, *given)))
     older_by(run, "classes", "reserved", "evaluate_on")
     assert "is finished" in good(pretrain("mean_color.yaml", arguments(run, animals, *given))).text
-    refused(
-        pretrain("mean_color.yaml", arguments(run, animals, *given, "data.reserved=0.1")), "data.reserved=0.0 then"
-    )
+    refused(pretrain("mean_color.yaml", arguments(run, animals, *given, "data.reserved=0.1")), "data.reserved=0.0 then")

@@ -7,7 +7,7 @@ FROM python:3.12-slim
 ARG BACKEND=auto
 RUN pip install --no-cache-dir uv
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY mpp mpp
 COPY recipes recipes
 RUN uv pip install --system --no-cache --torch-backend "$BACKEND" ".[study]"

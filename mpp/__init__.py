@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mpp.commands.scores import classify, scores
     from mpp.commands.train import train
     from mpp.data.inputs import image_files
     from mpp.encoder.create import create_encoder
@@ -34,6 +35,7 @@ __all__ = [
     "MeanColor",
     "attention_distance",
     "attention_rollout",
+    "classify",
     "compare",
     "create_encoder",
     "features",
@@ -45,6 +47,7 @@ __all__ = [
     "load_recipe",
     "reconstruct",
     "save_encoder",
+    "scores",
     "train",
 ]
 
@@ -56,6 +59,7 @@ _ROOMS = {
     "MeanColor": "mpp.objective.targets",
     "attention_distance": "mpp.evaluation.attention",
     "attention_rollout": "mpp.evaluation.attention",
+    "classify": "mpp.commands.scores",
     "compare": "mpp.study.statistics",
     "create_encoder": "mpp.encoder.create",
     "features": "mpp.evaluation.embed",
@@ -67,6 +71,7 @@ _ROOMS = {
     "load_recipe": "mpp.recipe",
     "reconstruct": "mpp.training.reconstruction",
     "save_encoder": "mpp.encoder.export",
+    "scores": "mpp.commands.scores",
     "train": "mpp.commands.train",
 }
 

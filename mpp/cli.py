@@ -6,11 +6,13 @@ import argparse
 import errno
 import io
 import os
+import re
 import sys
 import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,8 @@ def run_command(
         if "=" in path and not Path(path).exists() and name in shipped_recipes():
             path, overrides = name, [path, *overrides]
         document, recipe = open_recipe(path, overrides, reads or name)
+        if not quiet and os.environ.get("RANK", "0") == "0":
+            print(*document.notes, sep="\n", end="\n" if document.notes else "", flush=True)
         try:
             if reads is None:
                 check_output_dir(recipe)
@@ -128,6 +132,12 @@ def _options(arguments: list[str], name: str) -> tuple[list[str], int, bool]:
     except argparse.ArgumentError as error:
         raise ValueError(error) from error
     if unknown := [argument for argument in rest if argument.startswith("-")]:
+        name_given = unknown[0].lstrip("-").partition("=")[0]
+        if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+|output_dir|encoder|seed", name_given):
+            _, equals, value = unknown[0].partition("=")
+            following = rest[rest.index(unknown[0]) + 1 :]
+            value = value if equals else following[0] if following else "…"
+            raise ValueError(f"unknown option {unknown[0]}: settings have no dashes; write {name_given}={value}")
         there = "--processes N, " * (name in TRAINING) + "--quiet and --help"
         raise ValueError(f"unknown option {unknown[0]}; there are {there}")
     if options.processes < 1:
@@ -159,6 +169,13 @@ def _format_warning(
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
+def _mismatch() -> str:
+    """What to do where torchvision cannot find its own operators."""
+    torch, torchvision = (version(name) for name in ("torch", "torchvision"))
+    return (f"torch {torch} and torchvision {torchvision} are not of one build: install both from one index, in one "
+            "command")  # fmt: skip
+
+
 def _report(error: Exception, code: int) -> int:
     if os.environ.get(TRACEBACK):
         raise error
@@ -167,6 +184,8 @@ def _report(error: Exception, code: int) -> int:
             f"{error.filename or 'a file'} could not be written: {error.strerror}. Earlier checkpoints are intact: "
             "make room, or raise the limit, and give the same command again"
         )
+    if "torchvision::" in str(error):
+        error = RuntimeError(_mismatch())
     # All processes find the same mistake of the user: one of them reports it.
     shared = code == MISTAKE and os.environ.get("RANK", "0") != "0"
     if not getattr(error, "reported_elsewhere", shared):

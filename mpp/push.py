@@ -32,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="stage the files here, in an empty folder or an earlier one",
     )
+    parser.add_argument(
+        "--reconstructions",
+        action=argparse.BooleanOptionalAction,
+        help="push reconstructions.png, which shows held-out images of your data; left out unless you say so where "
+        "data.source is a local file or folder",
+    )
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--branch", help="push to this branch instead of main")
     parser.add_argument("--tag", help="tag the commit")
@@ -44,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _push(options: argparse.Namespace) -> int:
     from mpp.commands.encoder_source import warn_if_unfinished
     from mpp.data.inventory import counted
-    from mpp.hub.folder import WRITTEN
+    from mpp.hub.folder import RECONSTRUCTIONS, WRITTEN
     from mpp.hub.push import Target, check_target, push
     from mpp.hub.stage import stage  # late: torch takes seconds
 
@@ -53,9 +59,14 @@ def _push(options: argparse.Namespace) -> int:
     warn_if_unfinished(options.run)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary) / "staged"
-        staged = stage(options.run, folder, repo_id=options.repo_id, licence=options.license)
+        staged = stage(options.run, folder, repo_id=options.repo_id, licence=options.license,
+                       reconstructions=options.reconstructions)  # fmt: skip
         for path in staged.files:
             print(f"{path.stat().st_size:>12,}  {path.name}")
+        if staged.kept_back:
+            print("reconstructions.png is left out: it shows images of your data; --reconstructions pushes it")
+        elif (folder / RECONSTRUCTIONS).is_file():
+            print("reconstructions.png shows held-out images of the data; --no-reconstructions leaves it out")
         if staged.left_out:
             print(LEFT_OUT.format(count=counted(staged.left_out, "evaluation"), run=options.run))
         if options.folder:
@@ -63,6 +74,8 @@ def _push(options: argparse.Namespace) -> int:
         if options.dry_run:
             where = f"it lies in {folder}" if options.folder else "give --folder to keep it"
             print(f"nothing was pushed; {where}")
+            if options.folder:
+                print(f'to load it: timm.create_model("local-dir:{folder}", pretrained=True)')
             return 0
         print(f"pushed to {push(staged, target, options.message or f'{staged.kind} of step {staged.step}')}")
     return 0

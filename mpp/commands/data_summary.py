@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from mpp.data.table import ImageTable
 
 SHOWN = 6
 """Classes that are named."""
+FEWEST = 10
+"""Images below which a command that holds out a tenth is refused."""
+DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}")
+"""Names of folders that are dates, such as 2024, 2024-01 and 20240131, and hardly classes."""
 NEARLY_CONSTANT = 0.05
 """Nats of the colours of images in which there is nothing to predict."""
 
@@ -29,6 +34,39 @@ def print_data(splits: Splits, settings: DataSettings, accelerator: Accelerator)
         print("\n".join([splits.summary, *map(_filled, notes)]), flush=True)
         for warning in survey.warnings:
             warn(warning)
+        names = splits.train.class_names or ()
+        if has_class_folders(splits.train, settings) and all(map(DATE.fullmatch, names)):
+            warn("the folders are called like dates: are these classes? To use other labels give a table of paths and "
+                 "labels as data.source")  # fmt: skip
+
+
+def check_enough(splits: Splits, settings: DataSettings) -> None:
+    """Refuse a handful of images of which a tenth is held out: there is nothing to train on, nor to measure with.
+
+    Raises:
+        SettingError: with the setting that names held-out images, and so allows it.
+    """
+    images = len(splits.train) + len(splits.validation)
+    if images < FEWEST and settings.validation_split is None and settings.images is None:
+        raise settings.error(
+            source=f"{settings.source} holds {counted(images, 'image')}, of which {len(splits.validation)} would be "
+            f"held out: give at least {FEWEST}. To try something on these, name what to hold out, for example "
+            "data.validation_split=train"
+        )
+
+
+def warn_of_test(splits: Splits, accelerator: Accelerator) -> None:
+    """Warn of a test split that is too small for an accuracy, or that lacks classes."""
+    test = splits.validation
+    if not accelerator.is_main_process or test.labels is None:
+        return
+    if len(test) < FEWEST:
+        warn(f"the test split has {counted(len(test), 'image')}: an accuracy on so few says hardly anything. Give more "
+             "images, or a test split of its own (data.validation_split)")  # fmt: skip
+    names, there = splits.train.class_names or [], {*map(int, test.labels)}
+    if missing := [name for number, name in enumerate(names) if number not in there]:
+        shown = ", ".join(missing[:SHOWN]) + ", …" * (len(missing) > SHOWN)
+        warn(f"the test split has no image of {counted(len(missing), 'class', 'classes')}: {shown}")
 
 
 def classes_found(table: ImageTable, settings: DataSettings) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from mpp.recipe import EmbedRecipe, PredictRecipe, write_recipe
 from mpp.run_folder import FolderLock
 from mpp.training.distributed import start_processes
 
+COUNTED = 20
+"""Predicted classes whose images are counted in the output."""
 Array = np.ndarray[Any, Any]
 
 
@@ -100,6 +103,11 @@ def predict(recipe: PredictRecipe) -> int:
         }
         _write(folder / "probabilities.npy", values, folder / "predictions.parquet", columns)
         write_text(folder / "classes.txt", "".join(f"{name}\n" for name in names))
+        counts = Counter(name for name in predicted if name is not None).most_common()
+        shown = ", ".join(f"{name} {count:,}" for name, count in counts[:COUNTED])
+        print(
+            filled([f"predicted: {shown}" + f", and {len(counts) - COUNTED:,} more classes" * (len(counts) > COUNTED)])
+        )
         if sentence:
             print(filled([sentence]))
         return "probabilities.npy", "predictions.parquet", "classes.txt"

@@ -20,6 +20,7 @@ from mpp.commands.score_table import score_table
 from mpp.commands.score_verdict import filled, score_verdict
 from mpp.commands.train_run import on_each, uses_fused_attention
 from mpp.data.damaged import TooManyDamagedError
+from mpp.data.inventory import counted
 from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import EvaluationCrops
 from mpp.data.splits import Splits, open_splits
@@ -115,7 +116,7 @@ def evaluate_reader(
         f"{_called(recipe.encoder)} on {recipe.data.source}: {len(rows):,} labelled images of {splits.train.split}, "
         f"{len(splits.train.class_names or ())} classes"
         + (f",\n{len(dev[1]):,} of them as dev split (labels.dev)" if dev else "")
-        + f"; {len(splits.validation):,} images of {splits.validation.split} to test on"
+        + f"; {counted(len(splits.validation), 'test image')} ({splits.validation.split})"
     )
     evaluators = asked_for(recipe)
     check_feasible(evaluators, labels[rows], dev if len(layers) > 1 else None, recipe.by_depth)

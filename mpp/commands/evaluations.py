@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from mpp.encoder.local import WEIGHTS
 from mpp.evaluation.evaluators import check_feasible
 from mpp.evaluation.settings import FewShotSettings, NeighbourSettings
 from mpp.files import sha256
-from mpp.recipe import EvaluateRecipe, load_recipe
+from mpp.recipe import EvaluateRecipe, differences, load_recipe
+from mpp.recipe.yaml import in_line
 
 PLACEHOLDER = "mpp evaluate few_shot encoder={run} data.source=LABELLED"
 CARRIED = ("source", "image_folder", "subset", "revision", "split", "validation_split", "image_column", "label_column",
@@ -62,13 +64,16 @@ def digest_of_export(run: Path) -> str | None:
     return next((sha256(path) for name in WEIGHTS if (path := run / "encoder" / name).is_file()), None)
 
 
-def evaluate_command(run: Path, state: dict[str, Any]) -> tuple[str, bool]:
+def evaluate_command(run: Path, state: dict[str, Any], earlier: Mapping[str, Any] | None = None) -> tuple[str, bool]:
     """The command that evaluates a run, and whether it works as it is: on the run's own data, if that has labels.
 
-    A data set on the Hub is not asked for its labels; it can be if the objective needed them.
+    A data set on the Hub is not asked for its labels; it can be if the objective needed them. `earlier` are the results
+    of an evaluation of other weights, whose own settings are repeated.
     """
     recipe, data = state["recipe"], state["recipe"]["data"]
     here = shlex.quote(f"encoder={run}")
+    if earlier is not None:
+        return _joined(here, _settings_of(earlier["recipe"])), True
     placeholder = PLACEHOLDER.format(run="RUN").replace("encoder=RUN", here)
     defaults = NetworkSizeSettings().model_dump(mode="json")
     settings = [f"data.{name}={'null' if data[name] is None else data[name]}" for name in CARRIED
@@ -83,6 +88,19 @@ def evaluate_command(run: Path, state: dict[str, Any]) -> tuple[str, bool]:
         return _joined(here, [*settings, *_fewer(loaded)]), True
     except (ValueError, RuntimeError, OSError):  # moved, without labels, or with too few of them
         return placeholder, False
+
+
+def _settings_of(recipe: Mapping[str, Any]) -> list[str]:
+    """The overrides of `few_shot` that give the recipe of an evaluation, but for its encoder and its folder."""
+    given = [f"data.source={recipe['data']['source']}"]
+    loaded = load_recipe("few_shot", [*given, "encoder=raw_pixels"])
+    try:
+        before = EvaluateRecipe.model_validate(recipe)
+    except ValueError:  # of an earlier version
+        return given
+    changed = [(path, new) for path, _, new in differences(loaded, before)
+               if path.partition(".")[0] not in ("encoder", "output_dir", "compute")]  # fmt: skip
+    return given + [f"{path}={in_line(new)}" for path, new in changed]
 
 
 def _joined(first: str, settings: list[str]) -> str:

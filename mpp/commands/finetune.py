@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mpp import randomness
 from mpp.commands.best_weights import best_weights, keep_only, save_weights
-from mpp.commands.data_summary import print_data
+from mpp.commands.data_summary import check_enough, print_data, warn_of_test
 from mpp.commands.encoder_source import warn_of_encoder, with_own_size
 from mpp.commands.preflight import check_training
 from mpp.commands.resume import (
@@ -29,6 +29,7 @@ from mpp.commands.resume import (
 from mpp.commands.score_verdict import standard_error
 from mpp.commands.search import Candidate, combinations, is_known_to_diverge, note_divergence, with_candidate
 from mpp.commands.train_run import TrainRun, on_each, replaced, uses_fused_attention
+from mpp.data.inventory import counted
 from mpp.data.label_subsets import dev_split, fraction_rows
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops
 from mpp.data.sampler import Numbers
@@ -81,7 +82,10 @@ def finetune(recipe: FinetuneRecipe, stop: StopRequest | None = None) -> int:
     data = on_each(
         accelerator, lambda: open_splits(recipe.data, recipe.seed, labelled=True, held_out=("test", "validation"))
     )
+    if not (folder / "recipe.yaml").exists():
+        check_enough(data, recipe.data)
     print_data(data, recipe.data, accelerator)
+    warn_of_test(data, accelerator)
     study = _FineTuning(recipe, data, accelerator, stop)
     recipe = study.fresh_start(folder)
     code = study.run(folder, recipe)
@@ -104,7 +108,7 @@ def _claim(recipe: FinetuneRecipe, folder: Path, locks: list[FolderLock]) -> dic
         before = FinetuneRecipe.model_validate(with_older_defaults(results["recipe"]))
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is of another version of this package; choose another output_dir") from error
-    refuse_changes(before, recipe, f"{folder} holds a finished run of another recipe")
+    refuse_changes(before, recipe, f"{folder} holds another run, which is finished")
     check_same_weights(results.get("source_weights"), recipe, folder)
     return results
 
@@ -121,6 +125,8 @@ class _FineTuning:
         self.classes = list(splits.train.class_names or ())
         if len(np.unique(labels)) < 2:
             raise ValueError(f"{splits.train.name} holds images of a single class: there is nothing to tell apart")
+        test = splits.validation
+        self.say(f"test split: {counted(len(test), 'image')} ({test.split}), read once, at the end")
         self.rows = fraction_rows(labels, recipe.labels.fraction, recipe.labels.seed)
         self.fitted: Numbers = self.rows
         self.dev: Numbers | None = None
@@ -129,7 +135,7 @@ class _FineTuning:
             self.fitted, self.dev = self.rows[fitted], self.rows[dev]
             chooses = recipe.search.is_asked_for or recipe.early_stopping.patience
             use = "to choose settings by" if chooses else "to validate on"
-            self.say(f"dev split: {len(dev):,} of {len(self.rows):,} labelled training images {use} (labels.dev)")
+            self.say(f"dev split: {len(dev):,} of the {len(self.rows):,} labelled training images, {use} (labels.dev)")
 
     def fresh_start(self, folder: Path) -> FinetuneRecipe:
         """Move an older run aside where the recipe asks for it; then resume this one."""
@@ -229,6 +235,7 @@ class _FineTuning:
             rows=images,
             held_out=held_out,
             held_out_rows=held_out_rows,
+            validated_on="dev split",
             augmentation=augmentation(
                 recipe.augmentation, objective.encoder, len(self.classes), self.accelerator.device
             ),
@@ -280,6 +287,7 @@ class _FineTuning:
             else f"{recipe.encoder.source or recipe.encoder.name} from scratch",
             "source_weights": self.source_weights,
             "data": recipe.data.source,
+            "class_names": self.classes,
             "test": {**seen, "images": len(crops.images)},
             "best_on_dev": {"accuracy": progress.best, "step": progress.best_step} if run.early_stopping else None,
             "chosen": {"lr": recipe.optimizer.lr, "pool": recipe.encoder.pool},
@@ -325,9 +333,9 @@ def _sentence(results: dict[str, Any], folder: Path) -> str:
     dev, test = results["best_on_dev"], results["test"]
     error = 100 * standard_error(test["accuracy"], test["images"])
     lines = [
-        f"{results['steps']} steps, {results['images_seen']:,} images, {tqdm.format_interval(results['seconds'])}"
-        + (", ended early" if results["ended_early"] else ""),
-        f"accuracy on the test split: {test['accuracy']:.2%} of {test['images']:,} images (standard error "
+        f"{counted(results['steps'], 'step')}, {counted(results['images_seen'], 'image')}, "
+        f"{tqdm.format_interval(results['seconds'])}" + (", ended early" if results["ended_early"] else ""),
+        f"accuracy on the test split: {test['accuracy']:.2%} of {counted(test['images'], 'image')} (standard error "
         f"{error:.{1 if error >= 1 else 2}f} points), loss {test['loss']:.3f}",
     ]
     if dev:
@@ -335,4 +343,7 @@ def _sentence(results: dict[str, Any], folder: Path) -> str:
     lines.append(f"results: {folder / 'results.json'}")
     if (folder / "classifier").is_dir():
         lines.append(f'classifier: timm.create_model("local-dir:{folder / "classifier"}", pretrained=True)')
+        lines.append(f"next: mpp report {folder}; mpp predict encoder={folder} data.source=FOLDER")
+    else:
+        lines.append(f"next: mpp report {folder}")
     return "\n".join(lines)

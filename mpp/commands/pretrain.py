@@ -11,11 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mpp import randomness
-from mpp.commands.data_summary import print_data, warn_of_constant_colours
+from mpp.commands.data_summary import check_enough, print_data, warn_of_constant_colours
 from mpp.commands.encoder_source import warn_of_encoder
 from mpp.commands.preflight import check_training
 from mpp.commands.resume import as_begun, check_same_images, claim, is_finished
 from mpp.commands.train_run import TrainRun, on_each, replaced, uses_fused_attention
+from mpp.data.inventory import counted
 from mpp.data.loader import CACHE_BYTES, EvaluationCrops, TrainingCrops
 from mpp.data.sampler import Numbers
 from mpp.data.splits import Splits, open_splits
@@ -66,6 +67,8 @@ def pretrain(recipe: PretrainRecipe, stop: StopRequest | None = None) -> int:
     check_training(recipe, accelerator)
     on_main(accelerator, lambda: check_push(recipe.hub))
     splits = prepare_data(recipe, accelerator)
+    if checkpoint is None:
+        check_enough(splits, recipe.data)
     print_data(splits, recipe.data, accelerator)
     if checkpoint is not None:
         check_same_images(checkpoint, splits.train, recipe.data.source)
@@ -208,8 +211,8 @@ def _print_result(run: TrainRun, progress: Progress) -> None:
     shown = "not finite" if loss is None else f"{loss:.3f} {run.objective.unit}".rstrip()
     against = ", ".join(f"{BASELINES.get(name, name)} {value:.3f}" for name, value in run.baselines.items())
     print(
-        f"\nfinished: {progress.step} steps, {images:,} images, {tqdm.format_interval(progress.seconds)}, "
-        f"{images / progress.seconds:.0f} images/s\n"
+        f"\nfinished: {counted(progress.step, 'step')}, {counted(images, 'image')}, "
+        f"{tqdm.format_interval(progress.seconds)}, {images / progress.seconds:.0f} images/s\n"
         f"{run.objective.headline_title}, held out: {shown}\n"
         f"to be compared with: {against}\n"
         f"{replaced(progress, last.get('validation/damaged_images', []))}"

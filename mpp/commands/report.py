@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 import mpp
+from mpp.commands.classifier_test import ClassifierTest, classifier_test
 from mpp.commands.evaluations import evaluate_command, evaluations_in, read, shown
 from mpp.commands.resumptions import Resumption, extensions, resumptions, stops
 from mpp.commands.score_verdict import standard_error
@@ -23,10 +24,15 @@ from mpp.training.curves import curves, loss_curve, png, with_unit
 from mpp.training.metrics_log import read_metrics
 from mpp.type_hints import listed
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HELD_OUT, DEV = "held out", "dev split"
+"""What the validation images of a pre-training and those of a fine-tuning are called."""
 TEMPLATES = (Path(__file__).parent, Path(mpp.__file__).parent / "study" / "report")
 CURVES = (
-    ("Accuracy on corrupted patches", {"accuracy": "training", "validation/accuracy": "held out"}, "share right"),
-    ("PSNR", {"psnr": "training", "validation/psnr": "held out"}, "dB"),
+    ("Accuracy", {"accuracy": "training", "validation/accuracy": HELD_OUT}, "share right"),
+    ("PSNR", {"psnr": "training", "validation/psnr": HELD_OUT}, "dB"),
     ("Speed", {"images_per_second": "images a second"}, "images / s"),
     ("Learning rate", {"lr": "learning rate"}, "learning rate"),
     ("Norm of the gradient", {"gradient_norm": "norm of the gradient"}, "before clipping"),
@@ -62,24 +68,35 @@ def write_report(run: Path, path: Path) -> None:
     evaluations, test = evaluations_in(run), read(run / "results.json")
     command, is_whole = ("", False)
     if test is None and not any(each["is_current"] for each in evaluations):
-        command, is_whole = evaluate_command(_as_given(run), state)
+        command, is_whole = evaluate_command(_as_given(run), state, evaluations[0] if evaluations else None)
+    classified = classifier_test(run, test) if test else None
     text = _template("report.html.j2").render(
         name=run.resolve().name,
         state={"unit": "", **state},
         unfinished=unfinished(state),
-        verdict=verdict(state, metrics),
+        verdict="" if test else verdict(state, metrics),
         facts=_facts(state, metrics, resumptions(run)),
-        figures=_figures(state, metrics),
+        figures=_figures(state, metrics, classified),
         pictures=_reconstructions(run, metrics),
-        held_out=_held_out(state, metrics),
+        held_out=_losses_of(classified, test, metrics) if test else _held_out(state, metrics),
+        validated_on=validated_on(state),
         evaluations=evaluations,
         command=command,
         is_whole=is_whole,
         test=test,
+        classified=classified,
         test_error=100 * standard_error(test["test"]["accuracy"], test["test"]["images"]) if test else 0.0,
-        recipe=in_block(state["recipe"]),
+        recipe=in_block(_with_meaning(state["recipe"])),
     )
     write_text(path, f"{text.strip()}\n")
+
+
+def _with_meaning(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without `encoder.pretrained` where there is no source: it decides nothing there, and misleads."""
+    encoder = dict(recipe["encoder"])
+    if encoder.get("source") is None:
+        encoder.pop("pretrained", None)
+    return {**recipe, "encoder": encoder}
 
 
 def _write_other(folder: Path, path: Path) -> None:
@@ -123,12 +140,18 @@ def verdict(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
         f"{_amount(abs(value - loss))} {'below' if loss < value else 'above'} {names.get(name, name)} ({value:.3f})"
         for name, value in sorted(found.items(), key=lambda item: item[1])
     ]
-    text = f"Held out, the {state['headline'][1]} is {loss:.3f} {unit}".rstrip()
+    where = "Held out" if validated_on(state) == HELD_OUT else "On the dev split"
+    text = f"{where}, the {state['headline'][1]} is {loss:.3f} {unit}".rstrip()
     if not against:
         return f"{text}."
     ahead = [names.get(name, name) for name, value in found.items() if loss >= value]
     learnt = f"not learnt yet, as it does not beat {listed(ahead, 'and')}" if ahead else "learnt"
     return f"{text}: {listed(against, 'and')}. The objective was {learnt}."
+
+
+def validated_on(state: Mapping[str, Any]) -> str:
+    """What the validation images of a run are called: a fine-tuning holds the test split out, and not those."""
+    return DEV if state.get("recipe", {}).get("command") == "finetune" else HELD_OUT
 
 
 def _amount(value: float) -> str:
@@ -188,12 +211,19 @@ def _facts(state: Mapping[str, Any], metrics: list[dict[str, Any]], resumed: lis
     return {title: fact for title, fact in facts.items() if fact}
 
 
-def _figures(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _figures(
+    state: Mapping[str, Any], metrics: list[dict[str, Any]], classified: ClassifierTest | None
+) -> list[tuple[str, str]]:
     """Title and picture, as a data URI, of each curve that the run has."""
     headline, title = state["headline"]
-    title = with_unit(title, state.get("unit", ""))
-    found = [("Loss", loss_curve(metrics, state["baselines"], headline=headline, title=title))]
-    found += [(name, curves(metrics, values, axis)) for name, values, axis in CURVES]
+    title, held_out = with_unit(title, state.get("unit", "")), validated_on(state)
+    levels = state["baselines"] if classified is None else {"chance": classified.chance_loss}
+    loss = loss_curve(metrics, levels, headline=headline, title=title, held_out=held_out)
+    found: list[tuple[str, Figure | None]] = [("Loss", loss)]
+    for name, values, axis in CURVES:
+        labels = {value: held_out if label == HELD_OUT else label for value, label in values.items()}
+        is_of_patches = name == "Accuracy" and headline != "loss"
+        found.append((name + " on corrupted patches" * is_of_patches, curves(metrics, labels, axis)))
     names = sorted({name for line in metrics for name in line if name.startswith("evaluation/")})
     if names:
         labels = {name: name.removeprefix("evaluation/") for name in names}
@@ -214,6 +244,19 @@ def _held_out(state: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[s
     name = f"validation/{state['headline'][0]}"
     last = next((line[name] for line in reversed(metrics) if line.get(name) is not None), None)
     return {} if last is None else {"this run": last, **state["baselines"]}
+
+
+def _losses_of(
+    classified: ClassifierTest | None, test: dict[str, Any], metrics: list[dict[str, Any]]
+) -> dict[str, float]:
+    """The loss of a finished fine-tuning on the test split and on the dev split, by the same weights; and chance."""
+    best = test.get("best_on_dev") or {}
+    dev = [line for line in metrics if line.get("validation/loss") is not None]
+    found = {"test split": test["test"]["loss"]}
+    if dev:
+        weights = next((line for line in dev if line["step"] == best.get("step")), dev[-1])
+        found[DEV] = weights["validation/loss"]
+    return found | ({"chance": classified.chance_loss} if classified else {})
 
 
 def _uri(content: bytes) -> str:

@@ -12,6 +12,7 @@ import yaml
 from mpp.data.table import ImageTable
 from mpp.encoder.pretrained import weights_digest_of
 from mpp.recipe import differences
+from mpp.recipe.yaml import in_line
 from mpp.run_folder import FolderLock
 from mpp.settings import Settings
 from mpp.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
@@ -26,7 +27,7 @@ MAY_EXTEND = ("training.duration", "optimizer.schedule", "optimizer.decay", "opt
 """Settings that may differ too where a run is extended: the learning rates that they give are compared."""
 EXTENDABLE = ("constant", "wsd")
 """Schedules whose learning rates do not depend on the length of the run, until the decay."""
-LONGER = ". With optimizer.schedule constant or wsd, checkpoint.extend=true makes a run longer"
+LONGER = " With optimizer.schedule constant or wsd, checkpoint.extend=true makes a run longer."
 
 
 def claim(recipe: Any, folder: Path, locks: list[FolderLock]) -> Checkpoint | None:
@@ -86,7 +87,7 @@ def latest_checkpoint(recipe: Any, folder: Path) -> Checkpoint | None:
         ) from error
     longer = recipe.checkpoint.extend and recipe.training.duration != before.training.duration
     refuse_changes(
-        before, recipe, f"{folder} holds a run at step {checkpoint.step} of another recipe",
+        before, recipe, f"{folder} holds another run, at step {checkpoint.step}",
         may_change=MAY_EXTEND if longer else (),
     )  # fmt: skip
     check_same_weights(checkpoint.state.get("source_weights"), recipe, folder)
@@ -111,7 +112,7 @@ def _extended(before: Any, now: Any, newest: Checkpoint, folder: Path) -> Checkp
     found = Checkpoints(folder / "checkpoints", now.checkpoint.keep).newest(print, until=same)
     changed = [d for d in differences(before, now) if d[0].startswith(MAY_EXTEND) and d[0] != "training.duration"]
     if found is None and changed:
-        listed = "\n".join(f"  {path}: {old_value!r} then, {value!r} now" for path, old_value, value in changed)
+        listed = _listed(changed)
         same_schedule = "give the old schedule to extend the run, or " * (before.optimizer.schedule in EXTENDABLE)
         raise ValueError(
             f"checkpoint.extend: the schedule was changed:\n{listed}\n"
@@ -139,12 +140,18 @@ def refuse_changes(before: Settings, now: Settings, what: str, may_change: tuple
     if _source_beside(before) is not None and _source_beside(before) == _source_beside(now):  # both were moved
         changed = [d for d in changed if d[0] not in ("encoder.source", "objective.source")]
     if changed:
-        listed = "\n".join(f"  {path}: {old!r} then, {new!r} now" for path, old, new in changed)
+        is_length = all(path.startswith(MAY_EXTEND) for path, _, _ in changed)
         raise ValueError(
-            f"{what}:\n{listed}\n"
-            "give the same settings to resume it, choose another output_dir, or start afresh with "
-            "checkpoint.resume=false" + LONGER * any(path == "training.duration" for path, _, _ in changed)
+            f"{what}.\n"
+            "Choose another output_dir, give its settings to resume it, or start afresh with checkpoint.resume=false."
+            f"{LONGER * is_length}\n"
+            f"Its settings, and those of this recipe:\n{_listed(changed)}"
         )
+
+
+def _listed(changed: list[tuple[str, Any, Any]]) -> str:
+    """Differences, a line each, the old value as one would give it on the command line."""
+    return "\n".join(f"  {path}={in_line(old)} then, {in_line(new)} now" for path, old, new in changed)
 
 
 def _source_beside(recipe: Any) -> str | None:

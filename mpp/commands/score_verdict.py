@@ -53,11 +53,11 @@ def comparisons(results: dict[str, Any]) -> list[list[Comparison]]:
     """
     images, chance, found = results["test_images"], 1 / results["classes"], []
     for name, entry in results["scores"].items():
-        score, varied = _score(entry["headline"])
+        score, varied = score_of(entry["headline"])
         title = f"{TITLES[name]}{varied and f', {varied}'}"
         error = standard_error(score, images)
         against = []
-        rivals = {CONTROLS[control]: _score(scored[name]["default"])[0]
+        rivals = {CONTROLS[control]: score_of(scored[name]["default"])[0]
                   for control, scored in results.get("controls", {}).items()}  # fmt: skip
         if rivals:
             rival = max(rivals, key=lambda control: rivals[control])
@@ -110,7 +110,7 @@ def filled(lines: list[str]) -> str:
     )  # fmt: skip
 
 
-def _score(scored: dict[str, Any]) -> tuple[float, str]:
+def score_of(scored: dict[str, Any]) -> tuple[float, str]:
     """The accuracy that stands for an evaluator, and what it is of: most shots, the first k, or the probe's own."""
     if shots := scored.get("shots"):
         most = max(shots, key=int)

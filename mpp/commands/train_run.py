@@ -56,6 +56,8 @@ class TrainRun:
     """Validation images; None validates on nothing."""
     held_out_rows: Numbers
     """int64 `(n,)`, which of them."""
+    validated_on: str = "held out"
+    """What the validation images are called."""
     baselines: dict[str, float] = field(default_factory=dict)
     callbacks: list[Callback] = field(default_factory=list)
     """They are called after validation."""
@@ -149,7 +151,8 @@ class TrainRun:
             objective,
             steps=steps,
             step=checkpoint.step if checkpoint else 0,
-            draw=lambda: draw_loss(self.folder, self.baselines, objective),
+            draw=lambda: draw_loss(self.folder, self.baselines, objective, self.validated_on),
+            validated_on=self.validated_on,
         )
         now = precision(recipe.training)
         first_precision = checkpoint.state.get("precision", now) if checkpoint is not None else now
@@ -259,8 +262,8 @@ class TrainRun:
         start = f"from step {checkpoint.step}" if checkpoint else "from the start"
         run.journal.say(
             f"{self.objective.encoder.summary}\n"
-            f"{self.data_title or self.recipe.data.source}, {len(self.rows):,} images; {run.steps:,} steps of "
-            f"{run.batch_plan.batch_size}, {start}\n"
+            f"{self.data_title or self.recipe.data.source}, {counted(len(self.rows), 'image')}; "
+            f"{counted(run.steps, 'step')} of {run.batch_plan.batch_size}, {start}\n"
             f"{processes}{self.accelerator.device.type}, {precision(self.recipe.training)}; "
             f"all of it goes to {self.folder}"
         )

@@ -159,8 +159,12 @@ def label_column(table: datasets.Dataset, settings: DataSettings, *, required: b
     if len(found) == 1:
         return found[0]
     if required:
-        message = f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed; name one of "
-        raise SettingError({"label_column": f"{message}{', '.join(table.column_names)} with label_column"})
+        message = (
+            f"{settings.source} has {len(found) or 'no'} class-label columns, but labels are needed; name one of the "
+            f"columns {', '.join(map(repr, table.column_names))} with data.label_column. A column of classes holds a "
+            "name or a number for each image, and the images of a class share it"
+        )
+        raise SettingError({"label_column": message})
     return None
 
 

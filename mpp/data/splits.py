@@ -186,7 +186,10 @@ def _label_column(table: datasets.Dataset, image: str, settings: DataSettings, *
     """As `label_column`, which here never proposes the images."""
     others = table.remove_columns([image]) if image in table.column_names else table
     if required and settings.label_column is None and not others.column_names:
-        message = f"{settings.source} has no column besides the images ({image}), but labels are needed"
+        message = (
+            f"{settings.source} has no column besides the images ({image}), but labels are needed: put the images into "
+            "one folder a class, or give a table of paths and labels as data.source"
+        )
         raise SettingError({"label_column": message})
     return label_column(others, settings, required=required)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mpp.data.decode import has_16_bit_colours
+from mpp.data.inventory import counted
 from mpp.data.settings import DataSettings
 from mpp.data.table import ImageTable
 
@@ -103,7 +104,8 @@ class Survey:
 
     def _warnings(self, rows: int, settings: DataSettings) -> Iterator[str]:
         if rows < FEW:
-            yield f"there are only {rows} images to train on: expect features that are hardly better than random ones"
+            there = "there is only" if rows == 1 else "there are only"
+            yield f"{there} {counted(rows, 'image')} to train on: expect features hardly better than random ones"
         used = max(self._most.bit_length(), 8)
         if self._found["16 bits"] and used < settings.bits - 1:
             yield (

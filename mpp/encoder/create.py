@@ -100,7 +100,8 @@ def create_encoder(
         image_size: pixels a side; None takes the model's own.
         patch_size: pixels a side of a patch; None takes the model's own.
         pool: `token` or `avg`, how tokens become one feature; None takes the class token where there is one.
-        mean, std: of pixels in [0, 1]; None takes the ViT paper's 0.5, which maps them to [−1, 1].
+        mean: of pixels in [0, 1]; None takes the ViT paper's 0.5.
+        std: of pixels in [0, 1]; None takes the ViT paper's 0.5, which maps them to [−1, 1].
         **arguments: further arguments of the timm model, e.g. `depth=6`.
 
     Raises:

@@ -76,7 +76,8 @@ def save_encoder(
     Args:
         encoder: from `create_encoder` or `load_encoder`.
         folder: made if it does not exist; an earlier export in it is replaced.
-        interpolation, crop_pct: how images are to be resized and cropped, for whoever loads it with timm.
+        interpolation: how images are to be resized, for whoever loads it with timm.
+        crop_pct: the share of the resized image that they are to be cropped to.
     """
     config = timm_config(encoder, interpolation=interpolation, crop_pct=crop_pct)
     _write(Path(folder).expanduser(), config, encoder.model.state_dict())

@@ -46,7 +46,9 @@ def load_encoder(
             the Hugging Face Hub, `timm:NAME` with the pretrained weights of that name, or a file of weights alone.
         image_size: pixels a side; None takes the source's own.
         patch_size: must be the source's own, or None.
-        pool, mean, std: None takes the source's own.
+        pool: None takes the source's own.
+        mean: of pixels in [0, 1]; None takes the source's own.
+        std: as `mean`.
         resize: how learnt absolute position embeddings are brought to another image size: `bilinear` with aligned
             corners (the ViT paper's code), `bicubic` (MAE's), or `timm` (bicubic and antialiased). Relative and
             rotary positions are always resized by timm.

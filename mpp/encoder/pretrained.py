@@ -81,7 +81,7 @@ def _in_timm(source: str, allow_pickle: bool) -> Source:
     """A name in timm with pretrained weights: `timm:NAME`."""
     name = source.removeprefix("timm:")
     if name in ("raw_pixels", "patch_colors"):
-        raise ValueError(f"encoder source {name!r} is a control for mpp.evaluate and mpp.features, and no network")
+        raise ValueError(f"encoder source {name!r} is a control for mpp evaluate and mpp.features, and no network")
     architecture = name.split(".")[0]
     if not source.startswith("timm:") and not is_model(architecture):
         raise ValueError(

@@ -45,11 +45,11 @@ def features(
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The frozen features of images: float32 `(n, d)`, in their order.
 
-    Images are resized and centre-cropped to the encoder's size, as `mpp.evaluate` does, and normalised by the encoder.
+    Images are resized and centre-cropped to the encoder's size, as `mpp evaluate` does, and normalised by the encoder.
 
     Args:
         encoder: what `load_encoder` gives, or what it takes: a run, a folder, `USER/NAME`, `timm:NAME`; or a control of
-            `mpp.evaluate` that has learnt nothing: `raw_pixels` or `patch_colors`.
+            `mpp evaluate` that has learnt nothing: `raw_pixels` or `patch_colors`.
         images: a folder, which is searched deeply and taken in the order of its sorted paths; a list of paths, PIL
             images or arrays; a `datasets.Dataset`; an array or tensor of uint8 pixels, `(n, h, w, 3)` or
             `(n, 3, h, w)`.

@@ -59,6 +59,8 @@ class BackgroundPush:
         self.repo_id, self.run, self.steps = settings.push_to, run, steps
         self.command = [sys.executable, "-m", "mpp.push", str(run), settings.push_to]
         self.command += ["--private"] if settings.private else []
+        if settings.reconstructions is not None:
+            self.command += ["--reconstructions" if settings.reconstructions else "--no-reconstructions"]
         for name in ("branch", "license"):
             if value := getattr(settings, name):
                 self.command += [f"--{name}", value]

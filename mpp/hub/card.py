@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mpp.commands.score_verdict import standard_error
 from mpp.extras import DISTRIBUTION
 from mpp.files import write_text
 from mpp.objective.settings import BaseObjectiveSettings
@@ -58,7 +59,8 @@ def write_card(facts: Facts, path: Path) -> None:
         autoescape=False,
     )  # fmt: skip
     template = environment.get_template("card.md.j2" if facts.results is None else "classifier_card.md.j2")
-    body = template.render(facts=facts, scores_of=scores_of, duration=duration, shown=SHOWN, distribution=DISTRIBUTION)
+    body = template.render(facts=facts, scores_of=scores_of, duration=duration, shown=SHOWN, distribution=DISTRIBUTION,
+                           standard_error=standard_error)  # fmt: skip
     write_text(path, f"---\n{metadata(facts).to_yaml()}\n---\n\n{body}")
 
 

@@ -15,6 +15,8 @@ from huggingface_hub import get_token
 from mpp.files import sha256, write_text
 from mpp.redact import public_name
 
+RECONSTRUCTIONS = "reconstructions.png"
+"""A picture of held-out images, which not everybody may want to show."""
 ALLOWED = (
     "README.md",
     "config.json",
@@ -25,7 +27,7 @@ ALLOWED = (
     "results.json",
     "metrics.jsonl",
     "loss.png",
-    "reconstructions.png",
+    RECONSTRUCTIONS,
 )
 """What is pushed, and nothing else."""
 WRITTEN = ".mpp-staged.json"
@@ -44,6 +46,9 @@ class Staged:
     """`Encoder` or `Classifier`."""
     left_out: int = 0
     """Evaluations of the run that are of other weights or settings, and not in the card."""
+
+    kept_back: bool = False
+    """Whether the run has a picture of reconstructions that is not in it."""
 
     @property
     def files(self) -> list[Path]:

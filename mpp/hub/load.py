@@ -24,7 +24,7 @@ def load_objective(source: str | Path, *, revision: str | None = None, seed: int
     """Masked patch prediction as it was trained, ready for reconstructions.
 
     Args:
-        source: a run, a folder that `mpp.push --folder` wrote, or `USER/NAME` or `USER/NAME@REVISION` on the Hub.
+        source: a run, a folder that `mpp push --folder` wrote, or `USER/NAME` or `USER/NAME@REVISION` on the Hub.
         revision: branch, tag or commit on the Hub.
         seed: of the corruptions; None takes the run's own.
 

@@ -26,5 +26,9 @@ class HubSettings(Settings):
     branch: str | None = None
     """Push to this branch instead of main."""
 
+    reconstructions: bool | None = None
+    """Push `reconstructions.png`, which shows held-out images of the data. null leaves it out where `data.source` is a
+    file or folder of this machine."""
+
     license: str | None = None
     """Identifier of the licence you give it, e.g. `apache-2.0`."""

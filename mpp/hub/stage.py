@@ -14,7 +14,7 @@ from mpp.encoder.arguments import architecture_arguments
 from mpp.encoder.export import ends_of, weights_digest
 from mpp.files import replacing, write_text
 from mpp.hub.card import Facts, write_card
-from mpp.hub.folder import Staged, check_nothing_local, clear, remember, shown
+from mpp.hub.folder import RECONSTRUCTIONS, Staged, check_nothing_local, clear, remember, shown
 from mpp.recipe import FinetuneRecipe, PretrainRecipe
 from mpp.recipe.dump import plain
 from mpp.recipe.yaml import in_block
@@ -27,7 +27,7 @@ LINES = 500
 """Journal lines that are kept, evenly spread."""
 
 
-def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Staged:
+def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None, reconstructions: bool | None = None) -> Staged:
     """Write everything that is to be pushed about a run into `folder`.
 
     Args:
@@ -35,6 +35,7 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
         folder: empty, or of an earlier staging, whose files are replaced if nobody has changed them.
         repo_id: `USER/NAME`, for the card.
         licence: an identifier such as `apache-2.0`; None says nothing about it.
+        reconstructions: whether the picture of held-out images is pushed; None leaves out images of this machine.
 
     Raises:
         ValueError: if `run` is no run with a whole checkpoint, or `folder` holds something else.
@@ -52,11 +53,18 @@ def stage(run: Path, folder: Path, *, repo_id: str, licence: str | None) -> Stag
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in _summary(metrics)))
         headline, title = _headline(checkpoint.state, metrics)
         axis = with_unit(title, checkpoint.state.get("unit", ""))
-        save(loss_curve(metrics, checkpoint.state["baselines"], headline=headline, title=axis), folder / "loss.png")
+        levels, called = checkpoint.state["baselines"], "dev split" if tuned else "held out"
+        save(loss_curve(metrics, levels, headline=headline, title=axis, held_out=called), folder / "loss.png")
         if tuned:
             facts = _classifier(run, checkpoint, results, repo_id, licence, folder)
         else:
+            picture = _reconstructions(run, metrics)
+            if reconstructions is None:
+                reconstructions = "data" not in checkpoint.state.get("local", ())
+            if picture is not None and reconstructions:
+                shutil.copyfile(picture, folder / RECONSTRUCTIONS)
             facts = _pretrained(run, checkpoint, metrics, repo_id, licence, folder)
+            staged = replace(staged, kept_back=picture is not None and not reconstructions)
         write_card(facts, folder / "README.md")
         staged = replace(staged, left_out=facts.others)
     finally:
@@ -73,7 +81,7 @@ def _pretrained(
     licence: str | None,
     folder: Path,
 ) -> Facts:
-    """Write encoder, objective, recipe and picture of a pre-training; what its card says."""
+    """Write encoder, objective and recipe of a pre-training; what its card says."""
     recipe = PretrainRecipe.model_validate(checkpoint.state["recipe"])
     weights = load_file(checkpoint.folder / WEIGHTS)
     config = _network(json.loads((run / "encoder" / "config.json").read_text()), folder)
@@ -84,9 +92,6 @@ def _pretrained(
     with replacing(folder / "objective.safetensors") as path:
         save_file(head, path, metadata={"format": "pt"})
     write_text(folder / "recipe.yaml", _recipe(recipe, checkpoint.state, repo_id))
-    pictures = [line["reconstructions"] for line in metrics if "reconstructions" in line]
-    if pictures and (run / pictures[-1]).is_file():
-        shutil.copyfile(run / pictures[-1], folder / "reconstructions.png")
     state, images = checkpoint.state, checkpoint.step * recipe.training.batch_size
     evaluations, others = _evaluations(run, config, weights_digest(bare))
     headline, title = _headline(state, metrics)
@@ -105,6 +110,12 @@ def _pretrained(
         evaluations=evaluations,
         others=others,
     )
+
+
+def _reconstructions(run: Path, metrics: list[dict[str, Any]]) -> Path | None:
+    """The newest picture of reconstructions."""
+    pictures = [line["reconstructions"] for line in metrics if "reconstructions" in line]
+    return run / pictures[-1] if pictures and (run / pictures[-1]).is_file() else None
 
 
 def _results(run: Path) -> dict[str, Any]:
@@ -172,7 +183,7 @@ def _common(
         "steps": state["steps"],
         "hardware": state.get("hardware", "not recorded"),
         "start": shown(start, local="encoder" in local) if start else None,
-        "pictures": [name for name in ("reconstructions.png", "loss.png") if (folder / name).is_file()],
+        "pictures": [name for name in (RECONSTRUCTIONS, "loss.png") if (folder / name).is_file()],
     }
 
 

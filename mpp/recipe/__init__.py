@@ -7,6 +7,7 @@
     validate.py      values → settings, or all mistakes at once
     errors.py        the line of each setting; how a mistake is shown
     shipped.py       the recipes that ship with the package, by name
+    shorter_run.py   warm-up and decay of a run that is shorter than its recipe's
     load.py          all of this together
     help.py          every setting, for --help
     dump.py          settings → YAML; the differences between two

@@ -65,6 +65,8 @@ class Document:
     values: Any = None
     locations: dict[Keys, SourceLocation] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of how the recipe was read."""
 
     def location(self, keys: Keys) -> SourceLocation:
         """Where the value at `keys` was written; for one that is not there, where its section was."""

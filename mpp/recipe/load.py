@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from mpp.recipe.errors import Document, RecipeError, shown
 from mpp.recipe.overrides import apply_overrides
 from mpp.recipe.parse import read_document
 from mpp.recipe.shipped import recipe_path
+from mpp.recipe.shorter_run import LENGTH, fitted
 from mpp.recipe.tree import COMMANDS
 from mpp.recipe.validate import check
 from mpp.settings import Settings
@@ -32,8 +34,9 @@ def open_recipe(path: str | Path, overrides: Iterable[str], command: str | None)
     file = recipe_path(path)
     document = read_document(file, "" if file == Path(path) else f"recipe {path}")
     model = _model(document, command, str(path))
+    length = copy.deepcopy(document.value(LENGTH))
     apply_overrides(document, model, overrides)
-    return document, check(document, model)
+    return document, fitted(check(document, model), document, length)
 
 
 def _model(document: Document, wanted: str | None, recipe: str) -> type[Settings]:

@@ -36,8 +36,8 @@ def compare(lower: ArrayLike, higher: ArrayLike, level: float = 0.95) -> Compari
     `var(mean over images, n − 1) / n + var(mean over seeds, M − 1) / M`.
 
     Args:
-        lower, higher: `(seeds, images)`, bool or float, e.g. the mean over few-shot draws; differences are
-            higher − lower.
+        lower: `(seeds, images)`, bool or float, e.g. the mean over few-shot draws.
+        higher: as `lower`; differences are higher − lower.
         level: of the interval.
 
     Raises:

@@ -21,11 +21,17 @@ BASELINES = {"histogram": "label frequencies", "neighbours": "visible neighbours
 """The baselines in words."""
 LEVELS = (("#762a83", "--"), ("#00785a", "-."), ("#8c510a", ":"))
 """Colour and dash of each; none is a colour of the curves."""
+LABEL = 0.2
+"""The height of a baseline's label, as a share of the axis."""
+FEW = 2
+"""So many points are drawn without a line between them, which would look like a course."""
 FILE = "loss.png"
 """In the run's folder."""
 
 
-def loss_curve(metrics: Metrics, baselines: Mapping[str, float], *, headline: str, title: str) -> Figure:
+def loss_curve(
+    metrics: Metrics, baselines: Mapping[str, float], *, headline: str, title: str, held_out: str = "held out"
+) -> Figure:
     """Training and held-out loss, with the baselines as levels.
 
     Args:
@@ -33,9 +39,10 @@ def loss_curve(metrics: Metrics, baselines: Mapping[str, float], *, headline: st
         baselines: by name.
         headline: the score that the baselines are compared with.
         title: the headline in words, with its unit.
+        held_out: what the validation images are called.
     """
     figure, axes = _figure(title)
-    for name, label, style in ((headline, "training", "-"), (f"validation/{headline}", "held out", "o-")):
+    for name, label, style in ((headline, "training", "-"), (f"validation/{headline}", held_out, "o-")):
         _line(axes, metrics, name, style, label)
     highest = max(baselines.values(), default=0.0)
     for (name, value), (colour, dash) in zip(baselines.items(), itertools.cycle(LEVELS), strict=False):
@@ -48,6 +55,9 @@ def loss_curve(metrics: Metrics, baselines: Mapping[str, float], *, headline: st
         )  # fmt: skip
     axes.legend(frameon=False)
     axes.margins(y=0.12)
+    if baselines:  # the label below a level needs room above the numbers of the horizontal axis
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, min(baselines.values()) - LABEL * (high - low)), high)
     return figure
 
 
@@ -66,10 +76,11 @@ def curves(metrics: Metrics, names: Mapping[str, str], title: str) -> Figure | N
     return figure if any(found) else None
 
 
-def draw_loss(folder: Path, baselines: Mapping[str, float], objective: Objective) -> None:
+def draw_loss(folder: Path, baselines: Mapping[str, float], objective: Objective, held_out: str = "held out") -> None:
     """Draw `loss.png` into a run's folder anew, from its `metrics.jsonl`."""
     title = with_unit(objective.headline_title, objective.unit)
-    figure = loss_curve(read_metrics(folder / "metrics.jsonl"), baselines, headline=objective.headline, title=title)
+    metrics, headline = read_metrics(folder / "metrics.jsonl"), objective.headline
+    figure = loss_curve(metrics, baselines, headline=headline, title=title, held_out=held_out)
     save(figure, folder / FILE)
 
 
@@ -106,6 +117,6 @@ def _line(axes: Axes, metrics: Metrics, name: str, style: str, label: str) -> bo
     """Draw a value of the journal; whether there is any."""
     points = [(line["samples"], line[name]) for line in metrics if line.get(name) is not None]
     if points:
-        style = "o-" if len(points) == 1 else style
+        style = "o" if len(points) <= FEW else style
         axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
     return bool(points)

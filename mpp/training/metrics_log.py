@@ -22,7 +22,7 @@ class Journal:
 
     The main process writes, to the trackers as well. Lines after `step`, the first of this process, are cut: those
     steps are run again. The objective formats the printed line. `draw` is called, by the main process, after each line
-    of a validation and after the last.
+    of a validation and after the last. `validated_on` is what the validation images are called.
     """
 
     def __init__(
@@ -34,9 +34,10 @@ class Journal:
         steps: int,
         step: int,
         draw: Callable[[], None] = lambda: None,
+        validated_on: str = "held out",
     ) -> None:
         self.path, self.accelerator, self.steps = path, accelerator, steps
-        self._draw = draw
+        self._draw, self._validated_on = draw, validated_on
         self._line, self._headline = objective.line, objective.headline
         self._writes = accelerator.is_main_process
         self._last: dict[str, Any] = {}
@@ -102,7 +103,7 @@ class Journal:
         if held_out:
             shown = {name: form for name, form in self._line.items() if name != "loss" or self._headline == "loss"}
             found = [form.format(held_out[name]) for name, form in shown.items() if name in held_out]
-            lines.append(_filled(found, f"{start}held out: "))
+            lines.append(_filled(found, f"{start}{self._validated_on}: "))
             start = "  "
         scores = {n.removeprefix("evaluation/"): v for n, v in values.items() if n.startswith("evaluation/")}
         if scores:

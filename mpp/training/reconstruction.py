@@ -53,7 +53,8 @@ def reconstruct(
             tensor of uint8 pixels. All of them are drawn.
         seed: decides, with the objective's own seed, which patches are corrupted.
         device: where the network runs; None takes a GPU if there is one. The objective is left there.
-        crop_pct, interpolation: of the crop, as for `features`.
+        crop_pct: of the crop, as for `features`.
+        interpolation: of the crop, as for `features`.
 
     Raises:
         ValueError: if there are no images, one cannot be read, or the objective predicts no pixels.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.forkserver import good, refused
-from tests.support.runs import arguments, checkpoints, encoded, older_by, picture, pretrain, weights
+from tests.support.forkserver import ForkServer, good, refused
+from tests.support.runs import RECIPES, arguments, checkpoints, encoded, older_by, picture, pretrain, weights
 
 SHORT = ("training.duration.steps=4", "checkpoint.every.steps=2")
 
@@ -47,14 +49,14 @@ def test_a_run_that_is_older_than_the_setting_goes_on_without_a_background(trans
     shutil.rmtree(checkpoints(old)[-1])
     older_by(old, "background")
     another = pretrain("mean_color.yaml", arguments(old, transparent, *SHORT, "data.background=black"))
-    refused(another, "data.background: None then, 'black' now")
+    refused(another, "data.background=null then, black now")
     again = good(pretrain("mean_color.yaml", arguments(old, transparent, *SHORT)))
     assert "from step 2" in again.text
     assert "this run started with data.background=null and keeps it" in again.text
     assert weights(old) == finished
     done = good(pretrain("mean_color.yaml", arguments(old, transparent, *SHORT)))
     assert f"{old} is finished" in done.text
-    refused(pretrain("mean_color.yaml", arguments(white, transparent, *SHORT, "data.bits=12")), "data.bits: 16 then")
+    refused(pretrain("mean_color.yaml", arguments(white, transparent, *SHORT, "data.bits=12")), "data.bits=16 then")
 
 
 def test_folders_that_are_taken_as_classes_are_named_wherever_labels_are_used(images: Path, tmp_path: Path):
@@ -63,3 +65,55 @@ def test_folders_that_are_taken_as_classes_are_named_wherever_labels_are_used(im
     assert "3 folders taken as classes: blue, green, red" in said
     said = good(pretrain("mean_color.yaml", arguments(tmp_path / "unlabelled", images, *small))).text
     assert "taken as classes" not in said
+
+
+def class_folders(folder: Path, names: Sequence[str], each: int) -> Path:
+    for number in range(each * len(names)):
+        path = folder / names[number % len(names)] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(20, 20, seed=number)))
+    return folder
+
+
+TUNED = ("data.image_size=16", "data.workers=0", "encoder.name=test_vit", "encoder.patch_size=4", "search.lr=[]",
+         "training.duration.steps=1", "training.batch_size=4", "optimizer.warmup.steps=0", "labels.dev=0.2",
+         "early_stopping.patience=0", "validation.every.steps=1")  # fmt: skip
+
+
+def test_a_handful_of_images_is_refused_and_the_setting_that_allows_it_is_named(tmp_path: Path):
+    few = class_folders(tmp_path / "few", ("one",), 2)
+    failed = pretrain("mean_color.yaml", arguments(tmp_path / "run", few, "training.duration.steps=1"))
+    refused(failed, "holds 2 images, of which 1 would be held")
+    refused(failed, "data.validation_split=train")
+    assert not (tmp_path / "run").exists()
+    settings = ("training.duration.steps=1", "optimizer.warmup.steps=0", "data.validation_split=train")
+    said = good(pretrain("mean_color.yaml", arguments(tmp_path / "run", few, *settings))).text
+    assert "finished: 1 step, " in said
+
+
+def test_a_fine_tuning_names_its_test_and_its_dev_split_and_what_they_lack(tmp_path: Path, commands: ForkServer):
+    months = class_folders(tmp_path / "months", ("2024-01", "2024-02", "2024-03"), 5)
+    run = tmp_path / "tuned"
+    done = good(commands.run("mpp.finetune", RECIPES / "finetune.yaml", f"data.source={months}", f"output_dir={run}",
+                             *TUNED))  # fmt: skip
+    said = " ".join(done.text.split())
+    assert "warning: the folders are called like dates: are these classes?" in said
+    assert "test split: 1 image (one in 10 of train), read once, at the end" in said
+    assert "dev split: 3 of the 14 labelled training images" in said
+    assert "warning: the test split has 1 image: an accuracy on so few says hardly anything." in said
+    assert "warning: the test split has no image of 2 classes: 2024-0" in said
+    assert "dev split: loss" in said
+    assert "held out: " not in said
+    assert f"next: mpp report {run}; mpp predict encoder={run} data.source=FOLDER" in said
+    predicted = good(commands.run("mpp.predict", "predict", f"encoder={run}", f"data.source={months}",
+                                  "data.workers=0", f"output_dir={tmp_path / 'out'}")).text  # fmt: skip
+    counts = re.search(r"^predicted: (.+)$", predicted, re.MULTILINE)
+    assert counts is not None
+    assert sum(int(each.rpartition(" ")[2]) for each in counts[1].split(", ")) == 15
+
+
+def test_without_labels_a_fine_tuning_says_how_to_give_them(tmp_path: Path, commands: ForkServer):
+    flat = class_folders(tmp_path / "flat", (".",), 12)
+    failed = commands.run("mpp.finetune", RECIPES / "finetune.yaml", f"data.source={flat}", *TUNED,
+                          f"output_dir={tmp_path / 'run'}")  # fmt: skip
+    refused(failed, "put the images into one folder a class, or give a table")

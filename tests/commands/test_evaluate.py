@@ -511,7 +511,7 @@ def test_controls_are_scored_as_by_a_command_of_their_own(evaluate: Evaluate, pr
     assert row.split()[-4:] == [f"{100 * score['mean']:.1f}", "±", f"{100 * score['std']:.1f}", "33.3"]
     assert max(map(len, said.splitlines())) <= 80 + len(str(tmp_path)), said
     assert "of train, 3 classes" in said
-    assert f"{TEST} images of test to test on" in said
+    assert f"{TEST} test images (test)" in said
 
 
 def test_controls_that_were_cut_off_resume(evaluate: Evaluate, pretrained: Path, tmp_path: Path):

@@ -75,12 +75,18 @@ def cosine(tmp_path_factory, images) -> Path:
         ((steps(20),), "checkpoint.extend=true makes a run longer"),
         ((steps(20), EXTEND), "objective.source="),
         ((steps(8), EXTEND), "give a longer one"),
-        ((steps(20), EXTEND, "optimizer.lr=1e-2"), "optimizer.lr: 0.001 then, 0.01 now"),
+        ((steps(20), EXTEND, "optimizer.lr=1e-2"), "optimizer.lr=0.001 then, 0.01 now"),
     ],
 )
 def test_what_cannot_be_extended_is_refused_and_stays_as_it_is(changes: tuple[str, ...], said: str, cosine, images):
     before = weights(cosine)
-    refused(pretrain(RECIPE, arguments(cosine, images, *changes)), said)
+    failed = pretrain(RECIPE, arguments(cosine, images, *changes))
+    refused(failed, said)
+    if changes[1:] == ():
+        lines = failed.text.splitlines()
+        [first] = [line for line in lines if line.startswith("error: ")]
+        assert first == f"error: {cosine} holds another run, at step 10."
+        assert lines[-1] == "  training.duration={steps: 10} then, {steps: 20} now", "advice first, settings last"
     assert weights(cosine) == before
     assert "is finished: 10 steps" in good(pretrain(RECIPE, arguments(cosine, images, steps(10)))).text
 
@@ -107,7 +113,7 @@ def test_a_changed_schedule_is_named_as_the_cause(tmp_path, images):
     changes = (steps(20), EXTEND, "optimizer.schedule=cosine", "optimizer.decay=null")
     refused(
         pretrain(RECIPE, arguments(run, images, *changes)),
-        "checkpoint.extend: the schedule was changed: optimizer.schedule: 'wsd' then, 'cosine' now",
+        "checkpoint.extend: the schedule was changed: optimizer.schedule=wsd then, cosine now",
         "give the old schedule to extend the run",
     )
 

@@ -71,6 +71,8 @@ def test_a_shipped_recipe_is_loaded_by_its_name_unless_there_is_such_a_file(tmp_
     ("given", "said"),
     [
         (["mean_color", "--precesses", "2"], "unknown option --precesses"),
+        (["mean_color", "--data.source", "photos"], "settings have no dashes; write data.source=photos"),
+        (["mean_color", "--data.source=photos"], "settings have no dashes; write data.source=photos"),
         (["mean_color", "--processes", "two"], "--processes"),
         (["mean_color", "--processes", "0"], "1 or more"),
         (["--quiet"], "no recipe"),

@@ -18,7 +18,9 @@ from PIL import Image
 import mpp.report
 from mpp.commands.evaluations import evaluate_command
 from mpp.commands.report import unfinished, verdict
+from mpp.recipe import differences, load_recipe
 from mpp.training.checkpoint import Checkpoints
+from mpp.training.curves import loss_curve
 from tests.support.downstream import EVALUATE, PRETRAIN, good, results, written
 from tests.support.forkserver import ForkServer
 from tests.support.study_results import study
@@ -72,6 +74,7 @@ def test_its_numbers_are_those_of_the_run(page: str, run: Path):
     for name in ("raw_pixels", "patch_colors"):
         assert f"<td>{100 * found['controls'][name]['knn']['default']['k']['5']:.1f}</td>" in page
     assert "<td>33.3</td>" in page, "chance"
+    assert "pretrained:" not in page, "there is no source"
     assert str(run) not in page.partition("<h2>Recipe")[0]
 
 
@@ -115,6 +118,18 @@ def test_stops_and_damaged_files_are_named_and_the_result_comes_first(run: Path,
     assert sorted(order, key=text.index) == order
 
 
+def test_the_label_of_a_baseline_stays_above_the_numbers_of_the_axis():
+    metrics = [{"samples": step, "loss_mask": 5.0 - step / 1000} for step in range(0, 1000, 100)]
+    figure = loss_curve(metrics, {"histogram": 6.0, "neighbours": 4.017}, headline="loss_mask", title="loss")
+    figure.canvas.draw()
+    [axes] = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    numbers = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert len(boxes) == 2
+    assert not any(box.overlaps(number) for box in boxes for number in numbers)
+    loss_curve(metrics, {"histogram": 4.0, "chance": 4.0}, headline="loss_mask", title="loss")
+
+
 def test_the_loss_is_drawn_in_the_run_s_folder(run: Path):
     assert Image.open(run / "loss.png").size == (900, 540)
 
@@ -153,16 +168,26 @@ def test_without_labels_the_command_has_a_placeholder(run: Path, tmp_path: Path)
     assert evaluate_command(run, moved) == (f"mpp evaluate few_shot encoder={run} data.source=LABELLED", False)
 
 
-def test_an_evaluation_of_other_weights_is_shown_as_such(run: Path, tmp_path: Path):
+def test_an_evaluation_of_other_weights_is_shown_as_such_and_its_own_settings_are_repeated(
+    run: Path, tmp_path: Path, tinted_images: Path
+):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     [path] = copy.glob("evaluation/*/results.json")
     found = json.loads(path.read_text())
+    elsewhere = tmp_path / "labelled"  # not the images of the run
+    elsewhere.symlink_to(tinted_images)
+    found["recipe"]["data"]["source"] = str(elsewhere)
     path.write_text(json.dumps(found | {"source_weights": "0" * 64}))
     assert mpp.report.main([str(copy)]) == 0
     text = (copy / "report.html").read_text(encoding="utf-8")
     assert "Of other weights than the run's encoder has now" in text
-    assert command_in(text).startswith(f"mpp evaluate few_shot encoder={copy} data.source=")
+    name, command, *given = shlex.split(command_in(text))
+    assert (name, command, given[:2]) == ("mpp", "evaluate", ["few_shot", f"encoder={copy}"])
+    again = load_recipe(*given[:1], given[1:])
+    before = type(again).model_validate(found["recipe"])
+    changed = [path for path, _, _ in differences(before, again) if not path.startswith(("encoder.", "compute."))]
+    assert set(changed) <= {"output_dir"}, "the same evaluation of the present weights"
     assert f"<td>{100 * found['controls']['raw_pixels']['knn']['default']['k']['5']:.1f}</td>" in text, "its scores too"
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file
 
 import mpp
 from mpp.training.metrics_log import Journal
-from tests.support.downstream import EVALUATE, FINETUNE, PRETRAIN, good, written
+from tests.support.downstream import EVALUATE, FINETUNE, PRETRAIN, good, results, written
 from tests.support.forkserver import ForkServer
 
 
@@ -53,6 +54,8 @@ def test_a_run_is_that_of_the_command_and_the_same_call_resumes_it(
     assert [line["step"] for line in found.metrics] == list(range(1, 9))
     assert found.metrics == [json.loads(line) for line in (found.folder / "metrics.jsonl").read_text().splitlines()]
     assert same(found.encoder.model.state_dict(), weights(found.folder))
+    assert found.test is None
+    assert repr(found).startswith(f"run in {found.folder}: 8 steps\n  Held out, the loss on masked patches is ")
     good(commands.run("mpp.pretrain", recipe, f"output_dir={tmp_path / 'command'}"))
     assert same(weights(found.folder), weights(tmp_path / "command"))
     capsys.readouterr()
@@ -110,11 +113,47 @@ def test_a_classifier_is_trained_too(tinted_images: Path, tmp_path: Path):
     found = mpp.train(recipe, ["training.duration.steps=2"])
     assert (found.folder / "results.json").is_file()
     assert found.encoder.width == 32
+    test = json.loads((found.folder / "results.json").read_text())["test"]
+    assert found.test == test
+    lines = repr(found).splitlines()
+    assert lines[0] == f"run in {found.folder}: 2 steps"
+    assert lines[1].startswith(f"  test split: accuracy {test['accuracy']:.2%} of 45 images (standard error")
+    assert len(lines) == 3, "and not the network"
+    images = [Path(name) for name in _saved(tinted_images, tmp_path / "test")]
+    classes = mpp.classify(found.folder, images)
+    assert classes.names == ["one", "two", "three"]
+    assert classes.probabilities.shape == (45, 3)
+    assert classes.probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+    right = sum(name == classes.names[number % 3] for number, name in enumerate(classes.predicted))
+    assert right == round(test["accuracy"] * 45), "what the run counted on its test split"
+
+
+def _saved(data: Path, folder: Path) -> list[str]:
+    """The test images as files, in their order."""
+    folder.mkdir()
+    cells = parquet.read_table(data / "test.parquet")["image"].to_pylist()
+    for number, cell in enumerate(cells):
+        (folder / f"{number:02d}.png").write_bytes(cell["bytes"])
+    return [str(folder / f"{number:02d}.png") for number in range(len(cells))]
+
+
+def test_an_evaluation_from_python_is_that_of_the_command(tinted_images: Path, tmp_path: Path, commands: ForkServer):
+    recipe = written(tmp_path / "evaluate.yaml", EVALUATE, tinted_images)
+    found = mpp.scores(recipe, [f"output_dir={tmp_path / 'python'}"])
+    good(commands.run("mpp.evaluate", recipe, f"output_dir={tmp_path / 'command'}"))
+    theirs = results(tmp_path / "command")
+    assert found.results["scores"] == theirs["scores"]
+    assert found.accuracy["knn"] == next(iter(theirs["scores"]["knn"]["headline"]["k"].values()))
+    assert found.accuracy["few_shot"] == theirs["scores"]["few_shot"]["headline"]["shots"]["5"]["mean"]
+    assert found.chance == 1 / 3
+    assert "Verdict: the encoder is" in repr(found)
+    with pytest.raises(ValueError, match="this recipe is for mpp pretrain, and not for mpp evaluate"):
+        mpp.scores("mean_color")
 
 
 def test_a_recipe_that_trains_nothing_and_one_that_is_not_there_are_refused(tinted_images: Path, tmp_path: Path):
     recipe = written(tmp_path / "evaluate.yaml", EVALUATE, tinted_images)
-    with pytest.raises(ValueError, match="this recipe is for mpp evaluate, which trains nothing"):
+    with pytest.raises(ValueError, match=r"this recipe is for mpp evaluate, which trains no encoder: mpp\.scores"):
         mpp.train(recipe)
     with pytest.raises(ValueError, match="nowhere"):
         mpp.train("nowhere.yaml")

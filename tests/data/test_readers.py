@@ -202,7 +202,7 @@ def test_paths_are_relative_to_the_image_folder_and_the_labels_are_found_by_them
     with pytest.raises(ValueError, match=r"notes; data\.image_folder sets another"):
         opened(elsewhere)
     pd.DataFrame({**columns, "who": ["me", "you"] * 12}).to_csv(elsewhere, index=False)
-    with pytest.raises(ValueError, match=r"name one of number, what, note, width, who with label_column"):
+    with pytest.raises(ValueError, match=r"of the columns 'number', 'what', 'note', 'width', 'who' with data\.label"):
         opened(elsewhere, labelled=True, image_folder=str(folder))
     found = opened(elsewhere, labelled=True, image_folder=str(folder), label_column="who")
     assert found.train.class_names == ["me", "you"]

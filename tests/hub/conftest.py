@@ -85,7 +85,7 @@ def unfinished(run: Path, home: Path) -> Path:
 def published(run: Path, hub: ModelHub, push: Push) -> dict[str, bytes]:
     """The files of a push of the run as `NAME`."""
     hub.forget()
-    arrived(push(run, NAME, "--license", "apache-2.0"))
+    arrived(push(run, NAME, "--license", "apache-2.0", "--reconstructions"))
     return hub.repos[NAME].commits[-1].files
 
 

@@ -100,6 +100,7 @@ def test_the_card_says_the_test_accuracy_and_that_it_classifies(tuned: Path, pus
     )  # fmt: skip
     text = found.text
     assert f"{100 * own['test']['accuracy']:.2f} %** of 45 images" in text
+    assert re.search(r"\(standard error \d+\.\d points; chance is 33\.3 %\)", text)
     assert "Classes: one, two, three." in text
     assert "fine-tuned from tiny" in text
     assert f"of 2 runs: learning rate {own['chosen']['lr']:g}" in text

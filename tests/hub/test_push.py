@@ -93,13 +93,18 @@ def test_a_dry_run_writes_the_folder_and_asks_nothing_of_the_server(
     run: Path, hub: ModelHub, push: Push, tmp_path: Path, published: dict[str, bytes]
 ):
     hub.forget()
-    found = staged(push, run, tmp_path / "out", "--license", "apache-2.0", token="")
+    found = staged(push, run, tmp_path / "out", "--license", "apache-2.0", "--reconstructions", token="")
     assert hub.asked == []
     assert {name: published[name] for name in FILES} == found
-    shown = arrived(push(run, NAME, "--dry-run")).text
+    shown = arrived(push(run, NAME, "--dry-run", "--folder", tmp_path / "out")).text
     assert hub.asked == []
-    assert set(re.findall(r"^ +[\d,]+  (\S+)$", shown, re.M)) == FILES
+    left = FILES - {"reconstructions.png"}
+    assert set(re.findall(r"^ +[\d,]+  (\S+)$", shown, re.M)) == left, "pictures of local images stay here"
+    assert "reconstructions.png is left out: it shows images of your data" in shown
+    assert not (tmp_path / "out" / "reconstructions.png").exists()
+    assert "reconstructions.png" not in (tmp_path / "out" / "README.md").read_text()
     assert "nothing was pushed" in shown
+    assert f'timm.create_model("local-dir:{tmp_path / "out"}", pretrained=True)' in shown
 
 
 def test_staging_leaves_other_things_in_a_folder_alone(run: Path, push: Push, tmp_path: Path, hub: ModelHub):
@@ -153,7 +158,7 @@ def test_private_is_not_pushed_to_a_repository_that_is_public(run: Path, hub: Mo
 
 
 def test_a_file_that_is_no_longer_part_of_it_goes(run: Path, unfinished: Path, hub: ModelHub, push: Push):
-    arrived(push(run, "user/fewer"))
+    arrived(push(run, "user/fewer", "--reconstructions"))
     arrived(push(unfinished, "user/fewer"))
     assert set(hub.repos["user/fewer"].commits[-1].files) & FILES == FILES - {"reconstructions.png"}
     assert len(hub.repos["user/fewer"].pushed) == 2
@@ -215,7 +220,7 @@ def test_a_commit_that_was_made_in_spite_of_the_answer_is_not_made_twice(
         hub.faults.append(Fault("POST .*/paths-info/", 503, times=2))
     arrived(push(run, name))
     assert len(hub.repos[name].pushed) == 1
-    assert set(hub.repos[name].commits[-1].files) >= FILES
+    assert set(hub.repos[name].commits[-1].files) >= FILES - {"reconstructions.png"}
 
 
 def test_a_commit_that_was_made_is_not_made_twice_where_xet_is_installed(run: Path, hub: ModelHub, push: Push):
@@ -229,7 +234,7 @@ def test_a_push_where_xet_is_installed_is_one_commit_too(run: Path, hub: ModelHu
     hub.inline = True
     arrived(push(run, "user/xet-plain", XET="1"))
     assert len(hub.repos["user/xet-plain"].pushed) == 1
-    assert set(hub.repos["user/xet-plain"].commits[-1].files) >= FILES
+    assert set(hub.repos["user/xet-plain"].commits[-1].files) >= FILES - {"reconstructions.png"}
 
 
 def test_a_connection_that_is_cut_in_an_upload_is_made_anew(run: Path, hub: ModelHub, push: Push):

@@ -79,7 +79,7 @@ def test_the_folder_of_a_table_s_images_stays_here(home: Path, online: ForkServe
 
 
 def test_nothing_local_is_in_what_was_pushed(run: Path, home: Path, hub: ModelHub, push: Push, tmp_path: Path):
-    arrived(push(run, "user/clean"))
+    arrived(push(run, "user/clean", "--reconstructions"))
     sent = {f"{call} {number}": body for number, (call, body) in enumerate(hub.received)}
     files = {name: content for name, content in hub.repos["user/clean"].commits[-1].files.items() if name in FILES}
     forbidden = local(run, home, home / "data of planted-alice")
@@ -101,7 +101,7 @@ def test_nothing_local_is_in_a_run_that_began_from_a_path_and_was_tracked(
     recipe = written(home / "child.yaml", PRETRAIN, tinted_images, child)
     changes = (f"encoder={run / 'encoder'}", "journal.trackers=[tensorboard]", "reconstructions.images=2", ONE_STEP)
     good(online.run("mpp.pretrain", recipe, *changes, cwd=home))
-    files = staged(push, child, tmp_path / "out")
+    files = staged(push, child, tmp_path / "out", "--reconstructions")
     assert set(files) == FILES
     check_clean(files, local(child, home, run, tinted_images, child / "mpp"))
     resolved = yaml.safe_load(files["recipe.yaml"])

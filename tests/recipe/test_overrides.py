@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpp.recipe import PretrainRecipe, RecipeError, load_recipe
+from mpp.recipe import PretrainRecipe, RecipeError, load_recipe, open_recipe
 from mpp.settings import Duration
 from tests.support.small_recipe import GOOD, Classify, Guess, Pixels, Tiles, block, load, wrong
 
@@ -117,3 +117,29 @@ def test_pretrain_recipe_and_its_overrides(recipe: Path) -> None:
     )
     with pytest.raises(RecipeError, match=r"objective\.target\.cells"):
         minimal("objective.target.cells=8")
+
+
+def test_warm_up_and_decay_of_the_file_shrink_with_a_run_that_they_do_not_fit_into() -> None:
+    document, recipe = open_recipe("photos", ["training.duration.epochs=4"], "pretrain")
+    assert recipe.optimizer.warmup == Duration(epochs=0.16)
+    assert recipe.optimizer.decay == Duration(epochs=0.8)
+    [note] = document.notes
+    assert note.endswith("warmup 2 epochs → 0.16 epochs, decay 10 epochs → 0.8 epochs")
+    again = open_recipe("photos", ["training.duration={epochs: 4}"], "pretrain")[1]
+    assert again == recipe, "however it is written"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["training.duration.epochs=12"],  # just long enough: the run is that of earlier versions
+        ["training.duration.epochs=4", "optimizer.decay.epochs=10"],  # asked for: refused when the run starts
+        ["training.duration.epochs=4", "optimizer.warmup.epochs=1"],
+        ["training.duration.steps=4"],  # in another unit nobody knows yet whether they fit
+    ],
+)
+def test_a_schedule_that_fits_or_was_asked_for_stays(overrides: list[str]) -> None:
+    document, recipe = open_recipe("photos", overrides, "pretrain")
+    assert recipe.optimizer.decay == Duration(epochs=10)
+    assert not document.notes

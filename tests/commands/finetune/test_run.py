@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mpp
+import mpp.report
 from mpp.objective.classification import SupervisedClassification
 from tests.support.downstream import (
     FINETUNE,
@@ -215,3 +218,28 @@ def test_resume_false_starts_afresh_and_ends_where_it_did_before(
     assert (tmp_path / "run.1" / "mine.txt").read_text() == "kept"
     assert (tmp_path / "run.1" / "results.json").is_file()
     assert sha(final_weights(tmp_path / "run", STEPS)) == sha(final_weights(straight[1], STEPS))
+
+
+def test_the_page_of_a_fine_tuning_shows_chance_and_each_class(straight: tuple[Command, Path], tinted_images: Path):
+    _, run = straight
+    assert mpp.report.main([str(run), "--output", str(run.parent / "page.html")]) == 0
+    page = (run.parent / "page.html").read_text(encoding="utf-8")
+    pixels, labels = crops(tinted_images / "test.parquet")
+    predicted = by_timm(run, pixels).argmax(1).tolist()
+    pairs = Counter(zip(labels, predicted, strict=True))
+    rows = re.findall(r"<tr><th>(\w+)</th>((?:<td[^>]*>[^<]*</td>){3,})</tr>", page)
+    cells = [(name, re.findall(r">([^<]+)<", text)) for name, text in rows]
+    for number, title in enumerate(("one", "two", "three")):
+        name, (images, right, share, there) = cells[number]
+        assert (name, int(images), int(right)) == (title, TEST // 3, pairs[number, number])
+        assert float(share) == pytest.approx(100 * pairs[number, number] / (TEST // 3), abs=0.05)
+        assert int(there) == predicted.count(number)
+        assert cells[3 + number] == (title, [str(pairs[number, other]) for other in range(3)])
+    test = results(run)["test"]
+    assert f"<td>{test['loss']:.3f}</td>" in page
+    assert f"The test loss is {test['loss']:.3f} nats, and that of equal odds is 1.099." in page
+    assert "Chance is 33.3% with 3 classes" in page
+    visible = page.partition("<h2>Recipe")[0]
+    assert "held out" not in visible.lower()
+    assert "held-out" not in visible.lower()
+    assert "<figcaption>Accuracy</figcaption>" in page

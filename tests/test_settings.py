@@ -15,7 +15,8 @@ from mpp.objective.corruption import Corruption
 from mpp.objective.targets import DownsizedPatch, FullPatch, MeanColor
 from mpp.recipe import load_recipe, open_recipe
 from mpp.settings import SettingError
-from mpp.study.units import recipes_of, unit_named
+from mpp.study.unit_recipes import recipes_of
+from mpp.study.units import unit_named
 from mpp.training.optimizer import make_optimizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"

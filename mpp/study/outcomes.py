@@ -10,7 +10,8 @@ from typing import Any
 from mpp.evaluation.predictions import FILE, Predictions, read_predictions
 from mpp.files import replacing, write_text
 from mpp.recipe import GapRecipe
-from mpp.study.units import Unit, recipes_of
+from mpp.study.unit_recipes import recipes_of
+from mpp.study.units import Unit
 
 OUTCOME = "unit.json"
 """The file of a finished unit's results, in its folder."""

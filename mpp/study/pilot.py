@@ -12,7 +12,8 @@ from mpp.files import write_text
 from mpp.recipe import EvaluateRecipe, FinetuneRecipe, PretrainRecipe
 from mpp.study.results import time_of
 from mpp.study.settings import Choice, PilotSettings, TuningChoice
-from mpp.study.units import Recipes, Unit
+from mpp.study.unit_recipes import Recipes
+from mpp.study.units import Unit
 from mpp.training.checkpoint import Checkpoints
 
 DIVERGED = "diverged.json"

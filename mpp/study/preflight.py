@@ -26,7 +26,8 @@ from mpp.recipe import GapRecipe, same_data
 from mpp.settings import SettingError, together
 from mpp.study.claims import measure_of, primary_of
 from mpp.study.outcomes import OUTCOME, Outcome
-from mpp.study.units import PILOT, Unit, data_of, recipes_of
+from mpp.study.unit_recipes import data_of, recipes_of
+from mpp.study.units import PILOT, Unit
 
 PRIMARY = "primary"
 """The name of the file with the primary claims, as they were before the study ran."""

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from mpp.commands.search import combinations, with_candidate
 from mpp.recipe import FinetuneRecipe, GapRecipe, PretrainRecipe
-from mpp.study.units import Unit, recipes_of
+from mpp.study.unit_recipes import recipes_of
+from mpp.study.units import Unit
 
 TAIL = 4096
 """Bytes at the end of a log in which its last line is looked for."""

@@ -16,7 +16,8 @@ from mpp.commands.search import Candidate
 from mpp.evaluation.predictions import FILE, Predictions, correctness, key_of, read_predictions
 from mpp.evaluation.settings import InTrainingSettings
 from mpp.recipe import PretrainRecipe
-from mpp.study.units import Recipes, Unit, Variant
+from mpp.study.unit_recipes import Recipes
+from mpp.study.units import Unit, Variant
 from mpp.training.checkpoint import Checkpoints
 from mpp.training.metrics_log import read_metrics
 

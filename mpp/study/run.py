@@ -28,7 +28,8 @@ from mpp.study.claims import EXPLAINED, answer_of, claims_of, note_of
 from mpp.study.outcomes import Outcome, Outcomes
 from mpp.study.preflight import PrimaryClaims, check_claims, check_data, check_networks, check_same_images, images_of
 from mpp.study.processes import PATIENCE, run_all
-from mpp.study.units import Unit, pilot_units, recipes_of, unit_named, units_of
+from mpp.study.unit_recipes import recipes_of
+from mpp.study.units import Unit, pilot_units, unit_named, units_of
 from mpp.training.error_budget import NonFiniteError
 from mpp.training.metrics_log import read_metrics
 from mpp.training.signals import STARTED_BY, StopRequest, exit_code

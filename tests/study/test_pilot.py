@@ -12,7 +12,8 @@ import pytest
 
 from mpp.study.pilot import Tried, choices_of, ends_of, read, tried_by
 from mpp.study.settings import Choice, PilotSettings, TuningChoice
-from mpp.study.units import Trial, Unit, pilot_units, recipes_of
+from mpp.study.unit_recipes import recipes_of
+from mpp.study.units import Trial, Unit, pilot_units
 from tests.support.small_study import PILOT, gap_recipe
 
 RATES, TUNING, POOLS, FRACTIONS = (1e-4, 1e-3, 1e-2), (3e-4, 3e-3), ("token", "avg"), (0.02, 0.2)

@@ -16,7 +16,8 @@ from mpp.data.label_subsets import fraction_rows
 from mpp.data.settings import DataSettings
 from mpp.data.splits import open_splits
 from mpp.recipe import PretrainRecipe, differences
-from mpp.study.units import Trial, Tuning, Unit, Variant, pilot_units, recipes_of, unit_named, units_of, variants_of
+from mpp.study.unit_recipes import recipes_of
+from mpp.study.units import Trial, Tuning, Unit, Variant, pilot_units, unit_named, units_of, variants_of
 from tests.support.downstream import SIZE, tinted_data
 from tests.support.small_study import PILOT, gap_recipe
 

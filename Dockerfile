@@ -7,7 +7,8 @@ FROM python:3.12-slim
 ARG BACKEND=auto
 RUN pip install --no-cache-dir uv
 WORKDIR /src
-COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
+COPY docs/wheel_readme.py docs/wheel_readme.py
 COPY mpp mpp
 COPY recipes recipes
 RUN uv pip install --system --no-cache --torch-backend "$BACKEND" ".[study]"

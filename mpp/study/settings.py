@@ -207,7 +207,7 @@ class StudySettings(Settings):
                 if name not in run:
                     raise ValueError(
                         f"study.primary: claim {number + 1} is about the arm {name!r}, which this study does not run; "
-                        f"it runs {', '.join(run)}"
+                        f"it runs {', '.join(run)}; study.primary=null takes the usual claims of these"
                     )
         return self
 

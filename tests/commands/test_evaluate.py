@@ -339,7 +339,7 @@ def test_the_last_evaluator_by_depth_decides_for_those_that_do_not_choose(by_dep
     train, test = features(400), features(100)
     asked = (FewShotSettings(shots=(100,), seeds=(0,)), NeighbourSettings(k=(5,)), ProbeSettings(grid=(0.1,)))
     dev = dev_split(train.labels.numpy(), 0.2, 0)
-    found = scores(asked, train, test, apart, dev=dev, by_depth=by_depth, options=Options(), pieces=tmp_path)
+    found, _ = scores(asked, train, test, apart, dev=dev, by_depth=by_depth, options=Options(), pieces=tmp_path)
     chosen = {name: entry["headline"]["block"] for name, entry in found.items()}
     assert (chosen["knn"], chosen["few_shot"]) == (1, 2)
     assert chosen["linear_probe"] == chosen[by_depth[-1]]

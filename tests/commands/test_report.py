@@ -23,7 +23,7 @@ from mpp.training.checkpoint import Checkpoints
 from mpp.training.curves import loss_curve
 from tests.support.downstream import EVALUATE, PRETRAIN, good, results, written
 from tests.support.forkserver import ForkServer
-from tests.support.study_results import study
+from tests.support.study_results import study, unit
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_an_evaluation_s_own_folder_has_a_page_and_a_study_s_is_named(
     assert f"<td>{100 * found['controls']['raw_pixels']['knn']['default']['k']['5']:.1f}</td>" in text
     assert "Verdict: the encoder is " in text
     (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "results.json").write_text(json.dumps(study([])))
+    (tmp_path / "study" / "results.json").write_text(json.dumps(study(unit("random", 0))))
     assert mpp.report.main([str(tmp_path / "study")]) == 2
     assert (
         f"is a study, whose page mpp gap has written: {tmp_path / 'study' / 'report.html'}" in capsys.readouterr().err

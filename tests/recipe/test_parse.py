@@ -327,7 +327,7 @@ def test_a_mistake_in_an_arm_of_the_user_s_is_named_by_its_own_path(arm: str, pa
 
 def test_an_arm_may_leave_out_what_a_default_says_and_write_integers_as_they_are_meant():
     arm = "{objective: {kind: masked_patch, target: {bits: 2e0}}}"
-    recipe = load_recipe(SHIPPED.with_name("gap.yaml"), [f"study.arms={{mine: {arm}}}"])
+    recipe = load_recipe(SHIPPED.with_name("gap.yaml"), [f"study.arms={{mine: {arm}}}", "study.primary=[]"])
     assert recipe.study.arm("mine").objective.target == MeanColor(bits=2)
 
 

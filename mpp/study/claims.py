@@ -231,25 +231,25 @@ def answer_of(claims: list[Claim], arms: Arms, rows: list[Row]) -> list[str]:
     by = measure.title[0].upper() + measure.title[1:]
     found = [
         f"{by}, “{arms[lower]['title']}” is right on {mean(lower)} of the test images.",
-        f"“{arms[higher]['title']}” is right on {mean(higher)}: {_difference(first)}.",
+        f"“{arms[higher]['title']}” is right on {mean(higher)}: {_difference(first, arms)}.",
     ]
     for claim in primary[1:]:
         same = all(claim[name] == first[name] for name in Measure._fields)
         if same and claim["arms"][0] == higher:
             found.append(
-                f"“{arms[claim['arms'][1]]['title']}” is right on {mean(claim['arms'][1])}: {_difference(claim)}."
+                f"“{arms[claim['arms'][1]]['title']}” is right on {mean(claim['arms'][1])}: {_difference(claim, arms)}."
             )
             break
     return found
 
 
-def _difference(claim: Claim) -> str:
-    """`+3.9 points [2.1, 5.7], shown`."""
+def _difference(claim: Claim, arms: Arms) -> str:
+    """`+3.9 points [2.1, 5.7] against “scratch”, shown (6 seeds)`."""
     points = f"{signed(100 * claim['mean'])} points"
     if claim["low"] is not None:
         points += f" [{signed(100 * claim['low'])}, {signed(100 * claim['high'])}]"
-    seeds = len(claim["seeds"])
-    return f"{points}, {claim['verdict']} ({seeds} seed{'s' * (seeds != 1)})"
+    against, seeds = arms[claim["arms"][0]]["title"], len(claim["seeds"])
+    return f"{points} against “{against}”, {claim['verdict']} ({seeds} seed{'s' * (seeds != 1)})"
 
 
 def variant_title(variant: Variant) -> str:

@@ -320,7 +320,8 @@ def test_the_answer_goes_from_the_floor_to_what_was_learnt_and_on_to_supervised(
     def gap(*pair: str) -> str:
         claim = by_arms(claims, *pair, evaluator="finetune")
         mean, low, high = (signed(100 * claim[name]) for name in ("mean", "low", "high"))
-        return f"{mean} points [{low}, {high}], {claim['verdict']} (4 seeds)"
+        against = arms[pair[0]]["title"]
+        return f"{mean} points [{low}, {high}] against “{against}”, {claim['verdict']} (4 seeds)"
 
     assert answer_of(claims, arms, made.rows) == [
         f"Fine-tuned, 50 % of labels, “scratch, total budget” is right on {percent('scratch')} of the test images.",

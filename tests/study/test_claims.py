@@ -282,8 +282,11 @@ def test_a_p_value_that_is_small_by_itself_is_not_after_the_correction():
     assert [each["verdict"] for each in claims] == [OPEN, OPEN, OPEN, REVERSE]
     assert [each["adjusted_p"] for each in claims] == pytest.approx([0.09, 0.4, 0.9, 0.004])
     alone = [claim(0.03)]
-    correct(alone)
+    correct(alone, 1)
     assert alone[0]["verdict"] == SHOWN
+    unfinished = [claim(0.03)]
+    correct(unfinished, 4)
+    assert (unfinished[0]["verdict"], unfinished[0]["adjusted_p"]) == (OPEN, pytest.approx(0.12)), "of four named"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -330,7 +333,7 @@ def test_the_answer_goes_from_the_floor_to_what_was_learnt_and_on_to_supervised(
     ]
     one = [each for each in made.rows if each.seed == 0]
     found = claims_of(one, arms, Evidence(made.predictions), recipe)
-    assert answer_of(found, arms, one)[1].endswith("points, no verdict (1 seed).")
+    assert answer_of(found, arms, one)[1].endswith("total budget”, no verdict (1 seed).")
     assert answer_of([claim for claim in claims if not claim["primary"]], arms, made.rows) == []
     count = sum(not claim["primary"] for claim in claims)
     assert "5 primary claims" in note_of(claims)

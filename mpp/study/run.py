@@ -64,13 +64,16 @@ def study(recipe: GapRecipe) -> int:
         return _end(code, failed)
     outcomes, units = Outcomes(recipe), units_of(recipe)
     done = {unit: outcome for unit in units if (outcome := outcomes.read(unit))}  # raises for other settings
-    if len(done) == len(units) and not recipe.study.report_only:
-        check_same_images(recipe, done)
-    elif not recipe.study.report_only:
+    left = not recipe.study.report_only and len(done) < len(units)
+    if left:
         check_networks(recipe, units)
         check_data(recipe, units, done)
-        claims.write()
         write_recipe(recipe, folder / "recipe.yaml")
+    elif not recipe.study.report_only:
+        check_same_images(recipe, done)
+    if left or done:
+        claims.write()
+    if left:
         code = run_all(recipe, units, lambda unit: outcomes.home(unit) is not None, failed)
     done = {unit: outcome for unit in units if (outcome := outcomes.read(unit))}
     for unit in done:

@@ -159,6 +159,7 @@ def _step_figures(
 
 def _run_figures(recipe: PretrainRecipe, count: int, loader_rate: float, step_rate: float) -> list[Figure]:
     """A run of so many steps as its own process, from its start: what a user waits for."""
+    count += count % 2  # or the last line of its log would be of a single step
     with tempfile.TemporaryDirectory() as folder:
         short = recipe.model_copy(update={
             "output_dir": f"{folder}/run",

@@ -194,7 +194,9 @@ def batches(crops: Crops, numbers: Iterable[Numbers], *, workers: int = 0, pin: 
     order = iter(numbers)
     first = list(islice(order, 1))
     for chunk in first:
-        check_shared_memory(3 * crops.settings.image_size**2 * len(chunk), workers)
+        draw = getattr(crops, "draw", None)
+        drawn = 0 if draw is None else draw(torch.from_numpy(chunk[:1])).nbytes
+        check_shared_memory((3 * crops.settings.image_size**2 + drawn) * len(chunk), workers)
     leaving = multiprocessing.RawValue(ctypes.c_bool, False)
     loader = DataLoader(
         _Guarded(crops),

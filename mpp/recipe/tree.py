@@ -257,6 +257,8 @@ class GapRecipe(Settings):
                 yield path, f"{message}more than their start; set encoder.drop_path and finetuning.drop_path instead"
         if self.evaluation.labels.seed:
             yield "evaluation.labels.seed", "leave it out: study.seeds decide which labels are used"
+        if (shots := self.evaluation.few_shot) is not None and max(shots.seeds) >= 1000:
+            yield "evaluation.few_shot.seeds", "use numbers below 1000: seed s of a study draws with 1000·s + these"
         if self.pretraining.optimizer.layer_decay is not None:
             yield "pretraining.optimizer.layer_decay", "layer_decay is for classification, and one for all arms"
         for name in dict.fromkeys((*study.arms, *study.axis_arms)):

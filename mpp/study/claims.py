@@ -27,7 +27,7 @@ EXPLAINED = {
     SHOWN: f"p < {LEVEL:g}, corrected for the number of primary claims",
     REVERSE: f"p < {LEVEL:g}, corrected for the number of primary claims, but the difference is negative",
     OPEN: "the data do not tell the difference from 0",
-    WITHHELD: f"fewer than {ENOUGH} seeds, too few to tell a difference from chance",
+    WITHHELD: f"fewer than {ENOUGH} seeds, or not all seeds of the study yet",
     EXPLORATORY: "not among the primary claims: an interval and no verdict",
 }
 """Each verdict in words."""
@@ -90,18 +90,20 @@ def claims_of(rows: list[Row], arms: Arms, evidence: Evidence, recipe: GapRecipe
         measure = measure_of(claim, recipe.evaluation, recipe.finetuning.fractions)
         found = _Comparisons(cells, measure, Variant(), arms, evidence).pair(claim.lower, claim.higher)
         primary += [each | {"primary": True} for each in found]
-    correct(primary, len(named))
+    correct(primary, len(named), recipe.study.seeds)
     told = {_identity(claim) for claim in primary}
     others = [claim for claim in _exploratory(rows, arms, evidence) if _identity(claim) not in told]
     return [*primary, *others]
 
 
-def correct(primary: list[Claim], named: int) -> None:
-    """Adjust the p-values of primary claims, and give their verdicts, where there are enough seeds.
+def correct(primary: list[Claim], named: int, seeds: Sequence[int]) -> None:
+    """Adjust the p-values of primary claims, and give their verdicts, once all `seeds` of the study are there.
 
-    They are corrected for all that were `named`: those that cannot be judged yet count as not shown.
+    A verdict on some of them would be one of several looks. The claims are corrected for all that were `named`: those
+    that cannot be judged yet count as not shown.
     """
-    judged = [claim for claim in primary if claim["p"] is not None and len(claim["seeds"]) >= ENOUGH]
+    whole = len(seeds) >= ENOUGH
+    judged = [claim for claim in primary if whole and claim["p"] is not None and claim["seeds"] == sorted(seeds)]
     unknown = [1.0] * (named - len(judged))
     for claim, p in zip(judged, holm([*(claim["p"] for claim in judged), *unknown]), strict=False):
         verdict = OPEN if p >= LEVEL else SHOWN if claim["mean"] > 0 else REVERSE
@@ -166,7 +168,7 @@ class _Comparisons:
         takes several is None.
         """
         before = self.variant if variant is None else variant
-        one, other = ((each or self.cells).get(arm, {}).get(self.measure, {})
+        one, other = ((self.cells if each is None else each).get(arm, {}).get(self.measure, {})
                       for each, arm in ((cells, lower), (None, higher)))  # fmt: skip
         seeds = sorted(one.keys() & other.keys())
         if not seeds:
@@ -224,21 +226,20 @@ def answer_of(claims: list[Claim], arms: Arms, rows: list[Row]) -> list[str]:
     measure = Measure(*(first[name] for name in Measure._fields))
     cells = accuracies(rows, Variant())
 
-    def mean(arm: str) -> str:
-        return f"{100 * float(np.mean(list(cells[arm][measure].values()))):.1f} %"
+    def mean(arm: str, claim: Claim) -> str:
+        return f"{100 * float(np.mean([cells[arm][measure][seed] for seed in claim['seeds']])):.1f} %"
 
     lower, higher = first["arms"]
     by = measure.title[0].upper() + measure.title[1:]
     found = [
-        f"{by}, “{arms[lower]['title']}” is right on {mean(lower)} of the test images.",
-        f"“{arms[higher]['title']}” is right on {mean(higher)}: {_difference(first, arms)}.",
+        f"{by}, “{arms[lower]['title']}” is right on {mean(lower, first)} of the test images.",
+        f"“{arms[higher]['title']}” is right on {mean(higher, first)}: {_difference(first, arms)}.",
     ]
     for claim in primary[1:]:
         same = all(claim[name] == first[name] for name in Measure._fields)
         if same and claim["arms"][0] == higher:
-            found.append(
-                f"“{arms[claim['arms'][1]]['title']}” is right on {mean(claim['arms'][1])}: {_difference(claim, arms)}."
-            )
+            above = claim["arms"][1]
+            found.append(f"“{arms[above]['title']}” is right on {mean(above, claim)}: {_difference(claim, arms)}.")
             break
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,10 +88,11 @@ def tried_by(unit: Unit, recipes: Recipes, home: Path) -> Iterator[Tried]:
 def choices_of(tried: Iterable[Tried]) -> dict[str, Choice]:
     """The choice of each arm: the pre-training rate whose fine-tuning is best, and the best fine-tuning at that rate.
 
-    With several shares of the labels, pre-training rates are compared by the mean over them. Of equals the smaller rate
-    is taken.
+    With several shares of the labels, pre-training rates are compared by the mean over them; a share at which nothing
+    stayed finite counts as 0. Of equals the smaller rate is taken.
     """
     found: dict[str, Choice] = {}
+    tried = list(tried)
     scored = [each for each in tried if each.accuracy is not None]
     for arm in dict.fromkeys(each.arm for each in scored):
         by_rate: dict[float | None, list[Tried]] = {}
@@ -100,7 +100,8 @@ def choices_of(tried: Iterable[Tried]) -> dict[str, Choice]:
             if each.arm == arm:
                 by_rate.setdefault(each.lr, []).append(each)
         best = {rate: _best(own) for rate, own in by_rate.items()}
-        means = {rate: statistics.fmean(each.accuracy or 0.0 for each in own.values()) for rate, own in best.items()}
+        shares = len({each.fraction for each in tried if each.arm == arm and each.stage != "pretrain"})
+        means = {rate: sum(each.accuracy or 0.0 for each in own.values()) / shares for rate, own in best.items()}
         rate = max(means, key=lambda lr: (means[lr], -(lr or 0.0)))
         tuned = {
             f"{fraction:g}": TuningChoice(lr=each.tuning_lr, pool=each.pool)  # pyright: ignore[reportArgumentType]

@@ -21,6 +21,7 @@ from mpp.data.table import ImageTable
 from mpp.encoder.probe import has_patches
 from mpp.evaluation.callback import divided
 from mpp.evaluation.evaluators import check_feasible
+from mpp.evaluation.settings import CONTROLS
 from mpp.files import write_text
 from mpp.recipe import GapRecipe, same_data
 from mpp.settings import SettingError, together
@@ -138,9 +139,22 @@ def check_claims(recipe: GapRecipe) -> None:
     Raises:
         SettingError: for the first that is not.
     """
-    for claim in recipe.study.primary or ():
-        with recipe.study.blamed("primary"):
-            measure_of(claim, recipe.evaluation, recipe.finetuning.fractions)
+    study, told = recipe.study, set[tuple[Any, ...]]()
+    own = (*study.arms, *(CONTROLS if study.controls else ()))
+    for claim in study.primary or ():
+        with study.blamed("primary"):
+            measure = measure_of(claim, recipe.evaluation, recipe.finetuning.fractions)
+        called = f"{claim.higher} > {claim.lower} by {claim.by}"
+        for name in (claim.higher, claim.lower):
+            role = study.arm(name).role
+            if name not in own:
+                raise study.error(primary=f"{called}: {name} is run along an axis alone")
+            if role == ("control" if claim.by == "finetune" else "scratch"):
+                what = "is not fine-tuned" if role == "control" else "has no frozen features that are evaluated"
+                raise study.error(primary=f"{called}: {name} {what}")
+        if claim.higher == claim.lower or (key := (claim.higher, claim.lower, measure)) in told:
+            raise study.error(primary=f"{called}: the arms of a claim differ, and each claim is named once")
+        told.add(key)
 
 
 class PrimaryClaims:
@@ -148,7 +162,13 @@ class PrimaryClaims:
 
     def __init__(self, recipe: GapRecipe) -> None:
         self._recipe, folder = recipe, Path(recipe.output_dir)
-        self._text = json.dumps([claim.model_dump(mode="json") for claim in primary_of(recipe)], indent=1) + "\n"
+        claims = [
+            claim.model_copy(
+                update={"setting": measure_of(claim, recipe.evaluation, recipe.finetuning.fractions).setting}
+            )
+            for claim in primary_of(recipe)
+        ]
+        self._claims = [claim.model_dump(mode="json") for claim in claims]
         self._paths = [folder / f"{PRIMARY}.json"]
         self._folders = [folder]
         if recipe.study.keep is not None:  # where several studies may keep their units
@@ -157,7 +177,7 @@ class PrimaryClaims:
             self._folders.append(kept)
 
     def check(self) -> None:
-        """Refuse other claims once there are results, of whichever units.
+        """Refuse other claims, or fewer seeds, once there are results, of whichever units.
 
         Raises:
             SettingError: with both lists of claims.
@@ -165,27 +185,38 @@ class PrimaryClaims:
         found = (path.relative_to(folder) for folder in self._folders for path in folder.rglob(OUTCOME))
         if not any(path.parts[0] != PILOT for path in found):
             return
-        for path in self._paths:
-            before = path.read_text(encoding="utf-8") if path.is_file() else self._text
-            if before != self._text:
+        before = {path: json.loads(path.read_text(encoding="utf-8")) for path in self._paths if path.is_file()}
+        if not before and self._claims:
+            raise self._recipe.study.error(
+                primary=f"there are results, and {self._paths[-1]} with the claims that were named before is missing; "
+                "restore it, rename the study (another output_dir and keep), or name none (study.primary=[])"
+            )
+        for path, found in before.items():
+            if found["claims"] != self._claims:
                 raise self._recipe.study.error(
-                    primary=f"the primary claims were changed after there were results: {path} has {_listed(before)}, "
-                    f"and the recipe {_listed(self._text)}; give the old ones back, or rename the study (another "
-                    "output_dir and keep)"
+                    primary=f"the primary claims were changed after there were results: {path} has "
+                    f"{_listed(found['claims'])}, and the recipe {_listed(self._claims)}; give the old ones back, or "
+                    "rename the study (another output_dir and keep)"
+                )
+            if missing := sorted({*found["seeds"]} - {*self._recipe.study.seeds}):
+                listed = ", ".join(map(str, missing))
+                raise self._recipe.study.error(
+                    seeds=f"seeds were left out after there were results: {listed}; give them back, or rename the study"
                 )
 
     def write(self) -> None:
-        """Write the claims down."""
+        """Write the claims and the seeds down."""
+        text = json.dumps({"seeds": list(self._recipe.study.seeds), "claims": self._claims}, indent=1) + "\n"
         for path in self._paths:
-            if not path.is_file() or path.read_text(encoding="utf-8") != self._text:
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, self._text)
+                write_text(path, text)
 
 
-def _listed(claims: str) -> str:
+def _listed(claims: list[dict[str, Any]]) -> str:
     """Claims as one line."""
     found = [f"{c['higher']} > {c['lower']} by {c['by']}" + (f" {c['setting']:g}" if c["setting"] else "")
-             for c in json.loads(claims)]  # fmt: skip
+             for c in claims]  # fmt: skip
     return ", ".join(found) or "none"
 
 

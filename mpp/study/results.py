@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mpp.commands.search import Candidate
-from mpp.evaluation.predictions import FILE, Predictions, correctness, key_of, read_predictions
+from mpp.evaluation.predictions import FILE, LABELS, Predictions, correctness, key_of, read_predictions
 from mpp.evaluation.settings import InTrainingSettings
 from mpp.recipe import PretrainRecipe
 from mpp.study.unit_recipes import Recipes
@@ -100,6 +100,11 @@ class Evidence:
 
     def __init__(self, predictions: Mapping[Unit, Predictions]) -> None:
         self._predictions = predictions
+        first: dict[bool, Unit] = {}
+        for unit, found in predictions.items():
+            other = first.setdefault(unit.variant.swapped, unit) if found else unit
+            if found and not torch.equal(found[LABELS], predictions[other][LABELS]):
+                raise ValueError(f"{unit} and {other} were tested on other images: they cannot be compared")
 
     def of(self, arm: str, seed: int, variant: Variant, measure: Measure) -> NDArray[np.float64]:
         """For each test image the share of draws whose prediction is right: `(M,)`.
@@ -244,7 +249,9 @@ def unit_predictions(recipes: Recipes, home: Path) -> Predictions:
     folders = [home / "evaluation"] if recipes.evaluate is not None else []
     found: Predictions = {}
     for folder in (*folders, *(home / tuning.folder for tuning in recipes.finetune)):
-        found |= read_predictions(folder / FILE)
+        new = read_predictions(folder / FILE)
+        assert not found or torch.equal(found[LABELS], new[LABELS])
+        found |= new
     return found
 
 

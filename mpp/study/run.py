@@ -50,8 +50,13 @@ def study(recipe: GapRecipe) -> int:
     if recipe.study.only:
         chosen = [unit_named(recipe, name) for name in recipe.study.only]
         if STARTED_BY not in os.environ:
+            claims = PrimaryClaims(recipe)
+            claims.check()
+            if any(unit.trial is None for unit in chosen):
+                recipe = _with_choices(recipe)
             check_networks(recipe, chosen)
             check_data(recipe, chosen)
+            claims.write()
         return _run_here(recipe, chosen)
     lock = FolderLock(folder, recipe.command)  # held until the process ends
     if recipe.study.scale != 1:
@@ -93,6 +98,21 @@ def _end(code: int, failed: list[str]) -> int:
     return code
 
 
+def _with_choices(recipe: GapRecipe) -> GapRecipe:
+    """The recipe with what the pilot chose, for units that are run by themselves.
+
+    Raises:
+        SettingError: if the pilot is not finished.
+    """
+    given, outcomes = recipe.study.choices, Outcomes(recipe)
+    units = [unit for unit in pilot_units(recipe) if unit.arm not in given]
+    if left := [str(unit) for unit in units if outcomes.read(unit) is None]:
+        raise recipe.study.error(only=f"the pilot decides the rates of these units, and is not finished: run {left[0]}")
+    chosen = pilot.choices_of(pilot.read([row for unit in units for row in (outcomes.read(unit) or {})["tried"]]))
+    study = recipe.study.model_copy(update={"choices": {**given, **chosen}})
+    return recipe.model_copy(update={"study": study})
+
+
 def _pilot(recipe: GapRecipe, claims: PrimaryClaims, failed: list[str]) -> tuple[int, GapRecipe]:
     """Run what is left of the pilot: 0 or the exit code of a stop, and the recipe with what the pilot chose."""
     outcomes, units, given = Outcomes(recipe), pilot_units(recipe), recipe.study.choices
@@ -126,7 +146,9 @@ def _pilot(recipe: GapRecipe, claims: PrimaryClaims, failed: list[str]) -> tuple
             raise recipe.study.error(choices=f"{arm}: {choice!r} is not what its pilot chose: {chosen[arm]!r}")
     assert recipe.study.pilot is not None
     for arm in dict.fromkeys(unit.arm for unit in units):
-        if arm not in chosen:
+        lacking = [each for each in recipe.finetuning.fractions
+                   if arm not in chosen or f"{each:g}" not in chosen[arm].finetuning]  # fmt: skip
+        if arm not in chosen or lacking:
             raise RuntimeError(f"no training of the pilot stayed finite for {arm}: try smaller rates in study.pilot")
     print(pilot.summary_of(chosen, recipe.study.pilot), flush=True)
     study = recipe.study.model_copy(update={"choices": {**given, **chosen}})

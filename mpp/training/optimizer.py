@@ -86,18 +86,49 @@ class SkippableStep:
         self.optimizer = optimizer
         self._fused = all(group.get("fused") for group in optimizer.param_groups)
         self._counters: list[tuple[dict[str, Any], str, Any]] = []
+        self._nested: bool | None = None
 
     def __call__(self, skip: Tensor) -> None:
         """Take a step unless `skip`, a bool scalar on the device of the parameters."""
         optimizer: Any = self.optimizer
-        if self._fused:
-            optimizer.grad_scale, optimizer.found_inf = None, skip.float()
-            optimizer.step()
-        elif skip.device.type == "cpu" or not optimizer.state:  # before its first step there is nothing to put back
+        if self._asks_the_host(skip):
+            optimizer.found_inf = None
             if not skip:
                 optimizer.step()
+        elif self._fused:
+            optimizer.grad_scale, optimizer.found_inf = None, skip.float()
+            optimizer.step()
         else:
             self.masked(skip)
+
+    def _asks_the_host(self, skip: Tensor) -> bool:
+        """Whether the flag is read, which waits for the device, because a step could not be skipped there."""
+        first = not self.optimizer.state
+        if self._fused:
+            if first and isinstance(self.optimizer, torch.optim.SGD):
+                return self._has_unset_momentum()
+            return False
+        return first or skip.device.type == "cpu" or self._is_nested()  # first, there is nothing to put back
+
+    def _has_unset_momentum(self) -> bool:
+        """Whether PyTorch's SGD would leave its momentum unset if its first step was skipped.
+
+        A momentum of zeros gives the same first step, but where dampening would count from then on.
+        """
+        for group in self.optimizer.param_groups:
+            if group["momentum"] and group["dampening"]:
+                return True
+            for parameter in group["params"] if group["momentum"] else ():
+                if parameter.grad is not None:
+                    self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return False
+
+    def _is_nested(self) -> bool:
+        """Whether the state holds more than tensors and numbers: `masked` cannot put that back."""
+        if self._nested is None:
+            values = (value for state in self.optimizer.state.values() for value in state.values())
+            self._nested = any(isinstance(value, list | tuple | dict) for value in values)
+        return self._nested
 
     def masked(self, skip: Tensor) -> None:
         """Take a step, then put the old values back where `skip` is true; `undo` does so for what the host counts."""

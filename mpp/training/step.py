@@ -186,7 +186,7 @@ class Steps:
         """The mean loss over the processes, how many were asked to stop, how many found damaged images."""
         run, kind = self.run, precise(loss.device)
         own = torch.tensor([run.stop.asked() is not None, bool(damaged)], dtype=kind)
-        own = own.to(loss.device, non_blocking=True)
+        own = own.to(loss.device, non_blocking=loss.device.type == "cuda")
         total, stops, finds = summed(run.accelerator, torch.cat([loss.to(kind)[None], own])).unbind()
         return total / run.accelerator.num_processes, stops, finds
 

@@ -121,8 +121,11 @@ class Streams:
             torch.set_num_threads(self._threads)
         for parameter, *gradients in zip(self._parameters, *(gradients for _, gradients in done), strict=True):
             for gradient in gradients:
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                if gradient is None:
+                    continue
+                if gradient.stride() != parameter.stride():  # as backward() has it: fused optimisers read raw memory
+                    gradient = torch.empty_like(parameter).copy_(gradient)
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return [part for part, _ in done]
 
     def _gradient(

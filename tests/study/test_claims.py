@@ -99,7 +99,7 @@ CLEAR: Levels = {
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Any:
-    return gap_recipe(tmp_path)
+    return gap_recipe(tmp_path, f"study.seeds={list(range(SEEDS))}")
 
 
 def triples(recipe: Any) -> list[tuple[str, str, str]]:
@@ -162,7 +162,8 @@ def test_clear_differences_are_shown_and_corrected_for_the_number_of_primary_cla
 
 
 def test_exploratory_claims_have_an_interval_and_never_a_verdict(tmp_path: Path):
-    recipe = gap_recipe(tmp_path, "study.primary=[{higher: mean_color, lower: random, by: knn}]")
+    claim = "study.primary=[{higher: mean_color, lower: random, by: knn}]"
+    recipe = gap_recipe(tmp_path, claim, f"study.seeds={list(range(SEEDS))}")
     made = Made(CLEAR).add(CLEAR, Variant(images=30))
     claims = made.claims(recipe)
     [only] = [claim for claim in claims if claim["primary"]]
@@ -278,15 +279,18 @@ def test_a_p_value_that_is_small_by_itself_is_not_after_the_correction():
         return {"p": p, "seeds": [0, 1, 2], "verdict": EXPLORATORY, **numbers}
 
     claims = [claim(0.03), claim(0.2), claim(0.9), claim(0.001, -0.02)]
-    correct(claims, len(claims))
+    correct(claims, len(claims), (0, 1, 2))
     assert [each["verdict"] for each in claims] == [OPEN, OPEN, OPEN, REVERSE]
     assert [each["adjusted_p"] for each in claims] == pytest.approx([0.09, 0.4, 0.9, 0.004])
     alone = [claim(0.03)]
-    correct(alone, 1)
+    correct(alone, 1, (0, 1, 2))
     assert alone[0]["verdict"] == SHOWN
     unfinished = [claim(0.03)]
-    correct(unfinished, 4)
+    correct(unfinished, 4, (0, 1, 2))
     assert (unfinished[0]["verdict"], unfinished[0]["adjusted_p"]) == (OPEN, pytest.approx(0.12)), "of four named"
+    early = [claim(1e-9)]
+    correct(early, 1, (0, 1, 2, 3))
+    assert early[0]["verdict"] == WITHHELD, "a verdict before all seeds are there would be one of several looks"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from mpp.study.pilot import choices_of, read
 from tests.support.downstream import good, refused, results, tinted_data, written
@@ -172,7 +173,36 @@ def test_primary_claims_cannot_be_changed_once_there_are_results(again: Callable
         OTHER, f"output_dir={tmp_path / 'other'}", f"study.keep={tmp_path / 'others'}", "study.minutes=1e-9"
     )
     assert renamed.code == 75, renamed.text
-    assert json.loads((tmp_path / "other" / "primary.json").read_text())[0]["by"] == "knn"
+    assert json.loads((tmp_path / "other" / "primary.json").read_text())["claims"][0]["by"] == "knn"
+
+
+def test_seeds_cannot_be_left_out_and_claims_not_named_once_there_are_results(
+    again: Callable[..., Command], tmp_path: Path
+):
+    good(again())
+    refused(again("study.seeds=[0]"), "study.seeds", "seeds were left out after there were results: 1")
+    # Another name beside the same kept units: its claims would be named after their results.
+    other = f"output_dir={tmp_path / 'other'}"
+    refused(again(other), "study.primary", "there are results, and", "primary-other.json", "is missing")
+    good(again(other, "study.primary=[]"))
+
+
+def test_a_unit_by_itself_has_the_rates_of_the_pilot_or_is_refused(again: Callable[..., Command], tmp_path: Path):
+    unit = "study.only=[random/seed-1]"
+    shutil.rmtree(tmp_path / "units" / "random" / "seed-1")
+    good(again(unit))
+    good(again())
+    shutil.rmtree(tmp_path / "units" / "random" / "seed-1")
+    shutil.rmtree(tmp_path / "units" / "pilot")
+    shutil.rmtree(tmp_path / "gap")
+    refused(again(unit), "study.only", "the pilot decides the rates of these units, and is not finished")
+
+
+def test_units_of_other_test_images_are_not_compared(again: Callable[..., Command], tmp_path: Path):
+    path = tmp_path / "units" / "random" / "seed-1" / "predictions.safetensors"
+    found = load_file(path)
+    save_file({**found, "labels": found["labels"].flip(0)}, path)
+    refused(again("study.report_only=true"), "were tested on other images: they cannot be compared")
 
 
 def test_refused_claims_are_not_written_down(again: Callable[..., Command]):

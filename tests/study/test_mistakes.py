@@ -51,6 +51,19 @@ from tests.support.downstream import SIZE
         (["downstream.split=trian"], ("downstream.split 'trian' cannot be taken",)),
         (["study.images=[61]"], ("study.images", "61 are more than the 60 images")),
         (["study.arms=[]", "study.controls=false"], ("study.arms is empty",)),
+        (["evaluation.few_shot.seeds=[0,1000]"], ("evaluation.few_shot.seeds", "below 1000")),
+        (
+            ["study.primary=[{higher: mean_color, lower: scratch, by: knn}]"],
+            ("mean_color > scratch by knn: scratch has no frozen features",),
+        ),
+        (
+            ["study.primary=[{higher: mean_color, lower: raw_pixels, by: finetune}]"],
+            ("mean_color > raw_pixels by finetune: raw_pixels is not fine-tuned",),
+        ),
+        (
+            ["study.primary=[{higher: random, lower: random, by: knn}]"],
+            ("random > random by knn: the arms of a claim differ",),
+        ),
         (["study.arms=[random,nonsense]"], ("study.arms: there is no arm 'nonsense'", "mean_color")),
         (["study.axis_arms=[mine]"], ("study.axis_arms: there is no arm 'mine'",)),
         (["study.arms={mine: {start: raw_pixels, objective: {kind: supervised}}}"], ("does not pre-train",)),

@@ -30,6 +30,17 @@ def grid(accuracy: Any, arm: str = "mine", rates: Any = RATES, fractions: Any = 
     ]
 
 
+def test_a_rate_at_which_a_share_of_the_labels_stays_finite_nowhere_is_no_better_for_that():
+    tried = [
+        tuned("mine", 1e-3, 0.02, 1e-3, None, 0.62),
+        tuned("mine", 1e-3, 0.2, 1e-3, None, 0.72),
+        tuned("mine", 4e-3, 0.02, 1e-3, None, 0.0)._replace(accuracy=None),
+        tuned("mine", 4e-3, 0.2, 1e-3, None, 0.75),
+    ]
+    chosen = choices_of(tried)["mine"]
+    assert (chosen.lr, set(chosen.finetuning)) == (1e-3, {"0.02", "0.2"})
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_choice_is_that_of_brute_force(seed: int):
     """Coarse accuracies, so that there are ties: of equal rates the smaller one is taken."""

@@ -135,6 +135,7 @@ def test_the_arms_differ_in_their_start_alone(straight: tuple[Command, Path]):
 
 CLAIM = "study.primary=[{higher: mean_color, lower: random, by: finetune}]"
 SMALL = ("study.arms=[random,mean_color]", CLAIM, *ALONE)
+NO_CLAIM = "study.primary=[]"
 
 
 def test_units_that_run_at_once_end_as_those_that_run_in_turn(
@@ -240,7 +241,7 @@ def test_what_decides_no_result_may_change_in_the_middle_of_a_study(
         ("finetuning.fractions=[1.0]", ("finetune 0.5",)),
         ("study.scale=0.5", ("training.duration: {'images': 288} then, {'images': 192} now",)),
         ("encoder.arguments.depth=3", ("encoder.arguments.depth: 1 then, 3 now",)),
-        ("evaluation.knn.k=[6]", ("evaluate.knn.k",)),
+        ("evaluation.knn.temperature=0.1", ("evaluate.knn.temperature",)),
     ],
 )
 def test_other_settings_in_the_folder_of_a_study_are_refused(
@@ -282,23 +283,33 @@ def test_more_seeds_and_an_axis_of_images_join_a_finished_study(
 ):
     folder = tmp_path / "gap"
     shutil.copytree(straight[1], folder)
-    (folder / "primary.json").unlink()  # another study, of fewer arms
     before = finished(folder)
-    said = good(study("study.arms=[random]", "study.seeds=[0,2]", *ALONE))
+    (folder / "primary.json").write_text('{"seeds": [0], "claims": []}')  # of a study of fewer arms
+    said = good(study("study.arms=[random]", "study.seeds=[0,2]", *ALONE, NO_CLAIM))
     assert said.text.count("done before") == 1
-    axis = ("study.arms=[]", "study.seeds=[0]", "study.images=[30]", "study.axis_arms=[random,mean_color]", *ALONE)
+    axis = (
+        "study.arms=[]",
+        "study.seeds=[0,2]",
+        NO_CLAIM,
+        "study.images=[30]",
+        "study.axis_arms=[random,mean_color]",
+        *ALONE,
+    )
     good(study(*axis))
-    added = ["random/seed-2", "images-30/mean_color/seed-0"]
+    added = ["random/seed-2", "images-30/mean_color/seed-0", "images-30/mean_color/seed-2"]
     assert set(finished(folder)) == set(before) | set(added), "without pre-training there are no images to vary"
     assert {name: finished(folder)[name] for name in before} == before
-    assert {(row.arm, row.seed, row.images) for row in read(results(folder)["rows"])} == {("mean_color", 0, 30)}
+    assert {(row.arm, row.seed, row.images) for row in read(results(folder)["rows"])} == {
+        ("mean_color", 0, 30),
+        ("mean_color", 2, 30),
+    }
     fewer, all_of_them = (
         [value(folder, name, evaluator="pretrain", metric=metric) for metric in ("rows", "images_seen")]
         for name in (added[1], "mean_color/seed-0")
     )
     assert (fewer[0], all_of_them[0]) == (30, 60)
     assert fewer[1] == all_of_them[1], "for as many steps"
-    together = good(study("study.arms=[random]", "study.seeds=[0,1,2]", *ALONE))
+    together = good(study("study.arms=[random]", "study.seeds=[0,1,2]", *ALONE, NO_CLAIM))
     assert " …" not in together.text
     assert {row.seed for row in read(results(folder)["rows"])} == {0, 1, 2}
 

@@ -182,9 +182,10 @@ def test_a_skipped_step_changes_nothing_and_others_are_those_of_the_optimiser(na
     nan = float("nan")
     assert same(run([0.1, nan, 0.3, nan, nan, 0.5]), run([0.1, 0.3, 0.5]))
     assert not same(run([0.1, 0.3]), run([0.1, 0.3, 0.5]))
+    assert same(run([nan, 0.1, 0.3]), run([0.1, 0.3])), "a first step leaves nothing unset"
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "momentum", "lamb", "kron"])
 def test_a_first_step_may_be_skipped(name: str):
     module = nn.Linear(3, 2)
     optimizer = make_optimizer(module, OptimizerSettings(name=name, lr=0.1, weight_decay=0.0))

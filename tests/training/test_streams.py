@@ -17,7 +17,8 @@ from mpp.encoder.create import create_backbone
 from mpp.objective.base import Objective
 from mpp.objective.classification import LinearProbe, SupervisedClassification
 from mpp.settings import SettingError
-from mpp.training.settings import TrainingSettings
+from mpp.training.optimizer import make_optimizer
+from mpp.training.settings import OptimizerSettings, TrainingSettings
 from mpp.training.streams import Streams, number_of_streams
 from tests.support.downstream import final_weights, journal, sha
 from tests.support.forkserver import ForkServer, good
@@ -47,6 +48,32 @@ def batch(objective: Objective, images: int) -> dict[str, Any]:
     samples, draws = torch.arange(images), objective.draws()
     given = {"pixels": pixels, "samples": samples, "labels": samples % 5}
     return given if draws is None else {**given, "draw": draws(samples)}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_gradients_lie_in_memory_as_those_of_backward_do():
+    """Fused optimisers read raw memory: convolutions on permuted images have gradients of other strides."""
+
+    def make() -> SupervisedClassification:
+        torch.manual_seed(0)
+        return SupervisedClassification(create_backbone("test_convnext", image_size=32), num_classes=5)
+
+    one, two = make(), make()
+    steps = [make_optimizer(each, OptimizerSettings(name="sgd", lr=0.1, weight_decay=0.0)) for each in (one, two)]
+    streams, given = Streams(one, 2), batch(one, 16)
+    for _ in range(2):
+        streams.backward(given, 1.0, nullcontext)
+        for rows in (slice(0, 8), slice(8, 16)):
+            (two(**{name: value[rows] for name, value in given.items()}).loss / 2).backward()
+        for mine, other in zip(one.parameters(), two.parameters(), strict=True):
+            assert mine.grad is not None
+            assert other.grad is not None
+            assert mine.grad.stride() == mine.stride()
+        for optimizer in steps:
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, other in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("two_threads")

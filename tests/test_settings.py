@@ -46,7 +46,7 @@ def test_recipes_that_a_study_composes_report_the_study_s_own_settings():
     recipe = load_recipe(
         RECIPES / "gap.yaml", ["study.sizes={big: {arguments: {depth: 6}}}", "study.axis_arms=[mean_color]"]
     )
-    recipes = recipes_of(recipe, unit_named(recipe, "mean_color/seed-0"))
+    recipes = recipes_of(recipe, unit_named(recipe, "mean_color/seed-1"))
     assert recipes.pretrain is not None
     assert recipes.evaluate is not None
     assert recipes.pretrain.data.location == "upstream"
@@ -55,7 +55,7 @@ def test_recipes_that_a_study_composes_report_the_study_s_own_settings():
     assert recipes.evaluate.encoder.location == "encoder"
     assert recipes.evaluate.knn is not None
     assert recipes.evaluate.knn.location == "evaluation.knn"
-    big = recipes_of(recipe, unit_named(recipe, "size-big/mean_color/seed-0")).pretrain
+    big = recipes_of(recipe, unit_named(recipe, "size-big/mean_color/seed-1")).pretrain
     assert big is not None
     assert big.encoder.location == "study.sizes.big"
     tuned = next(iter(recipes.finetune.values()))
